@@ -1,0 +1,174 @@
+"""`stic export`, `stic plan`, `stic compile`: from a model to a plan and to a package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stic.compiler.commands.parameters import (
+    FILE,
+    SIZES,
+    TIMES,
+    budget_options,
+    json_option,
+    model_options,
+)
+from stic.compiler.commands.terminal import console, progress_bar
+from stic.compiler.options import CompileOptions
+from stic.compiler.plan import Budget
+from stic.runtime.errors import InputError
+
+
+def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> CompileOptions:
+    budget = Budget(chosen.pop("latency"), chosen.pop("memory"), chosen.pop("preload"))
+    return CompileOptions(
+        model=model,
+        target=target,
+        budget=budget,
+        output=output,
+        profile=chosen.pop("device"),
+        full_bits=int(chosen.pop("full_bits")),
+        time_limit_s=chosen.pop("time_limit") / 1e6,
+        **chosen,
+    )
+
+
+@click.command("export")
+@click.argument("directory", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE.onnx", help="The file to write.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["tokens", "first", "mean"]),
+    help="What the output is made of; default: what the directory's own files say.",
+)
+def export_command(directory: Path, output: Path, pooling: str | None) -> None:
+    """Write ONNX from a Hugging Face DIRECTORY (config.json and model.safetensors), without torch.
+
+    tokenizer.json is copied beside the model, so that a package compiled from it takes text.
+
+    \b
+    Example:
+      stic export all-MiniLM-L6-v2/ -o minilm.onnx
+    """
+    from stic.compiler.export import export_model
+
+    with progress_bar() as progress:
+        progress("writing ONNX", 0, 0)
+        export_model(directory, output, pooling)
+    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@click.command("plan")
+@click.argument("model", type=FILE)
+@click.option("--target", required=True, metavar="NAME|FILE", help="A device stic knows (host, odroid-n2plus, ...).")
+@budget_options
+@model_options
+@click.option("--sweep", is_flag=True, help="Plan for a grid of budgets and print what each buys.")
+@click.option("--latencies", type=TIMES, metavar="T,T,...", help="The sweep's latencies; default: around the plan's.")
+@click.option("--memories", type=SIZES, metavar="B,B,...", help="The sweep's memories; default: around the plan's.")
+@click.option("--figure", type=FILE, metavar="FILE.svg", help="Also draw the sweep, or without one the timeline.")
+@click.option("-o", "--output", "plan_file", type=FILE, metavar="FILE.json", help="Write the plan here.")
+@json_option
+def plan_command(
+    model: Path,
+    target: str,
+    sweep: bool,
+    latencies: tuple[int, ...] | None,
+    memories: tuple[int, ...] | None,
+    figure: Path | None,
+    plan_file: Path | None,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Decide how MODEL would be compiled for a budget, and write no package.
+
+    MODEL is an .onnx file or a Hugging Face directory. The answer says how good the plan is and how good it is
+    proven to be: no plan has an objective above the bound.
+
+    \b
+    Examples:
+      stic plan minilm.onnx --target host --latency 60ms --memory 14MiB
+      stic plan minilm.onnx --target odroid-n2plus --latency 200ms        (least memory)
+      stic plan minilm.onnx --target host --sweep --latencies 40ms,60ms,90ms --memories 10MiB,14MiB,20MiB
+    """
+    from stic.compiler import report
+    from stic.compiler.pipeline import plan_model
+
+    if not sweep and (latencies or memories):
+        raise click.UsageError("--latencies and --memories belong to --sweep")
+    options = _options(model, target, None, **chosen)
+    with progress_bar() as progress:
+        result = plan_model(options, progress)
+    if plan_file is not None:
+        from stic.compiler.plan import dumps
+
+        plan_file.write_text(dumps(result.plan))
+    if sweep:
+        from stic.compiler.sweep import draw, sweep_plans
+
+        with progress_bar() as progress:
+            points = sweep_plans(
+                result.problem, result.plan, options.planner, options.bits, latencies, memories, progress
+            )
+        if figure is not None:
+            draw(points, figure)
+        if as_json:
+            click.echo(json.dumps([point.to_json() for point in points], indent=1))
+        else:
+            console.print(report.sweep_table(points))
+        return
+    if figure is not None:
+        from stic.compiler.drawing import picture
+
+        picture([report.predicted(result.plan, result.timeline)], figure)
+    if as_json:
+        click.echo(json.dumps(report.plan_facts(result.plan, result.timeline), indent=1))
+    else:
+        report.print_plan(console, result.plan, result.timeline)
+
+
+@click.command("compile")
+@click.argument("model", type=FILE)
+@click.option("--target", required=True, metavar="NAME|FILE", help="A device stic knows (host, odroid-n2plus, ...).")
+@budget_options
+@click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write.")
+@model_options
+@click.option("--until", metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
+@click.option("--dump", type=FILE, metavar="DIR", help="Keep what each stage made here.")
+@json_option
+def compile_command(model: Path, target: str, output: Path, as_json: bool, **chosen: Any) -> None:
+    """Compile MODEL into a package that meets a latency and a memory budget.
+
+    MODEL is an .onnx file of an encoder of the BERT family, or a Hugging Face directory (config.json,
+    model.safetensors, tokenizer.json), which is exported on the fly. The package is a directory; copy it to the
+    device as it is.
+
+    \b
+    Examples:
+      stic compile minilm.onnx --target host --latency 60ms --memory 14MiB -o minilm.stic
+      stic compile sst2/ --target raspberry-pi-4 --memory 16MiB --calibration train.tsv -o sst2.stic
+      stic compile minilm.onnx --target host --planner preload --bits 6 -o resident.stic   (a baseline)
+    """
+    from stic.compiler import report
+    from stic.compiler.pipeline import compile_model
+
+    if output.exists() and not (output / "index.bin").exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not a package: name another directory with -o")
+    options = _options(model, target, output, **chosen)
+    with progress_bar() as progress:
+        result = compile_model(options, progress)
+    if options.until is not None:
+        console.print(f"stopped after stage {options.until}", highlight=False)
+        return
+    if as_json:
+        facts = {"package": str(output), **report.plan_facts(result.plan, result.timeline)}
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        report.print_plan(console, result.plan, result.timeline)
+        console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+COMMANDS = {"export": export_command, "plan": plan_command, "compile": compile_command}

@@ -1,0 +1,154 @@
+"""Option types and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from stic.compiler.quantities import parse_bytes, parse_time_us
+from stic.runtime.errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PLANNERS = ("ilp", "greedy", "load-exec", "pipeline", "preload")
+
+
+class Quantity(click.ParamType):
+    """A time or a size, handed on as an integer."""
+
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return self._parse(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Several(click.ParamType):
+    """A comma-separated list of quantities."""
+
+    def __init__(self, item: Quantity) -> None:
+        self.name = f"{item.name},..."
+        self._item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(self._item.convert(part, param, ctx) for part in value.split(","))
+
+
+TIME = Quantity("time", parse_time_us)
+SIZE = Quantity("size", parse_bytes)
+TIMES = Several(TIME)
+SIZES = Several(SIZE)
+FILE = click.Path(path_type=Path)
+
+
+def compose(options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
+    """One decorator that applies `options` so that --help lists them in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+
+budget_options = compose(
+    (
+        click.option(
+            "--latency",
+            type=TIME,
+            metavar="TIME",
+            help="From submitting tokens to the output, preload buffer warm, everything else cold. Left out: minimised.",
+        ),
+        click.option(
+            "--memory",
+            type=SIZE,
+            metavar="SIZE",
+            help="Everything the engine holds at its peak: trunk, buffers, activations, stacks. Left out: minimised.",
+        ),
+        click.option(
+            "--preload", type=SIZE, metavar="SIZE", help="Caps the preload buffer alone (the paper's |S|)."
+        ),
+    )
+)
+
+model_options = compose(
+    (
+        click.option(
+            "--planner",
+            type=click.Choice(PLANNERS),
+            default="ilp",
+            show_default=True,
+            help="ilp: proven by CP-SAT; greedy: STI's two stages; the others are the paper's baselines, at --bits.",
+        ),
+        click.option(
+            "--bits", type=click.IntRange(2, 32), metavar="X", help="Uniform bitwidth, for the baselines: 2..8, 16, 32."
+        ),
+        click.option(
+            "--max-length", type=int, default=128, show_default=True, metavar="N", help="Longest input, in tokens."
+        ),
+        click.option("--slices", type=int, metavar="M", help="Slices per layer; default: the number of heads."),
+        click.option(
+            "--quantizer",
+            type=click.Choice(["nested", "gobo"]),
+            default="nested",
+            show_default=True,
+            help="nested: one store serves every bitwidth; gobo: independent copies, as published.",
+        ),
+        click.option(
+            "--full-bits",
+            type=click.Choice(["0", "16", "32"]),
+            default="16",
+            show_default=True,
+            help="Width of the full-precision level; 0: none.",
+        ),
+        click.option("--threads", type=int, metavar="K", help="Compute threads; default: the target's."),
+        click.option("--lanes", type=int, metavar="K", help="IO lanes; default: the target's."),
+        click.option(
+            "--calibration",
+            type=FILE,
+            metavar="FILE",
+            help="TSV that importance is measured on; default: sentences built into stic.",
+        ),
+        click.option("--importance", type=FILE, metavar="FILE", help="What `stic profile` wrote; skips measuring it."),
+        click.option(
+            "--device", type=FILE, metavar="FILE", help="What `stic probe` wrote; default: probe this host, else the target file."
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(["curves", "sti"]),
+            default="curves",
+            show_default=True,
+            help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
+        ),
+        click.option("--jobs", type=int, default=1, show_default=True, help="Processes that measure importance."),
+        click.option(
+            "--time-limit",
+            type=TIME,
+            default="10s",
+            show_default=True,
+            metavar="TIME",
+            help="How long the planner may search for proof.",
+        ),
+        click.option(
+            "--margin",
+            type=float,
+            default=0.05,
+            show_default=True,
+            help="Share of the latency budget kept back for jitter.",
+        ),
+    )
+)

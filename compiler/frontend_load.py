@@ -1,0 +1,147 @@
+"""Read an ONNX file with suspicion: what leaves here is well-formed, complete, float32, and could be an encoder.
+
+Everything a damaged or foreign file can do wrong is answered with a sentence, before any pattern is looked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx.inliner import inline_local_functions
+
+from stic.runtime.errors import InputError, UnsupportedModelError
+
+_WIDE = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)  # floats that become float32
+_CNN = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "MaxPool", "AveragePool", "GlobalAveragePool"}
+_RECURRENT = {"LSTM", "GRU", "RNN", "Loop", "Scan", "If"}
+_DECODER = {"Trilu", "RotaryEmbedding", "GroupQueryAttention", "MultiHeadAttention"}
+_QUANTIZED = {"QLinearMatMul", "MatMulInteger", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"}
+
+
+def describe(node: onnx.NodeProto) -> str:
+    """Say which node this is, for an error message."""
+    op = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+    return f"node '{node.name}' (op {op})" if node.name else f"the node of output '{node.output[0]}' (op {op})"
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read `path` with its external data, inline local functions, and turn every float type into float32.
+
+    Raises InputError for a file that is damaged or incomplete, UnsupportedModelError for a graph that is
+    recognisably no encoder (names the node).
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give an ONNX model (or export one with `stic export`)")
+    try:
+        model = onnx.load(str(path), load_external_data=False, format="protobuf")
+    except (DecodeError, ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"{path} is not an ONNX file, or is truncated: {_first_line(error)}") from error
+    if not model.graph.node or not model.graph.output:
+        raise InputError(f"{path} is not an ONNX model: it holds no graph with nodes and outputs")
+    _load_external(model, path)
+    try:
+        model = inline_local_functions(model) if model.functions else model
+        _reject_foreign(model.graph, path)
+        _to_float32(model.graph)
+    except (ValueError, TypeError, RuntimeError, IndexError, OverflowError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path} is damaged: {_first_line(error)}") from error
+    _reject_not_finite(model.graph, path)
+    return model
+
+
+def _load_external(model: onnx.ModelProto, path: Path) -> None:
+    folder = path.parent.resolve()
+    for tensor in model.graph.initializer:
+        if not uses_external_data(tensor):
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        file = (folder / location).resolve()
+        if not location or folder not in file.parents:
+            raise InputError(f"{path}: weight '{tensor.name}' claims to be in {location!r}, outside the model's folder")
+        if not file.is_file():
+            raise InputError(f"{path}: its weights file {location} is missing; put it beside the model")
+        try:
+            end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
+        except ValueError as error:
+            raise InputError(f"{path}: weight '{tensor.name}' has a damaged offset or length") from error
+        if end > file.stat().st_size:
+            raise InputError(f"{path}: its weights file {location} is truncated ('{tensor.name}' ends at byte {end})")
+    try:
+        load_external_data_for_model(model, str(folder))
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path}: its weights file cannot be read: {_first_line(error)}") from error
+
+
+def _reject_foreign(graph: onnx.GraphProto, path: Path) -> None:
+    for node in graph.node:
+        if node.op_type in _DECODER or (node.op_type == "Attention" and len(node.input) > 4 and node.input[4]):
+            raise UnsupportedModelError(f"{path}: {describe(node)} belongs to a decoder; decoders are not supported yet")
+        if node.op_type in _CNN:
+            raise UnsupportedModelError(
+                f"{path}: {describe(node)} belongs to a convolutional network; expected a text encoder of the BERT family"
+            )
+        if node.op_type in _RECURRENT:
+            raise UnsupportedModelError(
+                f"{path}: {describe(node)} is recurrence or control flow; expected a plain encoder graph of the BERT family"
+            )
+        if node.op_type in _QUANTIZED:
+            raise UnsupportedModelError(
+                f"{path}: {describe(node)} belongs to a quantised model; expected fp32 or fp16 weights (stic quantises itself)"
+            )
+        if node.domain not in ("", "ai.onnx"):
+            raise UnsupportedModelError(
+                f"{path}: {describe(node)} is outside standard ONNX; expected an export without fused operators"
+            )
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        shape = value.type.tensor_type.shape.dim
+        if value.name not in weights and (value.name.startswith("past_") or len(shape) >= 4):
+            raise UnsupportedModelError(
+                f"{path}: input '{value.name}' ({len(shape)} axes) is no token input; expected token ids and a mask"
+                " (an input of past keys belongs to a decoder; decoders are not supported yet)"
+            )
+
+
+def _to_float32(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        _tensor_to_float32(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _tensor_to_float32(attribute.t)
+            elif attribute.name in ("to", "dtype", "softmax_precision", "stash_type") and attribute.i in _WIDE:
+                attribute.i = TensorProto.FLOAT
+
+
+def _tensor_to_float32(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _WIDE:
+        array = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):  # the least double stands for minus infinity in masks
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+
+
+def _reject_not_finite(graph: onnx.GraphProto, path: Path) -> None:
+    """Refuse NaN anywhere and Inf in anything larger than a scalar (a lone -Inf is how masks are written)."""
+    for tensor in graph.initializer:
+        try:
+            array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
+            raise InputError(f"{path}: weight '{tensor.name}' is damaged: {_first_line(error)}") from error
+        if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+            continue
+        bad = int(np.count_nonzero(~np.isfinite(array)))
+        if np.isnan(array).any() or array.size > 1:
+            raise UnsupportedModelError(
+                f"{path}: weight '{tensor.name}' holds {bad} values that are NaN or infinite; export the model again"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

@@ -1,0 +1,68 @@
+"""What a user asks of the compiler, and how the compiler tells how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from stic.compiler.plan import Budget
+from stic.runtime.errors import InputError
+
+Method = Literal["curves", "sti"]
+Quantizer = Literal["nested", "gobo"]
+
+
+class Progress(Protocol):
+    """Told how far a stage is; called from the thread that runs the stage, at most a few times a second."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`stage` is a name from the list of stages or a sentence; total 0: not known."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A `Progress` that says nothing."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Everything `stic compile` and `stic plan` can be told.
+
+    Raises InputError for values that contradict each other, so that no stage has to.
+    """
+
+    model: Path  # an .onnx file or a Hugging Face directory
+    target: str  # name of a target, or path of a target file
+    budget: Budget
+    output: Path | None = None  # package directory; None: plan only
+    planner: str = "ilp"
+    bits: int | None = None  # uniform bitwidth, for the planners that take one
+    calibration: Path | None = None  # TSV for importance; None: the built-in sentences
+    importance: Path | None = None  # what `stic profile` wrote; None: measure now
+    profile: Path | None = None  # what `stic probe` wrote; None: probe (this host) or take the target file's numbers
+    max_length: int = 128  # longest input, tokens
+    slices: int | None = None  # per layer; None: the number of heads
+    quantizer: Quantizer = "nested"
+    full_bits: int = 16  # width of the full-precision level: 16 or 32; 0: none
+    threads: int | None = None  # compute threads; None: the target's
+    lanes: int | None = None  # IO lanes; None: the target's
+    method: Method = "curves"
+    jobs: int = 1  # processes that measure importance
+    time_limit_s: float = 10.0  # of the planner
+    margin: float = 0.05  # share of the latency budget kept back for jitter
+    until: str | None = None  # stop after this stage
+    dump: Path | None = None  # folder that gets what each stage made
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise InputError(f"--max-length is {self.max_length}: an input has at least one token")
+        if self.full_bits not in (0, 16, 32):
+            raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
+        if not 0.0 <= self.margin < 1.0:
+            raise InputError(f"--margin is {self.margin}: it is a share of the latency budget, from 0 to below 1")
+        for name, value in (("--slices", self.slices), ("--threads", self.threads), ("--lanes", self.lanes)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: it must be at least 1")
+        for name, value in (("--latency", self.budget.latency_us), ("--memory", self.budget.memory_bytes)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be more than zero; leave it out to have it minimised")

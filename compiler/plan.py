@@ -1,0 +1,160 @@
+"""Budget, Problem and Plan: what a planner is asked, and what it answers.
+
+A plan stores independent facts only. Everything that follows from them (bytes read, predicted times, peak
+memory) is computed from the plan by `stic.compiler.simulate` and `stic.compiler.memory_plan`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.compiler.store import Store
+from stic.runtime.errors import InputError
+
+Gains = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan must meet; None means: make it as small as the rest allows, after quality."""
+
+    latency_us: int | None = None  # submitting tokens to output, preload buffer warm, everything else cold
+    memory_bytes: int | None = None  # all that the engine holds at its peak
+    preload_bytes: int | None = None  # the preload buffer alone (|S| in STI)
+
+
+@dataclass(frozen=True)
+class IoCost:
+    """Time to read: a request of n bytes takes request_us + n / bytes_per_s with the engine's lanes in use."""
+
+    request_us: float
+    bytes_per_s: float  # already derated
+    request_bytes: int  # an extent is split into requests of at most this size
+    row_us: float  # one embedding row, lanes in use, per distinct token
+
+    def extent_us(self, size: int) -> float:
+        """Microseconds for one extent."""
+        return self.request_us * -(-size // self.request_bytes) + size * 1e6 / self.bytes_per_s
+
+
+@dataclass(frozen=True, eq=False)
+class ComputeCost:
+    """Microseconds of compute for an input of the planned length, on the planned threads."""
+
+    layer_us: float  # what a layer costs beyond its slices (norms, quantisation, barriers)
+    slice_us: dict[int, float]  # bits -> unpacking and multiplying one slice of one layer, attention included
+    embed_us: float
+    head_us: float
+    submit_us: float = 0.0  # waking the pool and returning
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything a planner may know. Bits are ascending; shards are (layer, slice)."""
+
+    store: Store
+    bits: tuple[int, ...]  # fidelities on offer, e.g. (2, 3, 4, 5, 6, 8, 16)
+    gain: Gains  # (layers, slices, len(bits)): value of shard at bits[j] over the shard at bits[0]; [..., 0] = 0
+    presence: Gains  # (layers, slices): value of the shard at bits[0] over leaving it out (elastic models)
+    elastic: bool  # may slices and layers be left out?
+    io: IoCost
+    compute: ComputeCost
+    length: int  # tokens planned for
+    fixed_bytes: int  # trunk, activations, tables, stacks, code: memory that no decision changes
+    table_bytes: int  # embeddings.bin, should it be resident
+    budget: Budget
+    margin: float = 0.0  # share of the latency budget kept back for jitter
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Decisions for one layer, by kept slice. An empty layer is left out."""
+
+    bits: tuple[int, ...]  # never increasing; 16 or 32 = full precision
+    resident: tuple[int, ...]  # bits held in the preload buffer between runs; 0 = none
+
+    def __post_init__(self) -> None:
+        if len(self.bits) != len(self.resident):
+            raise ValueError("bits and resident differ in length")
+        if any(a < b for a, b in pairwise(self.bits)):
+            raise ValueError(f"bits must not increase with the slice: {self.bits}")
+        if any(r > b or (b > 8 and r not in (0, b)) for b, r in zip(self.bits, self.resident, strict=True)):
+            raise ValueError(f"resident bits must be a prefix of the planned bits: {self.resident} of {self.bits}")
+        planes = [r for b, r in zip(self.bits, self.resident, strict=True) if b <= 8]
+        full = [r for b, r in zip(self.bits, self.resident, strict=True) if b > 8]
+        if any(a < b for part in (planes, full) for a, b in pairwise(part)):
+            raise ValueError(f"resident bits must not increase with the slice: {self.resident}")
+
+    @property
+    def full(self) -> int:
+        """Slices at full precision; they come first."""
+        return sum(b > 8 for b in self.bits)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the planner knows of its answer's quality."""
+
+    status: str  # "optimal", "feasible" (a time limit ended the search), "heuristic"
+    objective: float
+    bound: float | None  # no plan has a larger objective; None for heuristics
+    solve_seconds: float
+    gap_limit: float = 0.0
+
+    @property
+    def gap(self) -> float | None:
+        """Relative distance to the bound."""
+        if self.bound is None:
+            return None
+        return max(0.0, self.bound - self.objective) / max(abs(self.bound), 1e-12)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A planner's answer. Load order is by layer, then level, and within a level by slice."""
+
+    planner: str
+    layers: tuple[LayerPlan, ...]
+    table_resident: bool  # the word embedding table stays in memory
+    read_ahead: int  # layers whose streamed bytes may be in the working buffer beyond the one in compute
+    overlap: bool  # False: load all, then compute (the load-and-exec baseline)
+    budget: Budget
+    margin: float
+    proof: Proof
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean bits over kept shards."""
+        bits = [b for layer in self.layers for b in layer.bits]
+        return float(np.mean(bits)) if bits else 0.0
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Plain data for plan.json."""
+    return {"format": 1, **asdict(plan)}
+
+
+def from_json(data: dict[str, Any]) -> Plan:
+    """Inverse of `to_json`; unknown or missing fields are refused."""
+    try:
+        data = dict(data)
+        if data.pop("format") != 1:
+            raise ValueError("unknown plan format")
+        layers = tuple(LayerPlan(tuple(v["bits"]), tuple(v["resident"])) for v in data.pop("layers"))
+        budget = Budget(**data.pop("budget"))
+        proof = Proof(**data.pop("proof"))
+        return Plan(layers=layers, budget=budget, proof=proof, notes=tuple(data.pop("notes")), **data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"this is not a plan that stic wrote: {error}") from error
+
+
+def dumps(plan: Plan) -> str:
+    """`to_json` as text."""
+    return json.dumps(to_json(plan), indent=1)

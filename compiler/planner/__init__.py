@@ -1,0 +1,1 @@
+"""Planners: one signature, `Problem -> Plan` (see stic.compiler.plan)."""

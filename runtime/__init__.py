@@ -1,0 +1,1 @@
+"""The runtime: reads packages, runs them, and needs numpy only."""

@@ -1,0 +1,331 @@
+"""The package on disk. This docstring is the specification; `runtime/src/format.h` is its twin in C.
+
+A package is a directory. All numbers are little-endian; CRC means CRC-32 as in zlib (ISO-HDLC polynomial).
+
+    index.bin        header and tables, described below
+    trunk.bin        what belongs to no shard: norms, biases, scales, positions, head
+    embeddings.bin   one row a token id
+    shards.bin       one record per (layer, level, slice)
+    kernels.so       compiled kernels, plain C functions
+    plan.json        the plan and its predicted timeline, for people
+    tokenizer.json   optional
+
+**index.bin** starts with `HEADER`, whose fields say where the tables are (byte offsets into index.bin) and
+how long:
+
+    files     FILE     every other file of the package with its size and CRC. Sizes are checked at open, CRCs
+                       before first use, except those of shards.bin and embeddings.bin, which go by record and row
+    layers    LAYER    one a layer: slices kept, slices at full precision, offsets into the trunk
+    bits      uint8    (layers, slices): planned bits of each shard, 0 = left out
+    records   RECORD   (layers, LEVELS, slices): place of each record in shards.bin; bytes 0 = not in this package
+    extents   EXTENT   resident ones first, then streamed ones in load order
+    dense     DENSE    the head's linear maps
+    regions   REGION   one for each of REGIONS: where the engine keeps what inside its one arena
+
+`index_crc` is the CRC of index.bin with that field set to zero. A reader refuses another `major`, and any
+`minor` above its own.
+
+**Geometry.** pad16(n) rounds up to 16. H = hidden, HP = pad16(H), A = pad16(heads_per_slice * head_dim), FP
+= pad16(neurons_per_slice). A shard has four matrices, row-major (N, K), padded with zeros: qkv (3A, HP),
+rows q | k | v, each padded to A; out (HP, A); up (FP, HP); down (HP, FP).
+
+**Levels.** Level 0 holds 2 bits, levels 1..6 hold 3..8 bits, level 7 full precision (`full_bits`: 16 or
+32). In a nested store a shard at b bits reads levels 0..b-2; otherwise (`nested` = 0) it reads level b-2
+alone, whose record then holds all b planes. Level 7 is always read alone.
+
+**Record** of levels 0..6: parts in this order, each starting at a multiple of 64 bytes from the record's
+start, zeros between:
+
+    planes    for each matrix in turn, its planes of this level, most significant first, N*K/8 bytes each; code i
+              of the row-major matrix is bit i%8 of byte i/8
+    tables    for each matrix in turn, 2^bits int8: the value of each code, at most 127 in magnitude
+    blocks    (level 0, or any level that is not nested) for each matrix in turn, uint32 (N/16 + 1): first outlier
+              entry of each block of 16 rows, counted from the matrix's first entry
+    outliers  for each matrix in turn its entries {uint16 index = (row % 16) * K + column; float16 value}
+
+A record of level 7 holds for each matrix in turn (N, K) float16 or float32. A record's size is a multiple
+of 64. The records of one (layer, level) are contiguous in slice order and start at a multiple of 4096, so
+that a range of slices is one read.
+
+**Arithmetic.** weight[n, k] = scale[n] * table[code[n, k]], except at outliers, where it is the entry's
+value. `scale` (float32, in the trunk) belongs to a row of a slice for qkv and up, and to a row of the whole
+layer for out and down. `stic.runtime.reference` is the normative use of it.
+
+**Row** of embeddings.bin, `row_stride` bytes apart: H int8, zeros to a multiple of 4, float32 scale, uint32
+CRC of what precedes. A row never straddles a 4096-byte block unless it is longer than one, and then starts
+at one.
+
+**Trunk**: tensors at multiples of 64 bytes. position float16 (max_length, HP), token_type float16
+(max(types, 1), HP), embedding gamma and beta float32 (HP); per layer float32: qkv_scale, qkv_bias (slices,
+3A), out_scale, out_bias (HP), up_scale, up_bias (slices, FP), down_scale, down_bias (HP), two norms' gamma
+and beta (HP); head: weight float16 (pad16(out), pad16(in)), bias float32 (pad16(out)).
+
+**Extent**: slices first .. first+count-1 of one (layer, level), read from `file_offset` (multiple of 4096)
+for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zeros to one) to arena offset
+`destination` (multiple of 4096). A streamed extent may be read only when layer `wait_layer` has been computed
+(-1: at once), because it reuses that layer's bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAGIC = b"STICPKG\0"
+MAJOR, MINOR = 1, 0
+BLOCK = 4096  # alignment of everything that is read with O_DIRECT
+ALIGN = 64  # alignment of everything a kernel loads from
+TILE = 16  # tokens in a tile, rows in a block
+LEVEL_BITS = (2, 3, 4, 5, 6, 7, 8)
+LEVELS = len(LEVEL_BITS) + 1
+FULL = LEVELS - 1  # level of full precision
+MATRICES = ("qkv", "out", "up", "down")
+
+ARCHITECTURES = ("x86_64", "aarch64")
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "tanh")
+POOLINGS = ("tokens", "first", "mean")
+# Bit i of HEADER.features: an instruction set extension without which the kernels must not run.
+FEATURES = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_vbmi",
+    "asimd",
+    "asimddp",
+)
+
+# What the engine keeps in its arena. Tiles = ceil(max_length / 16); S = most slices kept by any layer.
+REGIONS = (
+    "trunk",  # trunk.bin
+    "preload",  # resident extents
+    "table",  # embeddings.bin, when resident
+    "working",  # streamed extents
+    "x",  # float32 (tiles, HP, 16): hidden states
+    "y",  # float32 (tiles, HP, 16): output of a projection
+    "qkv",  # float32 (tiles, S * 3A, 16)
+    "context",  # float32 (tiles, S * A, 16)
+    "ffn",  # float32 (tiles, S * FP, 16)
+    "quantized",  # int8 (tiles, K / 4, 16, 4), K = max(HP, S * A, S * FP)
+    "token_scale",  # float32 (tiles, 16)
+    "token_sum",  # int32 (tiles, 16)
+    "panel",  # a thread: 16 * K bytes
+    "scratch",  # a thread: float32 (tiles * 16, 16)
+    "rows",  # embedding rows of the input, (max_length, row_stride)
+    "staging",  # an IO lane: one block-aligned row read
+    "ids",  # int32 (max_length): token ids
+    "types",  # int32 (max_length): token types
+    "head",  # float32 2 * (widest head layer, 16)
+    "output",  # float32: max_length * features, or features
+)
+
+HEADER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("major", "<u4"),
+        ("minor", "<u4"),
+        ("index_bytes", "<u4"),
+        ("index_crc", "<u4"),
+        ("architecture", "<u4"),  # index into ARCHITECTURES
+        ("features", "<u4"),  # bit set over FEATURES
+        ("hidden", "<u4"),
+        ("heads_per_slice", "<u4"),
+        ("head_dim", "<u4"),
+        ("slices", "<u4"),
+        ("layers", "<u4"),
+        ("neurons_per_slice", "<u4"),
+        ("vocabulary", "<u4"),
+        ("max_length", "<u4"),  # longest input this package was compiled for, tokens
+        ("types", "<u4"),  # rows of the token type table; 0: the model has none
+        ("row_stride", "<u4"),  # bytes between rows of embeddings.bin
+        ("nested", "<u4"),
+        ("full_bits", "<u4"),  # 0: no level 7
+        ("pooling", "<u4"),  # index into POOLINGS
+        ("normalize", "<u4"),  # 1: the output vector is scaled to length 1
+        ("output_features", "<u4"),
+        ("threads", "<u4"),  # compute threads the arena has room for
+        ("lanes", "<u4"),  # IO lanes the arena has room for
+        ("request_bytes", "<u4"),  # an extent is read in requests of at most this size
+        ("stack_bytes", "<u4"),  # stack of every thread the engine starts
+        ("table_resident", "<u4"),  # 1: embeddings.bin is held in region `table`
+        ("position_at", "<u4"),  # offsets into the trunk
+        ("token_type_at", "<u4"),
+        ("embedding_gamma_at", "<u4"),
+        ("embedding_beta_at", "<u4"),
+        ("files_at", "<u4"),  # offsets into index.bin, and lengths
+        ("files", "<u4"),
+        ("layers_at", "<u4"),
+        ("bits_at", "<u4"),
+        ("records_at", "<u4"),
+        ("extents_at", "<u4"),
+        ("extents", "<u4"),
+        ("resident_extents", "<u4"),
+        ("dense_at", "<u4"),
+        ("dense", "<u4"),
+        ("regions_at", "<u4"),
+        ("arena_bytes", "<u8"),
+        ("claimed_bytes", "<u8"),  # the plan's claim: arena, index, stacks, code
+        ("deadline_us", "<u4"),  # 0: none
+        ("predicted_us", "<u4"),
+        ("reserved", "<u4", (8,)),  # zero
+    ]
+)
+FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])
+LAYER = np.dtype(
+    [
+        ("slices", "<u4"),  # slices kept; 0: the layer is left out
+        ("full", "<u4"),  # the first `full` of them are at full precision
+        ("qkv_scale_at", "<u4"),
+        ("qkv_bias_at", "<u4"),
+        ("out_scale_at", "<u4"),
+        ("out_bias_at", "<u4"),
+        ("attention_gamma_at", "<u4"),
+        ("attention_beta_at", "<u4"),
+        ("up_scale_at", "<u4"),
+        ("up_bias_at", "<u4"),
+        ("down_scale_at", "<u4"),
+        ("down_bias_at", "<u4"),
+        ("ffn_gamma_at", "<u4"),
+        ("ffn_beta_at", "<u4"),
+    ]
+)
+RECORD = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc", "<u4")])
+EXTENT = np.dtype(
+    [
+        ("file_offset", "<u8"),
+        ("destination", "<u8"),
+        ("bytes", "<u4"),
+        ("layer", "<u2"),
+        ("level", "<u2"),
+        ("first", "<u2"),
+        ("count", "<u2"),
+        ("wait_layer", "<i4"),
+    ]
+)
+DENSE = np.dtype(
+    [
+        ("rows", "<u4"),  # features out
+        ("columns", "<u4"),  # features in
+        ("activation", "<u4"),  # index into ACTIVATIONS
+        ("weight_at", "<u4"),
+        ("bias_at", "<u4"),
+        ("reserved", "<u4"),
+    ]
+)
+REGION = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
+
+# Bounds that keep every product of sizes far from overflow; a package beyond them is refused.
+LIMITS = {
+    "hidden": 4096,
+    "heads_per_slice": 256,
+    "head_dim": 1024,
+    "slices": 256,
+    "layers": 256,
+    "neurons_per_slice": 4096,
+    "vocabulary": 1 << 22,
+    "max_length": 4096,
+    "types": 64,
+    "row_stride": 1 << 15,
+    "threads": 64,
+    "lanes": 16,
+    "files": 16,
+    "extents": 1 << 20,
+    "dense": 8,
+    "output_features": 1 << 16,
+    "request_bytes": 1 << 24,
+    "stack_bytes": 1 << 23,
+}
+
+
+def pad(n: int, multiple: int) -> int:
+    """Round up to a multiple."""
+    return -(-n // multiple) * multiple
+
+
+def levels_of(bits: int, nested: bool) -> tuple[int, ...]:
+    """Levels that a shard at `bits` reads, in load order; bits 16 and 32 mean level 7, 0 means none."""
+    if bits == 0:
+        return ()
+    if bits in (16, 32):
+        return (FULL,)
+    level = LEVEL_BITS.index(bits)
+    return tuple(range(level + 1)) if nested else (level,)
+
+
+def planes_in(level: int, nested: bool) -> int:
+    """Planes that a record of `level` (0..6) holds."""
+    bits = LEVEL_BITS[level]
+    return (2 if level == 0 else 1) if nested else bits
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Padded sizes of one shard's matrices."""
+
+    hidden: int
+    heads_per_slice: int
+    head_dim: int
+    neurons_per_slice: int
+
+    @property
+    def padded_hidden(self) -> int:
+        return pad(self.hidden, TILE)
+
+    @property
+    def attention_width(self) -> int:
+        return pad(self.heads_per_slice * self.head_dim, TILE)
+
+    @property
+    def ffn_width(self) -> int:
+        return pad(self.neurons_per_slice, TILE)
+
+    def matrix(self, name: str) -> tuple[int, int]:
+        """(N, K) of one of MATRICES."""
+        h, a, f = self.padded_hidden, self.attention_width, self.ffn_width
+        return {"qkv": (3 * a, h), "out": (h, a), "up": (f, h), "down": (h, f)}[name]
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """Byte offsets inside a record, by matrix in the order of MATRICES."""
+
+    planes: tuple[tuple[int, ...], ...]  # [matrix][plane]; level 7: [matrix][0] is the weight
+    tables: tuple[int, ...]  # empty at level 7
+    blocks: tuple[int, ...]  # empty where the record holds no outliers
+    outliers: tuple[int, ...]
+    size: int
+
+
+def record_layout(
+    shape: Shape, level: int, nested: bool, full_bits: int = 0, outliers: tuple[int, ...] = (0, 0, 0, 0)
+) -> RecordLayout:
+    """Lay out one record; `outliers` counts the entries of each matrix."""
+    at = 0
+
+    def place(size: int) -> int:
+        nonlocal at
+        start = at
+        at = pad(at + size, ALIGN)
+        return start
+
+    sizes = [shape.matrix(name) for name in MATRICES]
+    if level == FULL:
+        weights = tuple((place(n * k * full_bits // 8),) for n, k in sizes)
+        return RecordLayout(weights, (), (), (), at)
+    planes = tuple(tuple(place(n * k // 8) for _ in range(planes_in(level, nested))) for n, k in sizes)
+    tables = tuple(place(1 << LEVEL_BITS[level]) for _ in sizes)
+    if nested and level > 0:
+        return RecordLayout(planes, tables, (), (), at)
+    blocks = tuple(place(4 * (n // TILE + 1)) for n, _ in sizes)
+    entries = tuple(place(4 * count) for count in outliers)
+    return RecordLayout(planes, tables, blocks, entries, at)
+
+
+def row_stride(hidden: int) -> int:
+    """Bytes between embedding rows: a power of two up to a block, then whole blocks."""
+    size = pad(hidden, 4) + 8
+    return 1 << (size - 1).bit_length() if size <= BLOCK else pad(size, BLOCK)

@@ -1,0 +1,188 @@
+/* stic: run a transformer package under the memory and time it was planned for.
+ *
+ * A package is a directory that `stic compile` writes. A session is a package being run. In full:
+ *
+ *     stic_session *session;
+ *     if (stic_session_open("model.stic", NULL, &session) != STIC_OK)
+ *         return fprintf(stderr, "%s\n", stic_error_message(NULL)), 1;
+ *
+ *     int32_t ids[] = {101, 7592, 102};
+ *     size_t capacity = stic_session_output_size(session, 3);        // in floats
+ *     float *output = malloc(capacity * sizeof *output);
+ *     if (stic_session_run(session, ids, NULL, 3, output, capacity) != STIC_OK)
+ *         fprintf(stderr, "%s\n", stic_error_message(session));
+ *
+ *     stic_session_close(session);
+ *
+ * Memory. `stic_session_open` takes all the memory the session will ever hold: one arena of the size the plan
+ * claims, the package's index, bookkeeping, and the stacks of its threads. `stic_session_run` allocates nothing.
+ * Whatever a caller passes in stays the caller's; the session keeps no pointer to it after the call.
+ *
+ * Threads. A session starts its own compute threads and IO lanes. Different sessions are independent, also two
+ * sessions on one package. One session serves one call at a time: a call that finds another one under way returns
+ * STIC_BUSY and changes nothing. A session belongs to the process that opened it; after fork, the child gets
+ * STIC_WRONG_PROCESS and must open its own.
+ *
+ * Errors. Every function that can fail returns a status; `stic_error_message` gives the sentence that goes with it.
+ * After a failed call the session is usable: an input that was refused changed nothing, and a run that failed on
+ * reading (STIC_IO, STIC_PACKAGE_CORRUPT) reads again the next time. The output is written only on success.
+ */
+#ifndef STIC_H
+#define STIC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define STIC_VERSION_MAJOR 0
+#define STIC_VERSION_MINOR 1
+
+#if defined(__GNUC__)
+#define STIC_API __attribute__((visibility("default")))
+#else
+#define STIC_API
+#endif
+
+/* Gaps are left so that a new status can stand beside its kin. */
+typedef enum stic_status {
+  STIC_OK = 0,
+  STIC_INVALID_ARGUMENT = 10,   /* a null pointer, a negative number, an option out of range */
+  STIC_INPUT_LENGTH = 11,       /* no tokens, or more than the package was compiled for */
+  STIC_TOKEN_RANGE = 12,        /* a token id or type that the model does not have */
+  STIC_OUTPUT_CAPACITY = 13,    /* the output array is too small */
+  STIC_BUSY = 20,               /* another call on this session is under way */
+  STIC_WRONG_PROCESS = 21,      /* the session was opened before a fork */
+  STIC_PACKAGE_MISSING = 30,    /* a file of the package cannot be opened */
+  STIC_PACKAGE_CORRUPT = 31,    /* truncated, a checksum that does not match, or contents that make no sense */
+  STIC_PACKAGE_VERSION = 32,    /* written by a newer stic */
+  STIC_UNSUPPORTED_CPU = 40,    /* compiled for another architecture, or for instructions this CPU lacks */
+  STIC_KERNELS = 41,            /* kernels.so cannot be loaded or lacks a kernel */
+  STIC_IO = 50,                 /* the operating system failed to read */
+  STIC_OUT_OF_MEMORY = 60,
+  STIC_OUT_OF_THREADS = 61
+} stic_status;
+
+typedef struct stic_session stic_session;
+
+/* How to open a session. Start from STIC_OPTIONS_DEFAULT and change what matters. */
+typedef struct stic_options {
+  uint32_t struct_bytes;     /* sizeof(stic_options): lets a newer engine read an older caller's options */
+  uint32_t threads;          /* compute threads, the caller's included; 0: as planned, which is also the most */
+  uint32_t lanes;            /* IO threads; 0: as planned, which is also the most */
+  uint32_t buffered;         /* 1: read through the page cache even where O_DIRECT works */
+  uint64_t io_bytes_per_s;   /* emulate storage of this bandwidth; 0: the storage as it is */
+} stic_options;
+#define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0}
+
+/* What a package is. */
+typedef struct stic_info {
+  uint32_t struct_bytes;     /* set by the caller: sizeof(stic_info) */
+  uint32_t hidden;
+  uint32_t layers;
+  uint32_t slices;           /* slices per layer of the whole model */
+  uint32_t vocabulary;
+  uint32_t types;            /* token types; 0: the model has none */
+  uint32_t max_length;       /* tokens of the longest input */
+  uint32_t output_features;
+  uint32_t output_per_token; /* 1: features for each token; 0: for the whole input */
+  uint32_t threads;          /* as opened */
+  uint32_t lanes;            /* as opened */
+  uint32_t deadline_us;      /* that the plan was made for; 0: none */
+  uint32_t predicted_us;     /* what the plan predicts for the longest input */
+  uint64_t claimed_bytes;    /* memory that the plan claims */
+} stic_info;
+
+/* What the session holds, and what the last run did. */
+typedef struct stic_stats {
+  uint32_t struct_bytes;     /* set by the caller: sizeof(stic_stats) */
+  uint32_t direct;           /* 1: reads bypass the page cache */
+  uint32_t emulated;         /* 1: the bandwidth is emulated (stic_options.io_bytes_per_s) */
+  uint32_t allocations;      /* of the last run: always 0, counted where the engine would allocate */
+  uint64_t arena_bytes;
+  uint64_t bookkeeping_bytes; /* index, tables made from it, trace */
+  uint64_t stack_bytes;      /* of all threads the session started */
+  uint64_t peak_bytes;       /* the sum of the three above */
+  uint64_t claimed_bytes;
+  uint64_t resident_bytes;   /* of the preload buffer that is loaded now */
+  uint64_t runs;             /* completed since open */
+  uint64_t run_us;           /* last run, from call to output */
+  uint64_t stall_us;         /* of it, compute waiting for IO */
+  uint64_t io_bytes;         /* read in the last run */
+  uint64_t io_requests;
+} stic_stats;
+
+/* What an event of the trace is about. */
+typedef enum stic_event_kind {
+  STIC_EVENT_STALL = 0,      /* compute waited for `layer`'s extents (layer -1: for embedding rows) */
+  STIC_EVENT_EMBED = 1,
+  STIC_EVENT_QUANTIZE = 2,
+  STIC_EVENT_QKV = 3,
+  STIC_EVENT_ATTENTION = 4,
+  STIC_EVENT_OUT = 5,
+  STIC_EVENT_NORM = 6,
+  STIC_EVENT_UP = 7,
+  STIC_EVENT_ACTIVATION = 8,
+  STIC_EVENT_DOWN = 9,
+  STIC_EVENT_HEAD = 10,
+  STIC_EVENT_READ = 20,      /* one request of an extent */
+  STIC_EVENT_ROWS = 21,      /* one block of embedding rows */
+  STIC_EVENT_CHECK = 22      /* checksums of an extent */
+} stic_event_kind;
+
+typedef struct stic_event {
+  uint32_t kind;             /* stic_event_kind */
+  int32_t layer;             /* -1: none */
+  int32_t track;             /* -1: compute; else the IO lane */
+  uint16_t level, first, count; /* of the extent, where there is one */
+  uint16_t reserved;
+  uint32_t bytes;            /* that were read */
+  uint64_t submit_ns;        /* when the lane took the request; it may then have waited for its place in memory */
+  uint64_t begin_ns;         /* all times count from the start of the run */
+  uint64_t end_ns;
+} stic_event;
+
+/* Open the package in directory `path`. `options` may be NULL. Checks the package, loads its kernels, takes all
+ * memory, starts all threads and fills the preload buffer. On failure *session is NULL and
+ * stic_error_message(NULL) says why. */
+STIC_API stic_status stic_session_open(const char *path, const stic_options *options, stic_session **session);
+
+/* Run one input of n tokens. `types` may be NULL (all 0). Writes stic_session_output_size(session, n) floats:
+ * (n, features) for a package that gives features per token, else (features). */
+STIC_API stic_status stic_session_run(stic_session *session, const int32_t *ids, const int32_t *types, int32_t n,
+                                      float *output, size_t capacity);
+
+/* Floats that a run of n tokens writes. */
+STIC_API size_t stic_session_output_size(const stic_session *session, int32_t n);
+
+/* Give back at least `bytes` of the preload buffer, or all of it, to the operating system; the top layers go first,
+ * because the next run needs the bottom ones first (STI, arXiv 2207.05022). That run reads them again. */
+STIC_API stic_status stic_session_evict(stic_session *session, uint64_t bytes);
+
+STIC_API stic_status stic_session_info(const stic_session *session, stic_info *info);
+STIC_API stic_status stic_session_stats(const stic_session *session, stic_stats *stats);
+
+/* Copy the events of the last run, at most `capacity` of them, in no particular order. *count is how many there are;
+ * `events` may be NULL if capacity is 0. */
+STIC_API stic_status stic_session_trace(const stic_session *session, stic_event *events, size_t capacity,
+                                        size_t *count);
+
+/* Write the trace of the last run as JSON that ui.perfetto.dev and chrome://tracing open. */
+STIC_API stic_status stic_session_trace_write(const stic_session *session, const char *path);
+
+/* End the session and free all it holds. NULL is allowed. STIC_BUSY: a run is under way, nothing happened. */
+STIC_API stic_status stic_session_close(stic_session *session);
+
+/* The sentence of the last failure of `session`, or, with NULL, of the last call on this thread that failed and had
+ * no session. Valid until the next call on the session (NULL: on the thread). Never NULL. */
+STIC_API const char *stic_error_message(const stic_session *session);
+
+/* Version of the library: major * 65536 + minor. */
+STIC_API uint32_t stic_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,290 @@
+"""Open a package, verify it, and hand out its parts. Nothing is used before its size, bounds and CRC hold."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.runtime.errors import PackageError
+from stic.runtime.format import (
+    BLOCK,
+    DENSE,
+    EXTENT,
+    FILE,
+    FULL,
+    HEADER,
+    LAYER,
+    LEVELS,
+    LIMITS,
+    MAGIC,
+    MAJOR,
+    MATRICES,
+    MINOR,
+    RECORD,
+    REGION,
+    REGIONS,
+    TILE,
+    Shape,
+    levels_of,
+    pad,
+    record_layout,
+)
+
+REQUIRED_FILES = ("trunk.bin", "embeddings.bin", "shards.bin", "kernels.so", "plan.json")
+CHECKED_BY_PART = ("embeddings.bin", "shards.bin")  # rows and records carry their own CRCs
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One matrix of one shard at one bitwidth, as stored."""
+
+    codes: NDArray[np.uint8] | None  # (N, K); None at full precision
+    table: NDArray[np.int8] | None  # (2 ** bits,)
+    weight: NDArray[np.float32] | None  # (N, K) at full precision
+    outlier_rows: NDArray[np.int64]
+    outlier_columns: NDArray[np.int64]
+    outlier_values: NDArray[np.float32]
+
+
+class Package:
+    """A package on disk. `open` checks the index; the other files are checked when they are first used.
+
+    Raises PackageError wherever the package is missing, truncated, corrupt, or of a newer format.
+    """
+
+    def __init__(self, path: Path, index: bytes) -> None:
+        self.path = path
+        self._index = index
+        self.header = np.frombuffer(index, HEADER, 1)[0]
+        self._check_header()
+        self.files = {row["name"].decode(): row for row in self._table("files", FILE, int(self.header["files"]))}
+        layers, slices = int(self.header["layers"]), int(self.header["slices"])
+        self.layers = self._table("layers", LAYER, layers)
+        self.bits = self._table("bits", np.dtype("u1"), layers * slices).reshape(layers, slices)
+        self.records = self._table("records", RECORD, layers * LEVELS * slices).reshape(layers, LEVELS, slices)
+        self.extents = self._table("extents", EXTENT, int(self.header["extents"]))
+        self.dense = self._table("dense", DENSE, int(self.header["dense"]))
+        rows = self._table("regions", REGION, len(REGIONS))
+        self.regions = {name: (int(row["offset"]), int(row["bytes"])) for name, row in zip(REGIONS, rows, strict=True)}
+        self._check_tables()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Package:
+        """Open the package in directory `path` and check its index."""
+        path = Path(path)
+        file = path / "index.bin"
+        try:
+            index = file.read_bytes()
+        except OSError as error:
+            raise PackageError(f"{path} is not a stic package: cannot read {file.name} ({error.strerror})") from error
+        if len(index) < HEADER.itemsize or not index.startswith(MAGIC):
+            raise PackageError(f"{path} is not a stic package: {file.name} does not start with a stic header")
+        head = np.frombuffer(index, HEADER, 1)[0]
+        if head["major"] != MAJOR or head["minor"] > MINOR:
+            raise PackageError(
+                f"{path} has package format {head['major']}.{head['minor']}; this stic reads {MAJOR}.0 to"
+                f" {MAJOR}.{MINOR}: compile it again, or update stic"
+            )
+        if head["index_bytes"] != len(index):
+            raise PackageError(f"{file} is truncated: {len(index)} bytes of {head['index_bytes']}; compile it again")
+        zeroed = bytearray(index)
+        at = HEADER.fields["index_crc"][1]
+        zeroed[at : at + 4] = bytes(4)
+        if zlib.crc32(zeroed) != head["index_crc"]:
+            raise PackageError(f"{file} is corrupt (its checksum does not match): copy or compile the package again")
+        return cls(path, index)
+
+    def _refuse(self, what: str) -> PackageError:
+        return PackageError(f"{self.path} is not a valid package: {what}")
+
+    def _check_header(self) -> None:
+        head = self.header
+        for name, limit in LIMITS.items():
+            if not int(head[name]) <= limit:
+                raise self._refuse(f"{name} is {head[name]}, at most {limit} is allowed")
+        for name in ("hidden", "heads_per_slice", "head_dim", "slices", "layers", "neurons_per_slice", "vocabulary"):
+            if head[name] == 0:
+                raise self._refuse(f"{name} is 0")
+        for name in ("max_length", "threads", "lanes", "output_features"):
+            if head[name] == 0:
+                raise self._refuse(f"{name} is 0")
+        if head["full_bits"] not in (0, 16, 32):
+            raise self._refuse(f"full_bits is {head['full_bits']}")
+
+    def _table(self, name: str, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        at = int(self.header[f"{name}_at"])
+        if at % 8 or at + count * dtype.itemsize > len(self._index):
+            raise self._refuse(f"table {name} lies outside index.bin")
+        return np.frombuffer(self._index, dtype, count, at)
+
+    def _check_tables(self) -> None:
+        for name in REQUIRED_FILES:
+            if name not in self.files:
+                raise self._refuse(f"it lists no {name}")
+        for name, row in self.files.items():
+            if "/" in name or name.startswith(".") or name == "index.bin":
+                raise self._refuse(f"file name {name!r}")
+            try:
+                size = (self.path / name).stat().st_size
+            except OSError as error:
+                raise PackageError(f"{self.path / name} is missing: copy or compile the package again") from error
+            if size != row["bytes"]:
+                raise PackageError(f"{self.path / name} has {size} bytes of {row['bytes']}: copy the package again")
+        for offset, size in self.regions.values():
+            if offset % 64 or offset + size > int(self.header["arena_bytes"]):
+                raise self._refuse("a memory region lies outside the arena")
+        total = int(self.files["shards.bin"]["bytes"])
+        for layer, row in enumerate(self.layers):
+            bits = self.bits[layer]
+            kept = int(row["slices"])
+            rises = np.any(np.diff(bits[:kept].astype(int)) > 0)
+            if kept > len(bits) or rises or np.any(bits[:kept] == 0) or np.any(bits[kept:]):
+                raise self._refuse(f"layer {layer}: bits {bits.tolist()} for {kept} slices")
+            if int(row["full"]) != int(np.sum(bits > 8)):
+                raise self._refuse(f"layer {layer}: {row['full']} slices at full precision, bits {bits.tolist()}")
+            for s in range(kept):
+                b = int(bits[s])
+                if b not in range(2, 9) and b != int(self.header["full_bits"]):
+                    raise self._refuse(f"layer {layer} slice {s}: {b} bits")
+                for level in levels_of(b, self.nested):
+                    record = self.records[layer, level, s]
+                    if record["bytes"] == 0 or int(record["offset"]) + int(record["bytes"]) > total:
+                        raise self._refuse(f"layer {layer} slice {s} level {level}: no such record")
+
+    @property
+    def nested(self) -> bool:
+        return bool(self.header["nested"])
+
+    @cached_property
+    def shape(self) -> Shape:
+        head = self.header
+        return Shape(*(int(head[n]) for n in ("hidden", "heads_per_slice", "head_dim", "neurons_per_slice")))
+
+    @cached_property
+    def trunk(self) -> bytes:
+        """trunk.bin, verified."""
+        return self.read("trunk.bin")
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """plan.json, verified: the plan, its predicted timeline, and what the model is called."""
+        try:
+            return json.loads(self.read("plan.json"))
+        except ValueError as error:
+            raise self._refuse(f"plan.json is not JSON ({error})") from error
+
+    @property
+    def tokenizer(self) -> bytes | None:
+        """tokenizer.json, verified, if the package carries one."""
+        return self.read("tokenizer.json") if "tokenizer.json" in self.files else None
+
+    def read(self, name: str) -> bytes:
+        """Contents of one of the package's files, its CRC verified."""
+        data = (self.path / name).read_bytes()
+        if name not in CHECKED_BY_PART and zlib.crc32(data) != self.files[name]["crc"]:
+            raise PackageError(f"{self.path / name} is corrupt (its checksum does not match): copy the package again")
+        return data
+
+    def _open(self, name: str) -> BinaryIO:
+        return (self.path / name).open("rb")
+
+    def tensor(self, at: int, dtype: str, *shape: int) -> NDArray[Any]:
+        """A tensor of the trunk."""
+        count = int(np.prod(shape))
+        if at % 64 or at + count * np.dtype(dtype).itemsize > len(self.trunk):
+            raise self._refuse("a tensor lies outside trunk.bin")
+        return np.frombuffer(self.trunk, dtype, count, at).reshape(shape)
+
+    def record(self, layer: int, level: int, slice_: int) -> bytes:
+        """One record of shards.bin, its CRC verified."""
+        row = self.records[layer, level, slice_]
+        with self._open("shards.bin") as file:
+            file.seek(int(row["offset"]))
+            data = file.read(int(row["bytes"]))
+        if zlib.crc32(data) != row["crc"] or len(data) != row["bytes"]:
+            raise PackageError(
+                f"{self.path / 'shards.bin'} is corrupt at layer {layer}, slice {slice_}, level {level}"
+                " (checksum): copy the package again"
+            )
+        return data
+
+    def embedding_rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Dequantised word embeddings, (len(ids), hidden), each row's CRC verified."""
+        hidden, stride = self.shape.hidden, int(self.header["row_stride"])
+        scale_at = pad(hidden, 4)
+        rows = np.empty((len(ids), hidden), np.float32)
+        with self._open("embeddings.bin") as file:
+            for i, token in enumerate(ids):
+                file.seek(int(token) * stride)
+                data = file.read(scale_at + 8)
+                if zlib.crc32(data[: scale_at + 4]) != int.from_bytes(data[scale_at + 4 :], "little"):
+                    raise PackageError(f"{self.path / 'embeddings.bin'} is corrupt at token {token} (checksum)")
+                scale = np.frombuffer(data, "<f4", 1, scale_at)[0]
+                rows[i] = np.frombuffer(data, np.int8, hidden) * scale
+        return rows
+
+    def matrix(self, layer: int, slice_: int, name: str, bits: int) -> Matrix:
+        """One matrix of one shard as a plan at `bits` uses it."""
+        m = MATRICES.index(name)
+        n, k = self.shape.matrix(name)
+        empty = np.zeros(0, np.int64)
+        if bits > 8:
+            data = self.record(layer, FULL, slice_)
+            at = record_layout(self.shape, FULL, self.nested, bits).planes[m][0]
+            weight = np.frombuffer(data, f"<f{bits // 8}", n * k, at).reshape(n, k).astype(np.float32)
+            return Matrix(None, None, weight, empty, empty, empty.astype(np.float32))
+        codes = np.zeros(n * k, np.uint8)
+        table = np.zeros(0, np.int8)
+        outliers = (empty, empty, empty.astype(np.float32))
+        for level in levels_of(bits, self.nested):
+            data = self.record(layer, level, slice_)
+            layout = record_layout(self.shape, level, self.nested)
+            for at in layout.planes[m]:
+                plane = np.frombuffer(data, np.uint8, n * k // 8, at)
+                codes = (codes << 1) | np.unpackbits(plane, bitorder="little")
+            table = np.frombuffer(data, np.int8, 1 << (level + 2), layout.tables[m])
+            if layout.blocks:
+                outliers = self._outliers(data, layer, level, slice_, m)
+        return Matrix(codes.reshape(n, k), table, None, *outliers)
+
+    def _outliers(
+        self, data: bytes, layer: int, level: int, slice_: int, m: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        where = f"layer {layer} slice {slice_} level {level}: outliers of {MATRICES[m]}"
+        layout = record_layout(self.shape, level, self.nested)
+        starts = []
+        for name, at in zip(MATRICES, layout.blocks, strict=True):
+            count = self.shape.matrix(name)[0] // TILE + 1
+            if at + 4 * count > len(data):
+                raise self._refuse(where + " are outside the record")
+            starts.append(np.frombuffer(data, "<u4", count, at).astype(np.int64))
+        totals = tuple(int(start[-1]) for start in starts)
+        if max(totals) > len(data):
+            raise self._refuse(where + " are outside the record")
+        layout = record_layout(self.shape, level, self.nested, outliers=totals)
+        k = self.shape.matrix(MATRICES[m])[1]
+        if layout.size != len(data) or starts[m][0] or np.any(np.diff(starts[m]) < 0):
+            raise self._refuse(where + " do not fit their blocks")
+        entries = np.frombuffer(data, [("index", "<u2"), ("value", "<f2")], totals[m], layout.outliers[m])
+        index = entries["index"].astype(np.int64)
+        if np.any(index >= TILE * k):
+            raise self._refuse(where + " are outside their block")
+        block = np.repeat(np.arange(len(starts[m]) - 1), np.diff(starts[m]))
+        return block * TILE + index // k, index % k, entries["value"].astype(np.float32)
+
+    def verify(self) -> None:
+        """Check every CRC in the package: files, records and embedding rows."""
+        for name in self.files:
+            self.read(name)
+        for layer, level, s in np.argwhere(self.records["bytes"] > 0):
+            self.record(int(layer), int(level), int(s))
+        if int(self.files["embeddings.bin"]["bytes"]) % BLOCK:
+            raise self._refuse("embeddings.bin is not a whole number of blocks")
+        self.embedding_rows(np.arange(int(self.header["vocabulary"])))

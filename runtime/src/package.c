@@ -1,0 +1,249 @@
+/* Parse index.bin. Hostile input is expected: a field is used only after it has been bounded, and products of bounded
+ * fields are taken in 64 bits. */
+#include "package.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "crc.h"
+
+static const struct {
+  size_t at;
+  const char *name;
+  uint32_t least, most;
+} limits[] = {
+#define LIMIT(field, least, most) {offsetof(stic_header, field), #field, least, most}
+    LIMIT(architecture, 0, STIC_ARCHITECTURES - 1),
+    LIMIT(features, 0, (1u << STIC_FEATURES) - 1),
+    LIMIT(hidden, 1, 4096),
+    LIMIT(heads_per_slice, 1, 256),
+    LIMIT(head_dim, 1, 1024),
+    LIMIT(slices, 1, 256),
+    LIMIT(layers, 1, 256),
+    LIMIT(neurons_per_slice, 1, 4096),
+    LIMIT(vocabulary, 1, 1u << 22),
+    LIMIT(max_length, 1, 4096),
+    LIMIT(types, 0, 64),
+    LIMIT(row_stride, 1, 1u << 15),
+    LIMIT(nested, 0, 1),
+    LIMIT(pooling, 0, STIC_POOLINGS - 1),
+    LIMIT(normalize, 0, 1),
+    LIMIT(output_features, 1, 1u << 16),
+    LIMIT(threads, 1, 64),
+    LIMIT(lanes, 1, 16),
+    LIMIT(request_bytes, STIC_BLOCK, 1u << 24),
+    LIMIT(stack_bytes, 16384, 1u << 23),
+    LIMIT(table_resident, 0, 1),
+    LIMIT(files, 4, 16),
+    LIMIT(extents, 0, 1u << 20),
+    LIMIT(dense, 0, 8),
+#undef LIMIT
+};
+
+static stic_status check_header(const stic_header *h, size_t size, stic_error *error) {
+  STIC_REQUIRE(size >= sizeof *h && !memcmp(h->magic, "STICPKG", 8), "index.bin does not start with a stic header");
+  if (h->major != STIC_MAJOR || h->minor > STIC_MINOR)
+    return stic_fail(error, STIC_PACKAGE_VERSION,
+                     "the package has format %u.%u and this engine reads %d.0 to %d.%d: compile it again, or update stic",
+                     h->major, h->minor, STIC_MAJOR, STIC_MAJOR, STIC_MINOR);
+  STIC_REQUIRE(h->index_bytes == size, "index.bin has %zu bytes of %u: copy the package again", size, h->index_bytes);
+  static const uint8_t zeros[4];
+  const size_t at = offsetof(stic_header, index_crc);
+  uint32_t crc = stic_crc32(stic_crc32(0, h, at), zeros, 4);
+  crc = stic_crc32(crc, (const uint8_t *)h + at + 4, size - at - 4);
+  STIC_REQUIRE(crc == h->index_crc, "index.bin is corrupt (its checksum does not match): copy the package again");
+  for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+    uint32_t value;
+    memcpy(&value, (const char *)h + limits[i].at, sizeof value);
+    STIC_REQUIRE(value >= limits[i].least && value <= limits[i].most, "index.bin: %s is %u, outside %u to %u",
+                 limits[i].name, value, limits[i].least, limits[i].most);
+  }
+  STIC_REQUIRE(h->full_bits == 0 || h->full_bits == 16 || h->full_bits == 32, "index.bin: full_bits is %u",
+               h->full_bits);
+  STIC_REQUIRE(h->request_bytes % STIC_BLOCK == 0, "index.bin: request_bytes %u is not whole blocks", h->request_bytes);
+  STIC_REQUIRE(h->stack_bytes % STIC_BLOCK == 0, "index.bin: stack_bytes %u is not whole pages", h->stack_bytes);
+  STIC_REQUIRE(h->row_stride >= stic_pad(h->hidden, 4) + 8, "index.bin: an embedding row does not fit row_stride %u",
+               h->row_stride);
+  STIC_REQUIRE(h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
+               "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
+  STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
+  for (int i = 0; i < 8; i++) STIC_REQUIRE(h->reserved[i] == 0, "index.bin: a reserved field is set");
+  return STIC_OK;
+}
+
+static stic_status place_tables(stic_package *p, stic_error *error) {
+  const stic_header *h = p->header;
+  const struct {
+    const char *name;
+    uint32_t at;
+    uint64_t count, item;
+    const void **place;
+  } tables[] = {
+      {"files", h->files_at, h->files, sizeof(stic_file), (const void **)&p->files},
+      {"layers", h->layers_at, h->layers, sizeof(stic_layer), (const void **)&p->layers},
+      {"bits", h->bits_at, (uint64_t)h->layers * h->slices, 1, (const void **)&p->bits},
+      {"records", h->records_at, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof(stic_record),
+       (const void **)&p->records},
+      {"extents", h->extents_at, h->extents, sizeof(stic_extent), (const void **)&p->extents},
+      {"dense", h->dense_at, h->dense, sizeof(stic_dense), (const void **)&p->dense},
+      {"regions", h->regions_at, STIC_REGIONS, sizeof(stic_region), (const void **)&p->regions},
+  };
+  for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+    const uint64_t end = tables[i].at + tables[i].count * tables[i].item;
+    STIC_REQUIRE(end <= h->index_bytes, "index.bin: table %s lies outside it", tables[i].name);
+    *tables[i].place = p->index + tables[i].at;
+  }
+  return STIC_OK;
+}
+
+static void lay_out(stic_package *p) {
+  const stic_header *h = p->header;
+  p->padded_hidden = (uint32_t)stic_pad(h->hidden, STIC_TILE);
+  p->attention_width = (uint32_t)stic_pad((uint64_t)h->heads_per_slice * h->head_dim, STIC_TILE);
+  p->ffn_width = (uint32_t)stic_pad(h->neurons_per_slice, STIC_TILE);
+  p->tiles = (uint32_t)(stic_pad(h->max_length, STIC_TILE) / STIC_TILE);
+  p->staging_bytes = (uint32_t)stic_pad(h->row_stride, STIC_BLOCK);
+  const uint32_t rows[] = {3 * p->attention_width, p->padded_hidden, p->ffn_width, p->padded_hidden};
+  const uint32_t columns[] = {p->padded_hidden, p->attention_width, p->padded_hidden, p->ffn_width};
+  memcpy(p->rows, rows, sizeof rows);
+  memcpy(p->columns, columns, sizeof columns);
+  for (uint32_t level = 0; level < STIC_LEVELS; level++) {
+    stic_layout *layout = &p->layouts[level];
+    const uint32_t bits = level == STIC_FULL ? h->full_bits : stic_bits_of_level(level);
+    const bool whole = !h->nested || level == 0; /* the record stands alone */
+    layout->planes = level == STIC_FULL ? 1 : !whole ? 1 : bits;
+    layout->has_outliers = level != STIC_FULL && whole;
+    uint64_t at = 0;
+    for (int m = 0; m < STIC_MATRICES; m++)
+      for (uint32_t plane = 0; plane < layout->planes; plane++) {
+        layout->plane_at[m][plane] = (uint32_t)at;
+        at = stic_pad(at + (uint64_t)rows[m] * columns[m] * (level == STIC_FULL ? bits : 1) / 8, STIC_ALIGN);
+      }
+    for (int m = 0; m < STIC_MATRICES && level != STIC_FULL; m++) {
+      layout->table_at[m] = (uint32_t)at;
+      at = stic_pad(at + (1u << bits), STIC_ALIGN);
+    }
+    for (int m = 0; m < STIC_MATRICES && layout->has_outliers; m++) {
+      layout->blocks_at[m] = (uint32_t)at;
+      at = stic_pad(at + 4 * (rows[m] / STIC_TILE + 1), STIC_ALIGN);
+    }
+    layout->end = (uint32_t)at;
+  }
+}
+
+static stic_status find_files(stic_package *p, stic_error *error) {
+  for (uint32_t i = 0; i < p->header->files; i++) {
+    const stic_file *f = &p->files[i];
+    STIC_REQUIRE(memchr(f->name, 0, sizeof f->name), "index.bin: the name of file %u has no end", i);
+    STIC_REQUIRE(f->name[0] && f->name[0] != '.' && !strchr(f->name, '/'), "index.bin: file %u has an unsafe name", i);
+    STIC_REQUIRE(f->bytes < (uint64_t)1 << 48, "index.bin: file %u is too large", i);
+    const struct {
+      const char *name;
+      const stic_file **place;
+    } known[] = {{"trunk.bin", &p->trunk},
+                 {"embeddings.bin", &p->embeddings},
+                 {"shards.bin", &p->shards},
+                 {"kernels.so", &p->kernels}};
+    for (size_t k = 0; k < sizeof known / sizeof *known; k++)
+      if (!strcmp(f->name, known[k].name)) {
+        STIC_REQUIRE(!*known[k].place, "index.bin lists %s twice", known[k].name);
+        *known[k].place = f;
+      }
+  }
+  STIC_REQUIRE(p->trunk && p->embeddings && p->shards && p->kernels,
+               "index.bin lists no trunk.bin, embeddings.bin, shards.bin or kernels.so");
+  const uint64_t table = (uint64_t)p->header->vocabulary * p->header->row_stride;
+  STIC_REQUIRE(p->embeddings->bytes >= table && p->embeddings->bytes % STIC_BLOCK == 0,
+               "embeddings.bin of %llu bytes cannot hold %u rows", (unsigned long long)p->embeddings->bytes,
+               p->header->vocabulary);
+  STIC_REQUIRE(p->shards->bytes % STIC_BLOCK == 0, "shards.bin is not a whole number of blocks");
+  return STIC_OK;
+}
+
+static stic_status check_shards(stic_package *p, stic_error *error) {
+  const stic_header *h = p->header;
+  for (uint32_t l = 0; l < h->layers; l++) {
+    const stic_layer *layer = &p->layers[l];
+    STIC_REQUIRE(layer->slices <= h->slices && layer->full <= layer->slices,
+                 "index.bin: layer %u keeps %u slices, %u of them full, of %u", l, layer->slices, layer->full, h->slices);
+    if (layer->slices > p->most_slices) p->most_slices = layer->slices;
+    for (uint32_t s = 0; s < h->slices; s++) {
+      const uint32_t bits = stic_bits(p, l, s);
+      const bool fits = s >= layer->slices ? bits == 0
+                        : s < layer->full  ? bits == h->full_bits && bits
+                                           : bits >= 2 && bits <= 8;
+      STIC_REQUIRE(fits, "index.bin: layer %u slice %u has %u bits", l, s, bits);
+      STIC_REQUIRE(s == 0 || bits <= stic_bits(p, l, s - 1), "index.bin: layer %u slice %u has more bits than slice %u",
+                   l, s, s - 1);
+    }
+    for (uint32_t level = 0; level < STIC_LEVELS; level++)
+      for (uint32_t s = 0; s < h->slices; s++) {
+        const stic_record *r = &p->records[stic_record_index(p, l, level, s)];
+        if (r->bytes == 0) continue;
+        const stic_layout *layout = &p->layouts[level];
+        STIC_REQUIRE((level != STIC_FULL || h->full_bits) && r->offset % STIC_ALIGN == 0 && r->bytes % STIC_ALIGN == 0 &&
+                         r->offset <= p->shards->bytes && r->bytes <= p->shards->bytes - r->offset &&
+                         (layout->has_outliers ? r->bytes >= layout->end : r->bytes == layout->end),
+                     "index.bin: the record of layer %u level %u slice %u does not fit", l, level, s);
+      }
+  }
+  return STIC_OK;
+}
+
+static stic_status check_trunk(const stic_package *p, stic_error *error) {
+  const stic_header *h = p->header;
+  const uint64_t hidden = p->padded_hidden, vector = 4 * hidden, total = p->trunk->bytes;
+#define FITS(at, bytes) \
+  STIC_REQUIRE((at) % STIC_ALIGN == 0 && (uint64_t)(at) + (bytes) <= total, "index.bin: a tensor lies outside trunk.bin")
+  FITS(h->position_at, 2 * hidden * h->max_length);
+  FITS(h->token_type_at, 2 * hidden * (h->types ? h->types : 1));
+  FITS(h->embedding_gamma_at, vector);
+  FITS(h->embedding_beta_at, vector);
+  for (uint32_t l = 0; l < h->layers; l++) {
+    const stic_layer *layer = &p->layers[l];
+    if (layer->slices == 0) continue;
+    const uint64_t qkv = (uint64_t)4 * h->slices * p->rows[STIC_QKV], up = (uint64_t)4 * h->slices * p->rows[STIC_UP];
+    FITS(layer->qkv_scale_at, qkv);
+    FITS(layer->qkv_bias_at, qkv);
+    FITS(layer->out_scale_at, vector);
+    FITS(layer->out_bias_at, vector);
+    FITS(layer->attention_gamma_at, vector);
+    FITS(layer->attention_beta_at, vector);
+    FITS(layer->up_scale_at, up);
+    FITS(layer->up_bias_at, up);
+    FITS(layer->down_scale_at, vector);
+    FITS(layer->down_bias_at, vector);
+    FITS(layer->ffn_gamma_at, vector);
+    FITS(layer->ffn_beta_at, vector);
+  }
+  uint32_t features = h->hidden;
+  for (uint32_t i = 0; i < h->dense; i++) {
+    const stic_dense *d = &p->dense[i];
+    STIC_REQUIRE(d->columns == features && d->rows >= 1 && d->rows <= 1u << 16 && d->activation < STIC_ACTIVATIONS,
+                 "index.bin: head layer %u takes %u features and gives %u", i, d->columns, d->rows);
+    FITS(d->weight_at, 2 * stic_pad(d->rows, STIC_TILE) * stic_pad(d->columns, STIC_TILE));
+    FITS(d->bias_at, 4 * stic_pad(d->rows, STIC_TILE));
+    features = d->rows;
+  }
+#undef FITS
+  STIC_REQUIRE(features == h->output_features, "index.bin: the head gives %u features of %u", features,
+               h->output_features);
+  return STIC_OK;
+}
+
+stic_status stic_package_parse(const void *index, size_t size, stic_package *package, stic_error *error) {
+  stic_status status;
+  memset(package, 0, sizeof *package);
+  package->index = index;
+  package->header = index;
+  if ((status = check_header(package->header, size, error))) return status;
+  if ((status = place_tables(package, error))) return status;
+  lay_out(package);
+  STIC_REQUIRE(package->attention_width <= 4096, "index.bin: a slice has %u attention features, more than 4096",
+               package->attention_width);
+  if ((status = find_files(package, error))) return status;
+  if ((status = check_shards(package, error))) return status;
+  if ((status = check_trunk(package, error))) return status;
+  if ((status = stic_package_check_memory(package, error))) return status;
+  return stic_package_check_extents(package, error);
+}

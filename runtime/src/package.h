@@ -1,0 +1,84 @@
+/* A package's index, parsed: every number in it has been bounded, so that the rest of the engine need not doubt it. */
+#ifndef STIC_PACKAGE_H
+#define STIC_PACKAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "error.h"
+#include "format.h"
+
+/* Where the parts of a record of one level are, by matrix. */
+typedef struct stic_layout {
+  uint32_t planes;               /* of this level, in each matrix */
+  uint32_t plane_at[4][8];       /* [0] is the weight at full precision */
+  uint32_t table_at[4];
+  uint32_t blocks_at[4];         /* where `has_outliers` */
+  uint32_t end;                  /* the record's size without outliers; they start here */
+  bool has_outliers;
+} stic_layout;
+
+typedef struct stic_package {
+  const uint8_t *index;          /* index.bin, not owned; the tables point into it */
+  const stic_header *header;
+  const stic_file *files;
+  const stic_layer *layers;
+  const uint8_t *bits;           /* (layers, slices) */
+  const stic_record *records;    /* (layers, STIC_LEVELS, slices) */
+  const stic_extent *extents;
+  const stic_dense *dense;
+  const stic_region *regions;
+  const stic_file *trunk, *embeddings, *shards, *kernels; /* entries of `files` */
+  uint32_t padded_hidden;        /* HP */
+  uint32_t attention_width;      /* A */
+  uint32_t ffn_width;            /* FP */
+  uint32_t tiles;                /* of the longest input */
+  uint32_t most_slices;          /* kept by any layer */
+  uint32_t staging_bytes;        /* a lane's buffer for one row read */
+  uint32_t rows[4], columns[4];  /* of the matrices of a shard */
+  stic_layout layouts[STIC_LEVELS];
+} stic_package;
+
+static inline uint64_t stic_pad(uint64_t n, uint64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+static inline uint32_t stic_bits(const stic_package *p, uint32_t layer, uint32_t slice) {
+  return p->bits[layer * p->header->slices + slice];
+}
+
+static inline uint32_t stic_record_index(const stic_package *p, uint32_t layer, uint32_t level, uint32_t slice) {
+  return (layer * STIC_LEVELS + level) * p->header->slices + slice;
+}
+
+/* Levels first..last that a shard at `bits` reads. */
+static inline void stic_levels_of(const stic_package *p, uint32_t bits, uint32_t *first, uint32_t *last) {
+  *last = bits > 8 ? STIC_FULL : bits - 2;
+  *first = bits > 8 || !p->header->nested ? *last : 0;
+}
+
+static inline uint32_t stic_bits_of_level(uint32_t level) { return level + 2; }
+
+/* Parse index.bin, `size` bytes that must outlive the result. Reads nothing else; changes nothing but *package. */
+stic_status stic_package_parse(const void *index, size_t size, stic_package *package, stic_error *error);
+
+/* Part of parsing (package_extents.c): every planned record is read exactly once, into its place, and the order of
+ * loading can neither overwrite bytes in use nor wait for itself. */
+stic_status stic_package_check_extents(const stic_package *package, stic_error *error);
+
+/* Part of parsing (package_memory.c): the regions hold what will be written to them, and what is trusted after it was
+ * checked shares no byte with anything else. */
+stic_status stic_package_check_memory(const stic_package *package, stic_error *error);
+
+/* Check the inside of a record whose CRC holds: code tables and outliers. `size` is the record's. */
+stic_status stic_record_check(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t size,
+                              stic_error *error);
+
+/* The outliers of one matrix in a record that was checked: its block starts and its entries (index, fp16 bits). */
+const uint32_t *stic_record_outliers(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t matrix,
+                                     const uint16_t **entries);
+
+#define STIC_REQUIRE(condition, ...) \
+  do { \
+    if (!(condition)) return stic_fail(error, STIC_PACKAGE_CORRUPT, __VA_ARGS__); \
+  } while (0)
+
+#endif

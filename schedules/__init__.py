@@ -1,0 +1,1 @@
+"""TIR kernels and their schedules, one folder a processor family."""

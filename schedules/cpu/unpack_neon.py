@@ -1,0 +1,57 @@
+"""The unpack micro-kernel of AArch64: 16 codes in one register, four times a group.
+
+    plane p, 8 bytes    ld1r.2d          once a group
+                        tbl              byte i <- byte i / 8 of this quarter
+                        cmtst            0xFF where bit i % 8 is set
+                        sli #1           inserts the planes before it above its low bit: code = 2 code + bit
+    codes               and, tbl         tbl1 to 4 bits, tbl2 at 5, tbl4 at 6; 7 and 8 bits: tbl4, then tbx4 for every
+                                         64 entries more (an index past a table leaves the lane alone)
+
+3 b + 2 instructions for 16 weights up to 6 bits; bound by the vector ports (tbl of several registers takes longer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stic.schedules.cpu.isa import has, panel_zero
+from stic.schedules.cpu.unpack import EACH_BYTE, GROUP_BYTES, ONE_BIT_A_BYTE, table_registers, unpack_kernel
+from stic.schedules.shape import KernelShape
+from stic.schedules.tir import Buffer, Expr, PrimFunc, T, bind, bits, intrinsic, load, pick, splat
+from stic.targets.target import Target
+
+_WIDTH = 16
+_BYTES = f"int8x{_WIDTH}"
+_NEON = "llvm.aarch64.neon"
+_TABLE = 4  # registers that one tbl reads at most
+
+
+def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[tuple[Expr, int]]:
+    words = [bind(bits(splat(bits(load(plane, at, GROUP_BYTES), "int64"), 2), _BYTES)) for plane in planes]
+    bit = bits(splat(T.int64(ONE_BIT_A_BYTE), 2), _BYTES)
+    zero = splat(T.int8(0), _WIDTH)
+    keep = splat(T.int8((1 << len(planes)) - 1 if len(planes) < 8 else -1), _WIDTH)
+    result = []
+    for quarter in range(4):
+        spread = bits(T.ramp(T.int64(2 * quarter * EACH_BYTE), T.int64(EACH_BYTE), 2), _BYTES)
+        code: Expr = None
+        for word in words:
+            here = intrinsic(f"{_NEON}.tbl1.v16i8", _BYTES, word, spread)
+            mask = pick((here & bit) != zero, splat(T.int8(-1), _WIDTH), zero)
+            code = mask if code is None else intrinsic(f"{_NEON}.vsli.v16i8", _BYTES, mask, code, T.int32(1))
+        code = bind(code & keep)
+        count = min(len(table), _TABLE)
+        value = intrinsic(f"{_NEON}.tbl{count}.v16i8", _BYTES, *table[:count], code)
+        for first in range(_TABLE, len(table), _TABLE):
+            index = bits(bits(code, f"uint8x{_WIDTH}") - splat(T.uint8(first * _WIDTH), _WIDTH), _BYTES)
+            value = intrinsic(f"{_NEON}.tbx4.v16i8", _BYTES, value, *table[first : first + _TABLE], index)
+        result.append((value, _WIDTH))
+    return result
+
+
+def unpack_neon(target: Target, shape: KernelShape, bit_count: int) -> PrimFunc | None:
+    """Any AArch64 core."""
+    if not has(target, "asimd"):
+        return None
+    flip = panel_zero(target)
+    return unpack_kernel(bit_count, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode)

@@ -1,0 +1,164 @@
+"""Write a kernel with ordinary Python control flow, and lower it to a plain C function.
+
+A Python `for` is a full unroll and any Python value may choose an instruction; loops that must exist at run time
+are `loop`. All buffers are flat. Kernels are lowered without TVM's calling convention: `void f(pointers, ints)`,
+no undefined symbol, local buffers on the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as B
+
+Expr = Any  # tvm has no types: an expression, scalar or vector
+Buffer = Any
+PrimFunc = Any
+
+LANES = 16  # tokens in a tile: the width of every vector outside the micro-kernels
+_UNBOUNDED = 1 << 30  # flat buffers carry no extent; the C caller owns them
+
+
+def kernel(name: str, arguments: Sequence[tuple[str, str]], body: Callable[..., None]) -> PrimFunc:
+    """Build one function. An argument is (name, dtype), a pointer, or (name, "scalar"), an int32."""
+    with IRBuilder() as builder:
+        with B.prim_func(s_tir=True):
+            B.func_name(name)
+            handles = [
+                B.arg(label, B.int32() if dtype == "scalar" else B.handle(dtype)) for label, dtype in arguments
+            ]
+            B.func_attr({"global_symbol": name, "tirx.noalias": True})
+            values = []
+            for (_, dtype), handle in zip(arguments, handles, strict=True):
+                if dtype == "scalar":
+                    values.append(handle)
+                else:
+                    frame = B.decl_buffer((_UNBOUNDED,), dtype, data=handle)
+                    values.append(frame.__enter__() if hasattr(frame, "__enter__") else frame)
+            body(*values)
+    return builder.get()
+
+
+def loop(extent: Expr) -> Any:
+    """Iterate at run time from 0 to `extent` - 1 (`with loop(n) as i`)."""
+    return B.serial(0, extent)
+
+
+@contextmanager
+def when(condition: Expr) -> Iterator[None]:
+    """Run the statements inside only if `condition` holds."""
+    with B.If(condition), B.Then():
+        yield
+
+
+@contextmanager
+def local(*sizes: tuple[int, str]) -> Iterator[list[Buffer]]:
+    """Buffers (elements, dtype) on the stack; at constant offsets LLVM keeps them in registers."""
+    with B.sblock("tile"):
+        yield [B.sblock_alloc_buffer((elements,), dtype, scope="local") for elements, dtype in sizes]
+
+
+def bind(value: Expr) -> Expr:
+    """Name a value that is used more than once, so that its expression is not written out again."""
+    return B.bind(value)
+
+
+def load(buffer: Buffer, index: Expr, lanes: int = LANES) -> Expr:
+    """Read `lanes` consecutive elements from `index` on."""
+    return buffer[index] if lanes == 1 else buffer.vload([index], f"{buffer.dtype}x{lanes}")
+
+
+def store(buffer: Buffer, index: Expr, value: Expr, lanes: int = LANES) -> None:
+    """Write `lanes` consecutive elements from `index` on."""
+    B.buffer_store(buffer, value, [index if lanes == 1 else T.ramp(index, 1, lanes)])
+
+
+def splat(value: Expr, lanes: int = LANES) -> Expr:
+    """Repeat a scalar in every lane."""
+    return T.broadcast(value, lanes)
+
+
+def f32(value: float, lanes: int = LANES) -> Expr:
+    """Repeat a float32 constant in every lane."""
+    return T.broadcast(T.float32(value), lanes)
+
+
+def i32(value: int, lanes: int = LANES) -> Expr:
+    """Repeat an int32 constant in every lane."""
+    return T.broadcast(T.int32(value), lanes)
+
+
+def bits(value: Expr, dtype: str) -> Expr:
+    """Reinterpret the bits of a value."""
+    return T.reinterpret(value, dtype=dtype)
+
+
+def cast(value: Expr, dtype: str) -> Expr:
+    """Convert a value."""
+    return T.cast(value, dtype)
+
+
+def pick(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    """Choose lane by lane; both sides are evaluated."""
+    return T.Select(condition, yes, no)
+
+
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """Pick lanes of the concatenated vectors; no more lanes than they have together."""
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+
+
+def intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
+    """Call one pure LLVM intrinsic; the name carries the overload suffix, e.g. llvm.sqrt.v16f32."""
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
+
+
+def transpose16(rows: Sequence[Expr]) -> list[Expr]:
+    """Transpose 16 vectors of 16 lanes in 4 rounds of 16 two-input interleaves."""
+    width = LANES
+    low = [lane for pair in range(width // 2) for lane in (pair, width + pair)]
+    high = [lane + width // 2 for lane in low]
+    values = list(rows)
+    for _ in range(4):  # interleaving row i with row i + 8 four times moves every bit of (row, lane) across
+        halves = [(values[i], values[i + 8]) for i in range(8)]
+        values = [bind(shuffle(pair, order)) for pair in halves for order in (low, high)]
+    return values
+
+
+def build(functions: Sequence[PrimFunc], target: dict[str, Any]) -> Any:
+    """Lower to an LLVM module whose functions are plain C symbols.
+
+    The pass list is TVM's default for CPUs without SplitHostDevice, MakePackedAPI and LowerTVMBuiltin.
+    """
+    llvm = tvm.target.Target(target)
+    llvm = llvm.with_host(llvm)
+    x, s = tirx.transform, s_tir.transform
+    passes = tvm.ir.transform.Sequential(
+        [
+            s.CanonicalizeLoop(),
+            s.PlanAndUpdateBufferAllocationLocation(),
+            s.ConvertBlocksToOpaque(),
+            s.CompactBufferAllocation(),
+            s.LowerMatchBuffer(),
+            s.StmtSimplify(),
+            s.LowerOpaqueBlock(),
+            x.FlattenBuffer(),
+            x.NarrowDataType(32),
+            s.LoopPartition(),
+            x.VectorizeLoop(True),
+            x.StorageRewrite(),
+            x.UnrollLoop(),
+            x.StmtSimplify(),
+            x.RemoveNoOp(),
+            x.CommonSubexprElim(),
+            x.LowerIntrin(),
+        ]
+    )
+    module = tvm.IRModule({function.attrs["global_symbol"]: function for function in functions})
+    return tvm.get_global_func("target.build.llvm")(passes(x.BindTarget(llvm)(module)), llvm)

