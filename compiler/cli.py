@@ -59,7 +59,7 @@ class _Commands(click.Group):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
 
-@click.group(cls=_Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="stic")
 def cli() -> None:
     """The group of all commands."""
@@ -83,9 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 refused with a sentence, 2 wrong usage, 130 interrupted.
     """
     try:
-        result = cli.main(args=arguments, prog_name="stic", standalone_mode=False)
+        # Not cli.main(): it answers Ctrl-C and a closed pipe in its own way.
+        with cli.make_context("stic", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            cli.invoke(context)
         sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        return 0
+    except click.exceptions.Exit as finished:  # --help, --version
+        return finished.exit_code
     except SticError as error:
         _complain(str(error))
         return error.exit_code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from pathlib import Path
 from typing import Literal
 
@@ -78,11 +79,19 @@ def _compute_row(spans: Sequence[Span], cells: int, cell_us: float) -> str:
     return "".join(row)
 
 
+def _tick_us(least_us: float) -> float:
+    """The round time (1, 2 or 5 times a power of ten) that is not below `least_us`."""
+    power = 10.0 ** floor(log10(least_us))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= least_us)
+
+
 def _axis(cells: int, cell_us: float) -> str:
-    """Tick labels, about one every 14 cells."""
+    """Tick labels at round times, at least 12 cells apart."""
     row = [" "] * (cells + 10)
-    for at in range(0, cells, 14):
-        text = "0" if at == 0 else "│" + format_time(at * cell_us)
+    tick_us = _tick_us(12 * cell_us)
+    for number in range(int(cells * cell_us / tick_us) + 1):
+        at = round(number * tick_us / cell_us)
+        text = "│" + format_time(number * tick_us)
         row[at : at + len(text)] = text
     return "".join(row).rstrip()
 
@@ -108,7 +117,7 @@ def terminal(strips: Sequence[Strip], width: int = 100) -> str:
             draw = _read_row if all(s.kind == "read" for s in spans) else _compute_row
             lines.append(f"  {lane:<{margin - 3}} {draw(spans, cells, cell_us)}".rstrip())
     lines.append(" " * margin + _axis(cells, cell_us))
-    lines.append(" " * margin + "read: height = how busy; compute: E embedding, last digit of the layer, H head, · waits")
+    lines.append("  read: height = how busy; compute: E embedding, last digit of the layer, H head, · waits")
     return "\n".join(lines)
 
 

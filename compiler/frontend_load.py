@@ -81,7 +81,9 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 def _reject_foreign(graph: onnx.GraphProto, path: Path) -> None:
     for node in graph.node:
         if node.op_type in _DECODER or (node.op_type == "Attention" and len(node.input) > 4 and node.input[4]):
-            raise UnsupportedModelError(f"{path}: {describe(node)} belongs to a decoder; decoders are not supported yet")
+            raise UnsupportedModelError(
+                f"{path}: {describe(node)} belongs to a decoder; decoders are not supported yet"
+            )
         if node.op_type in _CNN:
             raise UnsupportedModelError(
                 f"{path}: {describe(node)} belongs to a convolutional network; expected a text encoder of the BERT family"

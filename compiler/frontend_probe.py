@@ -16,7 +16,6 @@ from stic.runtime.errors import UnsupportedModelError
 
 FULL, PARTIAL = 0, 1  # the two probes: every token kept; some masked, and token types that differ
 _BATCH, _SEQUENCE = 2, 5  # where the file leaves them open
-_MASKED = -1e3  # a mask adds less than this to a score; expf of it is zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +26,8 @@ class Inputs:
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
     types: NDArray[np.int64]
-    has_types: bool
+    has_mask: bool
+    fixed_length: bool  # the file fixes the number of tokens
 
 
 def probe(graph: Graph) -> Inputs:
@@ -51,7 +51,7 @@ def probe(graph: Graph) -> Inputs:
             f"{graph.where}: inputs {', '.join(repr(n) for n in rest)} remain beside the token ids '{ids_name}'; "
             "expected one attention mask"
         )
-    batch, sequence = _axes(graph)
+    batch, sequence, fixed_length = _axes(graph)
     ids = (vocabulary // 2 + np.arange(2 * batch * sequence, dtype=np.int64)) % vocabulary
     mask = np.ones((2, batch, sequence), np.int64)
     mask[PARTIAL, :, -1:] = 0
@@ -59,7 +59,7 @@ def probe(graph: Graph) -> Inputs:
     types = np.zeros((2, batch, sequence), np.int64)
     if types_name:
         types[PARTIAL, :, 1::2] = min(1, types_rows - 1)
-    inputs = Inputs(word, ids.reshape(2, batch, sequence), mask, types, bool(types_name))
+    inputs = Inputs(word, ids.reshape(2, batch, sequence), mask, types, bool(rest), fixed_length)
     positions = np.broadcast_to(np.arange(sequence), (batch, sequence))
     graph.features.update(nx.descendants(graph.flow, word) | {word})
     for value in graph.inputs:
@@ -92,9 +92,7 @@ def _constants(graph: Graph) -> set[str]:
     """Values that are weights, or made of weights by operators that keep a table a table."""
     known = set(graph.weights)
     for node in graph.nodes:
-        if node.op_type == "Constant" or (
-            node.op_type in ("Identity", "Cast", "Transpose") and node.input[0] in known
-        ):
+        if node.op_type == "Constant" or (node.op_type in ("Identity", "Cast", "Transpose") and node.input[0] in known):
             known.update(node.output)
     return known
 
@@ -106,8 +104,8 @@ def _fold(graph: Graph, value: str) -> NDArray[Any]:
     return np.asarray(graph.run_node(node, [_fold(graph, name) for name in node.input])[0])
 
 
-def _axes(graph: Graph) -> tuple[int, int]:
-    """Return the probe's batch and sequence: as the file fixes them, else small and different."""
+def _axes(graph: Graph) -> tuple[int, int, bool]:
+    """Return the probe's batch and tokens, as the file fixes them, else small and different; and whether tokens are fixed."""
     fixed: list[set[int]] = [set(), set()]
     for value in graph.inputs:
         dims = value.type.tensor_type.shape.dim
@@ -123,71 +121,9 @@ def _axes(graph: Graph) -> tuple[int, int]:
             f"{graph.where}: its inputs have sizes {sorted(fixed[0])} x {sorted(fixed[1])}; expected one batch and one "
             "sequence length of at least 2 tokens for all"
         )
-    return next(iter(fixed[0]), _BATCH), next(iter(fixed[1]), _SEQUENCE)
+    return next(iter(fixed[0]), _BATCH), next(iter(fixed[1]), _SEQUENCE), bool(fixed[1])
 
 
 def _dtype(value: onnx.ValueInfoProto) -> Any:
     kind = value.type.tensor_type.elem_type
     return np.float32 if kind in (1, 10, 11, 16) else helper.tensor_dtype_to_np_dtype(kind)
-
-
-def refuse_causal(graph: Graph) -> None:
-    """Raise UnsupportedModelError if any softmax hides later tokens from earlier ones: that is a decoder."""
-    for value in graph.producers:
-        if graph.op(value) == "Softmax":
-            for score in _score_terms(graph, graph.producers[value].input[0]):
-                bias = score[1]
-                if bias.ndim >= 2 and bias.shape[-1] == bias.shape[-2] > 1 and _is_causal(bias):
-                    node = graph.producers[value]
-                    raise UnsupportedModelError(
-                        f"{graph.where}: node '{node.name or value}' (op Softmax) hides later tokens (a causal mask): this "
-                        "is a decoder; decoders are not supported yet"
-                    )
-
-
-def _is_causal(bias: NDArray[Any]) -> bool:
-    size = bias.shape[-1]
-    later = np.triu(np.ones((size, size), bool), 1)
-    hidden = bias < _MASKED
-    return bool(hidden[..., later].all() and not hidden[..., ~later].any())
-
-
-def _score_terms(graph: Graph, value: str, probe_number: int = FULL) -> list[tuple[str, NDArray[Any]]]:
-    """List what is added to scores on the way back from `value`, as (value name, array)."""
-    found = []
-    while value in graph.features:
-        features, others = graph.operands(value)
-        op = graph.op(value)
-        if op == "Where" and len(features) == 1:
-            node = graph.producers[value]
-            chosen = graph.value(node.input[0], probe_number).astype(bool)
-            kept = chosen if node.input[1] in graph.features else ~chosen
-            fill = graph.value(node.input[2] if node.input[1] in graph.features else node.input[1], probe_number)
-            found.append((value, np.where(kept, 0.0, fill)))
-        elif op in ("Add", "Sub") and len(features) == 1:
-            array = graph.value(others[0], probe_number)
-            found.append((value, array if op == "Add" else -array))
-        elif op not in ("Mul", "Div", "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"):
-            break
-        if len(features) != 1:
-            break
-        value = features[0]
-    return found
-
-
-def check_mask(graph: Graph, inputs: Inputs, softmax: str) -> str:
-    """Check that scores get a padding mask and nothing else; return the value of the scores' matrix product."""
-    node = graph.producers[softmax]
-    for number in (FULL, PARTIAL):
-        batch = inputs.mask.shape[1]
-        for value, bias in _score_terms(graph, node.input[0], number):
-            kept = inputs.mask[number].astype(bool)
-            rank = max(bias.ndim, 1)
-            keys = np.broadcast_to(bias, (*bias.shape[:-1], kept.shape[1])) if rank else bias
-            full = np.broadcast_to(keys, (batch if keys.ndim < 3 else keys.shape[0], *keys.shape[1:])) if rank > 2 else keys
-            if rank > 2 and full.shape[0] % batch == 0:
-                rows = full.reshape(batch, -1, *full.shape[1:]) if full.shape[0] != batch else full
-                seen = np.stack([rows[b][..., kept[b]].ravel().astype(np.float64) for b in range(batch)], 0) if False else None
-                del seen
-            _check(graph, value, full, kept)
-    return node.input[0]

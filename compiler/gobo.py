@@ -4,9 +4,9 @@ Each matrix of each shard has its own Gaussian, its own outliers and, for every 
 start as means of equally populated bins; then weights move to the nearest centroid and centroids to the mean
 of theirs, and the dictionary with the least L1 error is kept: the loop ends as soon as L1 stops falling.
 
-The paper's outlier test, log-density < -4, changes its meaning with the unit of the weights: |z| > 3.55 at sigma
-0.04 but 2.48 at sigma 1. Here the limit is stated in |z|: 3.17, beyond which 0.15 % of a Gaussian lie, the rate that the
-paper reports.
+The paper's outlier test, log-density < -4, changes its meaning with the unit of the weights: |z| > 3.55 at sigma 0.04
+but 2.48 at sigma 1. Here the limit is stated in |z|: 3.17, beyond which 0.15 % of a Gaussian lie, the rate that the
+paper reports. Real tails are heavier, so more weights are kept.
 """
 
 from __future__ import annotations

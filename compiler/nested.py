@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from stic.compiler.codebook import HIGH, Fit, Tree, fit_tree, refine
 from stic.compiler.model import Array
+from stic.compiler.rounding import round_jointly
 from stic.runtime.format import LEVEL_BITS
 
 # 1 / (error of the Lloyd-Max quantizer of a unit normal): levels count by how far they are from their own best.
 PRIORITY = {2: 8.5, 3: 29.0, 4: 105.0, 5: 400.0, 6: 1550.0, 7: 6000.0, 8: 24000.0}
+JOINT_UP_TO = 6  # finest level whose codes are chosen together
 SCALED_BY = (2, 3, 4)  # levels that the row scales are fitted to; above, any scale does
 INT8_MAX = 127
 
@@ -25,24 +27,28 @@ INT8_MAX = 127
 def fit_nested(
     weights: Sequence[Array], moments: Sequence[Array], outlier_rate: float, alternations: int = 3
 ) -> tuple[Array, list[Fit]]:
-    """Fit matrices (n, k) that share their row scale; `moments` (k,) weigh their columns.
+    """Fit matrices (n, k) that share their row scale; `moments` (k, k) are the second moments of their inputs.
 
     Returns the scale (n,) and one Fit a matrix. `outlier_rate` is the share of weights kept exactly: those furthest
     out in units of their row's root mean square.
     """
     outliers = _outliers(weights, outlier_rate)
+    squares = [np.diag(moment) for moment in moments]
     scale = _rms(weights, outliers)
     for turn in range(alternations + 1):
         scaled = [w / scale[:, None] for w in weights]
         trees = [
             _tree(z, scale, moment, outlier)
-            for z, moment, outlier in zip(scaled, moments, outliers, strict=True)
+            for z, moment, outlier in zip(scaled, squares, outliers, strict=True)
         ]
         if turn < alternations:
-            scale = _least_squares(weights, scaled, trees, moments, outliers, scale)
+            scale = _least_squares(weights, scaled, trees, squares, outliers, scale)
     largest = max(max(abs(tree.centroids[HIGH][0]), abs(tree.centroids[HIGH][-1])) for tree in trees)
     step = np.float32(largest / INT8_MAX) if largest > 0 else np.float32(1.0)
-    fits = [_coded(z, tree, step, outlier) for z, tree, outlier in zip(scaled, trees, outliers, strict=True)]
+    fits = [
+        _coded(z, tree, step, moment, outlier)
+        for z, tree, moment, outlier in zip(scaled, trees, moments, outliers, strict=True)
+    ]
     return (scale * step).astype(np.float32), fits
 
 
@@ -96,11 +102,11 @@ def _least_squares(
     return np.where((bottom > 0) & (top > 0), top / np.where(bottom > 0, bottom, 1), scale).astype(np.float32)
 
 
-def _coded(scaled: Array, tree: Tree, step: np.float32, outlier: NDArray[np.bool_]) -> Fit:
-    """Round the tables to int8 and cut the samples anew between the rounded entries."""
+def _coded(scaled: Array, tree: Tree, step: np.float32, moment: Array, outlier: NDArray[np.bool_]) -> Fit:
+    """Round the tables to int8, put the thresholds between the rounded entries, and choose the codes."""
     rounded = {bits: np.rint(tree.centroids[bits] / step) for bits in LEVEL_BITS}
     thresholds = refine(tree.thresholds / step, rounded, PRIORITY)
-    codes = Tree(thresholds, rounded).codes(scaled / step)
+    codes = round_jointly(scaled / step, Tree(thresholds, rounded), moment, outlier, PRIORITY, JOINT_UP_TO)
     return Fit(
         {HIGH: codes},
         {bits: table.astype(np.int8) for bits, table in rounded.items()},

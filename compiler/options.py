@@ -40,6 +40,7 @@ class CompileOptions:
     calibration: Path | None = None  # TSV for importance; None: the built-in sentences
     importance: Path | None = None  # what `stic profile` wrote; None: measure now
     profile: Path | None = None  # what `stic probe` wrote; None: probe (this host) or take the target file's numbers
+    model_output: str | None = None  # which of the graph's outputs; None: the first
     max_length: int = 128  # longest input, tokens
     slices: int | None = None  # per layer; None: the number of heads
     quantizer: Quantizer = "nested"
@@ -60,7 +61,12 @@ class CompileOptions:
             raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
         if not 0.0 <= self.margin < 1.0:
             raise InputError(f"--margin is {self.margin}: it is a share of the latency budget, from 0 to below 1")
-        for name, value in (("--slices", self.slices), ("--threads", self.threads), ("--lanes", self.lanes)):
+        for name, value in (
+            ("--slices", self.slices),
+            ("--threads", self.threads),
+            ("--lanes", self.lanes),
+            ("--jobs", self.jobs),
+        ):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: it must be at least 1")
         for name, value in (("--latency", self.budget.latency_us), ("--memory", self.budget.memory_bytes)):

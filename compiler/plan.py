@@ -136,6 +136,17 @@ class Plan:
         return float(np.mean(bits)) if bits else 0.0
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a planner says of its plan, from formulas; `stic.compiler.simulate.check` compares it with the replay."""
+
+    latency_us: float
+    peak_bytes: int  # everything the engine holds
+    preload_bytes: int
+    working_bytes: int
+    io_bytes: int
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
     """Plain data for plan.json."""
     return {"format": 1, **asdict(plan)}

@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from stic.compiler.codebook import Fit
 from stic.compiler.gobo import fit_gobo
 from stic.compiler.model import Array, Model
+from stic.compiler.moments import input_moments
 from stic.compiler.nested import fit_nested
-from stic.compiler.sharding import Geometry, ShardedModel, assemble, shard_matrices
+from stic.compiler.sharding import ShardedModel, assemble, shard_matrices
 from stic.runtime.errors import InputError
 from stic.runtime.format import FULL, LEVEL_BITS, MATRICES, levels_of, record_layout
 
 Quantizer = Literal["nested", "gobo"]
 QUANTIZERS: tuple[Quantizer, ...] = ("nested", "gobo")
 SHARED_SCALE = ("out", "down")  # matrices whose row scale is one for all slices of a layer
-OUTLIER_RATE = 0.004  # share of weights that `nested` keeps exactly
-MOMENT_FLOOR = 0.01  # least moment of an input, as a share of the mean
+OUTLIER_RATE = 0.005  # share of weights that `nested` keeps exactly
+MOMENT_FLOOR = 0.01  # added to every input's mean square, as a share of their mean
+CORRELATION_SHRINKAGE = 0.1  # what is taken from measured correlations
 Moments = Mapping[tuple[int, str], Array]
 
 
@@ -86,36 +88,22 @@ def quantize(
 ) -> QuantizedModel:
     """Quantise every shard at 2..8 bits.
 
-    `moments[layer, name]` weighs the inputs of a matrix by their mean square, (features,) over the whole layer in the
-    order of `sharded`; left out, `norm_moments` derives it from the weights. `outlier_rate` is the share of weights
-    kept exactly; gobo takes neither. Raises InputError for an unknown quantizer or weights that are not finite.
+    `moments` come from `input_moments` on text like what the model will read; left out, from random tokens.
+    `outlier_rate` is the share of weights kept exactly. gobo takes neither. Raises InputError for an unknown
+    quantizer or weights that are not finite.
     """
     if quantizer not in QUANTIZERS:
         raise InputError(f"there is no quantizer {quantizer!r}; try one of {', '.join(QUANTIZERS)}")
-    known = norm_moments(sharded) if moments is None else moments
+    if quantizer == "nested" and moments is None:
+        moments = input_moments(sharded)
     layers = []
     for number in range(sharded.geometry.layers):
         slices: list[dict[str, QuantizedMatrix]] = [{} for _ in range(sharded.geometry.slices)]
         matrices = [shard_matrices(sharded, number, index) for index in range(sharded.geometry.slices)]
         for name in MATRICES:
-            _quantize_matrices(sharded, number, name, matrices, slices, quantizer, known, outlier_rate)
+            _quantize_matrices(sharded, number, name, matrices, slices, moments, outlier_rate)
         layers.append(tuple(slices))
     return QuantizedModel(sharded, quantizer, tuple(layers))
-
-
-def norm_moments(sharded: ShardedModel) -> dict[tuple[int, str], Array]:
-    """Return the mean square of the inputs of qkv and up, (hidden,), which a layer norm determines.
-
-    A norm's output is gamma * z + beta with z of mean 0 and mean square 1 over the features, so the mean square of
-    feature k is about gamma[k]^2 + beta[k]^2. Nothing like it holds for out and down: they are left out (weight 1).
-    """
-    model = sharded.model
-    before = [model.embeddings.norm, *(layer.ffn_norm for layer in model.layers[:-1])]
-    result = {}
-    for number, (norm, layer) in enumerate(zip(before, model.layers, strict=True)):
-        result[number, "qkv"] = norm.gamma**2 + norm.beta**2
-        result[number, "up"] = layer.attention_norm.gamma**2 + layer.attention_norm.beta**2
-    return result
 
 
 def _quantize_matrices(
@@ -124,11 +112,10 @@ def _quantize_matrices(
     name: str,
     matrices: list[dict[str, Array]],
     slices: list[dict[str, QuantizedMatrix]],
-    quantizer: Quantizer,
-    moments: Moments,
+    moments: Moments | None,
     outlier_rate: float,
 ) -> None:
-    """Quantise one matrix of all slices of a layer, together where they share their scale."""
+    """Quantise one matrix of all slices of a layer, together where they share their scale; no moments: by GOBO."""
     g = sharded.geometry
     every = list(range(g.slices))
     for group in [every] if name in SHARED_SCALE else [[index] for index in every]:
@@ -136,27 +123,31 @@ def _quantize_matrices(
         weights = [matrices[index][name][np.ix_(*sides)] for index, sides in zip(group, used, strict=True)]
         if not all(np.isfinite(w).all() for w in weights):
             raise InputError(f"{sharded.model.name}: layer {layer}, {name} holds NaN or infinite weights")
-        if quantizer == "nested":
-            columns = [_moments(g, moments.get((layer, name)), name, index) for index in group]
-            scale, fits = fit_nested(weights, columns, outlier_rate)
-        else:
+        if moments is None:
             scale, fits = fit_gobo(weights)
+        else:
+            blocks = moments[layer, name]
+            inputs = [
+                _damped(blocks[index % len(blocks)], int(columns.sum()))
+                for index, (_, columns) in zip(group, used, strict=True)
+            ]
+            scale, fits = fit_nested(weights, inputs, outlier_rate)
         for index, (rows, columns_used), fit in zip(group, used, fits, strict=True):
             slices[index][name] = _padded(fit, scale, matrices[index][name], rows, columns_used)
 
 
-def _moments(geometry: Geometry, moments: Array | None, name: str, index: int) -> Array:
-    """The part of a layer's input moments that a slice's columns meet; at least a little, so that none is ignored."""
-    count = int(geometry.used(name, index)[1].sum())
-    if moments is None:
-        return np.ones(count, np.float32)
-    start = 0
-    if name == "out":
-        start = index * geometry.attention_per_slice
-    elif name == "down":
-        start = geometry.neurons(index).start
-    floor = MOMENT_FLOOR * float(np.mean(moments))
-    return np.maximum(moments[start : start + count], floor).astype(np.float32)
+def _damped(moments: Array, count: int) -> Array:
+    """The moments of the first `count` inputs, shrunk a little towards independent, equally large ones.
+
+    The shrinkage covers for the tokens that were not measured.
+    """
+    inner = moments[:count, :count]
+    diagonal = np.diag(inner)
+    mean = float(diagonal.mean()) if count else 1.0
+    base = (1 - CORRELATION_SHRINKAGE) * inner + CORRELATION_SHRINKAGE * np.diag(diagonal)
+    if mean <= 0:
+        return np.eye(count, dtype=np.float32)
+    return ((base + MOMENT_FLOOR * mean * np.eye(count)) / mean).astype(np.float32)
 
 
 def _padded(

@@ -23,8 +23,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from stic.runtime.errors import InputError
 from tokenizers import Tokenizer
+
+from stic.runtime.errors import InputError
 
 Kind = Literal["classification", "similarity", "unlabelled"]
 Pair = tuple[str, str | None]

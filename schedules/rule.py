@@ -6,7 +6,7 @@ Adding an instruction set means adding its rule to the tuples it serves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from stic.schedules.cpu.activation import activation
 from stic.schedules.cpu.attention import attention
@@ -47,12 +47,12 @@ EVERY_CPU: tuple[Rule, ...] = (
 )
 
 
-def _first(answers: list[PrimFunc | None]) -> PrimFunc:
+def _first(answers: Iterable[PrimFunc | None]) -> PrimFunc:
     return next(answer for answer in answers if answer is not None)
 
 
 def kernels_for(target: Target, shape: KernelShape) -> tuple[PrimFunc, ...]:
     """Return every function of kernels.so for this target and model, one PrimFunc a symbol."""
-    dot = _first([rule(target, shape) for rule in DOT])
-    unpack = [_first([rule(target, shape, width) for rule in UNPACK]) for width in WIDTHS]
-    return (dot, *unpack, *(_first([rule(target, shape)]) for rule in EVERY_CPU))
+    dot = _first(rule(target, shape) for rule in DOT)
+    unpack = [_first(rule(target, shape, width) for rule in UNPACK) for width in WIDTHS]
+    return (dot, *unpack, *(_first((rule(target, shape),)) for rule in EVERY_CPU))

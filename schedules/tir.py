@@ -119,16 +119,19 @@ def intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
 
 
-def transpose16(rows: Sequence[Expr]) -> list[Expr]:
-    """Transpose 16 vectors of 16 lanes in 4 rounds of 16 two-input interleaves."""
-    width = LANES
-    low = [lane for pair in range(width // 2) for lane in (pair, width + pair)]
-    high = [lane + width // 2 for lane in low]
-    values = list(rows)
-    for _ in range(4):  # interleaving row i with row i + 8 four times moves every bit of (row, lane) across
-        halves = [(values[i], values[i + 8]) for i in range(8)]
-        values = [bind(shuffle(pair, order)) for pair in halves for order in (low, high)]
-    return values
+def transpose16(block: Buffer, spare: Buffer) -> None:
+    """Transpose `block` (16, 16) in 4 rounds of 16 two-input interleaves; `spare` is as large.
+
+    The rounds go through local buffers, which LLVM turns into registers: one expression of all rounds takes TVM's
+    simplifier minutes.
+    """
+    low = [lane for pair in range(LANES // 2) for lane in (pair, LANES + pair)]
+    high = [lane + LANES // 2 for lane in low]
+    for source, destination in ((block, spare), (spare, block)) * 2:
+        for i in range(LANES // 2):  # interleaving rows i and i + 8 moves one bit of (row, lane) across
+            pair = [load(source, i * LANES), load(source, (i + LANES // 2) * LANES)]
+            for half, order in enumerate((low, high)):
+                store(destination, (2 * i + half) * LANES, shuffle(pair, order))
 
 
 def build(functions: Sequence[PrimFunc], target: dict[str, Any]) -> Any:

@@ -19,7 +19,6 @@ from stic.compiler.commands.parameters import (
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.compiler.options import CompileOptions
 from stic.compiler.plan import Budget
-from stic.runtime.errors import InputError
 
 
 def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> CompileOptions:
@@ -63,7 +62,7 @@ def export_command(directory: Path, output: Path, pooling: str | None) -> None:
 
 @click.command("plan")
 @click.argument("model", type=FILE)
-@click.option("--target", required=True, metavar="NAME|FILE", help="A device stic knows (host, odroid-n2plus, ...).")
+@click.option("--target", required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...).")
 @budget_options
 @model_options
 @click.option("--sweep", is_flag=True, help="Plan for a grid of budgets and print what each buys.")
@@ -94,24 +93,31 @@ def plan_command(
       stic plan minilm.onnx --target odroid-n2plus --latency 200ms        (least memory)
       stic plan minilm.onnx --target host --sweep --latencies 40ms,60ms,90ms --memories 10MiB,14MiB,20MiB
     """
-    from stic.compiler import report
-    from stic.compiler.pipeline import plan_model
-
     if not sweep and (latencies or memories):
         raise click.UsageError("--latencies and --memories belong to --sweep")
+    from stic.compiler import report
+    from stic.compiler.drawing import picture, terminal
+    from stic.compiler.pipeline import plan_model
+
     options = _options(model, target, None, **chosen)
     with progress_bar() as progress:
         result = plan_model(options, progress)
+    claim = (result.timeline.latency_us, result.timeline.peak_bytes)
     if plan_file is not None:
         from stic.compiler.plan import dumps
 
         plan_file.write_text(dumps(result.plan))
     if sweep:
-        from stic.compiler.sweep import draw, sweep_plans
+        from stic.compiler.planner import solve
+        from stic.compiler.sweep import draw, grid_around, sweep_plans
 
         with progress_bar() as progress:
             points = sweep_plans(
-                result.problem, result.plan, options.planner, options.bits, latencies, memories, progress
+                result.problem,
+                lambda problem: solve(problem, options.planner, options.bits, options.time_limit_s),
+                latencies or grid_around(options.budget.latency_us or claim[0]),
+                memories or grid_around(options.budget.memory_bytes or claim[1]),
+                progress,
             )
         if figure is not None:
             draw(points, figure)
@@ -120,19 +126,18 @@ def plan_command(
         else:
             console.print(report.sweep_table(points))
         return
+    strip = report.predicted(result.timeline.events, options.max_length, options.budget.latency_us)
     if figure is not None:
-        from stic.compiler.drawing import picture
-
-        picture([report.predicted(result.plan, result.timeline)], figure)
+        picture([strip], figure)
     if as_json:
-        click.echo(json.dumps(report.plan_facts(result.plan, result.timeline), indent=1))
+        click.echo(json.dumps(report.plan_facts(result.plan, *claim), indent=1))
     else:
-        report.print_plan(console, result.plan, result.timeline)
+        report.print_plan(console, result.plan, *claim, terminal([strip], console.width))
 
 
 @click.command("compile")
 @click.argument("model", type=FILE)
-@click.option("--target", required=True, metavar="NAME|FILE", help="A device stic knows (host, odroid-n2plus, ...).")
+@click.option("--target", required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...).")
 @budget_options
 @click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write.")
 @model_options
@@ -153,21 +158,21 @@ def compile_command(model: Path, target: str, output: Path, as_json: bool, **cho
       stic compile minilm.onnx --target host --planner preload --bits 6 -o resident.stic   (a baseline)
     """
     from stic.compiler import report
+    from stic.compiler.drawing import terminal
     from stic.compiler.pipeline import compile_model
 
-    if output.exists() and not (output / "index.bin").exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not a package: name another directory with -o")
     options = _options(model, target, output, **chosen)
     with progress_bar() as progress:
         result = compile_model(options, progress)
     if options.until is not None:
         console.print(f"stopped after stage {options.until}", highlight=False)
         return
+    claim = (result.timeline.latency_us, result.timeline.peak_bytes)
     if as_json:
-        facts = {"package": str(output), **report.plan_facts(result.plan, result.timeline)}
-        click.echo(json.dumps(facts, indent=1))
+        click.echo(json.dumps({"package": str(output), **report.plan_facts(result.plan, *claim)}, indent=1))
     else:
-        report.print_plan(console, result.plan, result.timeline)
+        strip = report.predicted(result.timeline.events, options.max_length, options.budget.latency_us)
+        report.print_plan(console, result.plan, *claim, terminal([strip], console.width))
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ from stic.runtime.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PLANNERS = ("ilp", "greedy", "load-exec", "pipeline", "preload")
+PLANNERS = ("ilp", "greedy", "load-and-exec", "pipeline", "preload")
 
 
 class Quantity(click.ParamType):
@@ -71,7 +71,7 @@ budget_options = compose(
             "--latency",
             type=TIME,
             metavar="TIME",
-            help="From submitting tokens to the output, preload buffer warm, everything else cold. Left out: minimised.",
+            help="From submitting tokens to the output, preload buffer warm, all else cold. Left out: minimised.",
         ),
         click.option(
             "--memory",
@@ -79,12 +79,43 @@ budget_options = compose(
             metavar="SIZE",
             help="Everything the engine holds at its peak: trunk, buffers, activations, stacks. Left out: minimised.",
         ),
-        click.option(
-            "--preload", type=SIZE, metavar="SIZE", help="Caps the preload buffer alone (the paper's |S|)."
-        ),
+        click.option("--preload", type=SIZE, metavar="SIZE", help="Caps the preload buffer alone (the paper's |S|)."),
     )
 )
 
+_CALIBRATION = click.option(
+    "--calibration",
+    type=FILE,
+    metavar="FILE",
+    help="TSV that importance is measured on; default: sentences built into stic.",
+)
+_METHOD = click.option(
+    "--method",
+    type=click.Choice(["curves", "sti"]),
+    default="curves",
+    show_default=True,
+    help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
+)
+_JOBS = click.option(
+    "--jobs", type=int, default=1, show_default=True, metavar="K", help="Processes that measure importance."
+)
+_SHARDS = (
+    click.option("--model-output", metavar="NAME", help="Which of the graph's outputs is wanted; default: the first."),
+    click.option(
+        "--max-length", type=int, default=128, show_default=True, metavar="N", help="Longest input, in tokens."
+    ),
+    click.option("--slices", type=int, metavar="M", help="Slices per layer; default: the number of heads."),
+    click.option(
+        "--quantizer",
+        type=click.Choice(["nested", "gobo"]),
+        default="nested",
+        show_default=True,
+        help="nested: one store serves every bitwidth; gobo: independent copies, as published.",
+    ),
+)
+# What decides the shards and what they are worth.
+shard_options = compose((_CALIBRATION, _METHOD, _JOBS, *_SHARDS))
+# What decides a plan, budgets aside.
 model_options = compose(
     (
         click.option(
@@ -98,44 +129,6 @@ model_options = compose(
             "--bits", type=click.IntRange(2, 32), metavar="X", help="Uniform bitwidth, for the baselines: 2..8, 16, 32."
         ),
         click.option(
-            "--max-length", type=int, default=128, show_default=True, metavar="N", help="Longest input, in tokens."
-        ),
-        click.option("--slices", type=int, metavar="M", help="Slices per layer; default: the number of heads."),
-        click.option(
-            "--quantizer",
-            type=click.Choice(["nested", "gobo"]),
-            default="nested",
-            show_default=True,
-            help="nested: one store serves every bitwidth; gobo: independent copies, as published.",
-        ),
-        click.option(
-            "--full-bits",
-            type=click.Choice(["0", "16", "32"]),
-            default="16",
-            show_default=True,
-            help="Width of the full-precision level; 0: none.",
-        ),
-        click.option("--threads", type=int, metavar="K", help="Compute threads; default: the target's."),
-        click.option("--lanes", type=int, metavar="K", help="IO lanes; default: the target's."),
-        click.option(
-            "--calibration",
-            type=FILE,
-            metavar="FILE",
-            help="TSV that importance is measured on; default: sentences built into stic.",
-        ),
-        click.option("--importance", type=FILE, metavar="FILE", help="What `stic profile` wrote; skips measuring it."),
-        click.option(
-            "--device", type=FILE, metavar="FILE", help="What `stic probe` wrote; default: probe this host, else the target file."
-        ),
-        click.option(
-            "--method",
-            type=click.Choice(["curves", "sti"]),
-            default="curves",
-            show_default=True,
-            help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
-        ),
-        click.option("--jobs", type=int, default=1, show_default=True, help="Processes that measure importance."),
-        click.option(
             "--time-limit",
             type=TIME,
             default="10s",
@@ -148,7 +141,28 @@ model_options = compose(
             type=float,
             default=0.05,
             show_default=True,
+            metavar="SHARE",
             help="Share of the latency budget kept back for jitter.",
         ),
+        *_SHARDS,
+        click.option(
+            "--full-bits",
+            type=click.Choice(["0", "16", "32"]),
+            default="16",
+            show_default=True,
+            help="Width of the full-precision level; 0: none.",
+        ),
+        click.option("--threads", type=int, metavar="K", help="Compute threads; default: the target's."),
+        click.option("--lanes", type=int, metavar="K", help="IO lanes; default: the target's."),
+        click.option(
+            "--device",
+            type=FILE,
+            metavar="FILE",
+            help="What `stic probe` wrote; default: probe this host, else the target file.",
+        ),
+        click.option("--importance", type=FILE, metavar="FILE", help="What `stic profile` wrote; skips measuring it."),
+        _CALIBRATION,
+        _METHOD,
+        _JOBS,
     )
 )

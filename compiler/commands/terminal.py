@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from stic.compiler.options import Progress as Report
 
-console = Console(highlight=False)
-QUIET_S = 2.0  # a stage shorter than this shows nothing
+# Texts of users may hold brackets, so no markup. Where no terminal gives a width, tables get enough.
+console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 110)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Report]:
-    """A progress bar with time left, on stderr, that appears when a stage takes more than two seconds.
+    """Yield what stages call; shows a bar for each stage with time left, on stderr, while it runs.
 
-    Yields what stages call. When stderr is no terminal, one line a stage is printed instead.
+    Where stderr is no terminal, one line is printed when a stage begins.
     """
-    error = Console(stderr=True, highlight=False)
+    error = Console(stderr=True, highlight=False, markup=False)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}" if error.is_terminal else ""),
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -34,17 +42,14 @@ def progress_bar() -> Iterator[Report]:
         disable=not error.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
-    begun: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage not in begun:
-            begun[stage] = now
-            if not error.is_terminal:
-                print(f"stic: {stage}", file=error.file, flush=True)
+        if stage not in tasks:
             for task in tasks.values():
                 bar.update(task, visible=False)
-            tasks[stage] = bar.add_task(stage, total=total or None, start=True)
+            tasks[stage] = bar.add_task(stage, total=total or None)
+            if not error.is_terminal:
+                print(f"stic: {stage}", file=sys.stderr, flush=True)
         bar.update(tasks[stage], completed=done, total=total or None)
 
     with bar:

@@ -1,1 +1,39 @@
-"""Planners: one signature, `Problem -> Plan` (see stic.compiler.plan)."""
+"""Planners: one signature, `Problem -> Plan` (see stic.compiler.plan); docs/planner.md has the mathematics."""
+
+from __future__ import annotations
+
+from stic.compiler.plan import Plan, Problem
+from stic.compiler.planner import baselines, greedy, optimal
+from stic.runtime.errors import InfeasibleError, InputError
+
+FIXED = {  # planners that hold every shard at the given bits
+    "load-and-exec": baselines.load_and_exec,
+    "pipeline": baselines.pipeline,
+    "preload": baselines.preload,
+}
+SLACK = {"greedy": (True, False), "greedy-slack": (True,), "greedy-no-slack": (False,)}
+PLANNERS = ("ilp", *SLACK, *FIXED)
+
+
+def solve(
+    problem: Problem, planner: str = "ilp", bits: int | None = None, time_limit_s: float = 10.0, workers: int = 2
+) -> Plan:
+    """Plan `problem` with one of PLANNERS. `bits` is for the baselines at a fixed bitwidth, and only for them.
+
+    Raises InfeasibleError if no plan (of this planner) meets the budget, InputError for a wrong choice.
+    """
+    if planner not in PLANNERS:
+        raise InputError(f"there is no planner {planner!r}; choose one of {', '.join(PLANNERS)}")
+    if (planner in FIXED) != (bits is not None):
+        raise InputError(f"planner {planner} {'needs' if planner in FIXED else 'does not take'} --bits")
+    if planner in FIXED:
+        assert bits is not None
+        return FIXED[planner](problem, bits)
+    if planner == "ilp":
+        return optimal.solve(problem, time_limit_s, workers)
+    plan = greedy.solve(problem, SLACK[planner], planner)
+    if plan is None:
+        raise InfeasibleError(
+            f"planner {planner} finds no plan for this budget; planner ilp may, or says what it takes"
+        )
+    return plan

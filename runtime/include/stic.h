@@ -100,7 +100,7 @@ typedef struct stic_stats {
   uint32_t struct_bytes;     /* set by the caller: sizeof(stic_stats) */
   uint32_t direct;           /* 1: reads bypass the page cache */
   uint32_t emulated;         /* 1: the bandwidth is emulated (stic_options.io_bytes_per_s) */
-  uint32_t allocations;      /* of the last run: always 0, counted where the engine would allocate */
+  uint32_t reserved;
   uint64_t arena_bytes;
   uint64_t bookkeeping_bytes; /* index, tables made from it, trace */
   uint64_t stack_bytes;      /* of all threads the session started */
@@ -124,9 +124,8 @@ typedef enum stic_event_kind {
   STIC_EVENT_OUT = 5,
   STIC_EVENT_NORM = 6,
   STIC_EVENT_UP = 7,
-  STIC_EVENT_ACTIVATION = 8,
-  STIC_EVENT_DOWN = 9,
-  STIC_EVENT_HEAD = 10,
+  STIC_EVENT_DOWN = 8,
+  STIC_EVENT_HEAD = 9,
   STIC_EVENT_READ = 20,      /* one request of an extent */
   STIC_EVENT_ROWS = 21,      /* one block of embedding rows */
   STIC_EVENT_CHECK = 22      /* checksums of an extent */

@@ -14,8 +14,11 @@ stic_status stic_fail(stic_error *error, stic_status status, const char *format,
 }
 
 void stic_error_prefix(stic_error *error, const char *what) {
-  char sentence[sizeof error->text];
-  memcpy(sentence, error->text, sizeof sentence);
-  const size_t room = sizeof error->text - strlen(sentence) - 1;
-  snprintf(error->text, sizeof error->text, "%.*s: %s", room > 2 ? (int)(room - 2) : 0, what, sentence);
+  const size_t length = strlen(error->text), room = sizeof error->text - length;
+  size_t added = strlen(what);
+  if (room <= 3) return;
+  if (added > room - 3) added = room - 3;
+  memmove(error->text + added + 2, error->text, length + 1);
+  memcpy(error->text, what, added);
+  memcpy(error->text + added, ": ", 2);
 }

@@ -72,6 +72,9 @@ stic_status stic_package_check_memory(const stic_package *package, stic_error *e
 stic_status stic_record_check(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t size,
                               stic_error *error);
 
+/* Check the row of a token in embeddings.bin. */
+stic_status stic_row_check(const stic_package *package, const uint8_t *row, int32_t id, stic_error *error);
+
 /* The outliers of one matrix in a record that was checked: its block starts and its entries (index, fp16 bits). */
 const uint32_t *stic_record_outliers(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t matrix,
                                      const uint16_t **entries);

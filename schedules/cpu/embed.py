@@ -20,7 +20,6 @@ from stic.schedules.tir import (
     bind,
     bits,
     cast,
-    f32,
     kernel,
     load,
     local,
@@ -63,8 +62,10 @@ def embed(target: Target, shape: KernelShape) -> PrimFunc:
             return word * (splat(scale, lanes) if lanes > 1 else scale) + (place + sort)
 
         with loop((n + LANES - 1) // LANES) as tile:
-            with local((LANES * LANES, "float32"), (LANES, "int32"), (LANES, "int32"), (LANES, "float32")) as (
+            square, words = (LANES * LANES, "float32"), (LANES, "int32")
+            with local(square, square, words, words, (LANES, "float32")) as (
                 block,
+                spare,
                 tokens,
                 kind_rows,
                 scales,
@@ -83,13 +84,13 @@ def embed(target: Target, shape: KernelShape) -> PrimFunc:
                             value = feature(token, kind, scale, first, LANES)
                             store(block, lane * LANES, value * splat(keep))
                         else:
-                            store(block, lane * LANES, f32(0.0))
+                            store(block, lane * LANES, splat(scale * 0.0))  # a constant would become memset
                             for h in range(features):
                                 value = feature(token, kind, scale, first + h, 1)
                                 store(block, lane * LANES + h, value * keep, 1)
-                    columns = transpose16([bind(load(block, lane * LANES)) for lane in range(LANES)])
-                    for h, column in enumerate(columns):
-                        store(x, (tile * padded + first + h) * LANES, column)
+                    transpose16(block, spare)
+                    for h in range(features):
+                        store(x, (tile * padded + first + h) * LANES, load(block, h * LANES))
 
                 with loop(hidden // LANES) as group:
                     emit(group * LANES, LANES)

@@ -57,8 +57,11 @@ def table_registers(lut: Buffer, entries: int, width: int, flip: int, start: int
     def register(first: int) -> Expr:
         count = min(entries, width)
         if count <= 8:
-            word = bits(load(lut, first, count), f"int{8 * count}")
-            vector = bits(splat(word, width // count), f"int8x{width}")
+            word = bits(load(lut, first, count), f"uint{8 * count}")
+            if count == 4:  # widened here: LLVM 22 does not return from vpermb on a vector of equal 32-bit words
+                word = cast(word, "uint64")
+                word = word | (word << T.uint64(32))
+            vector = bits(splat(word, width // 8), f"int8x{width}")
         else:
             part = bind(load(lut, first, count))
             repeats = width // count

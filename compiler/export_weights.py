@@ -1,0 +1,88 @@
+"""Weights of a Hugging Face directory, read from model.safetensors without torch.
+
+Format: u64 header length, JSON header (name -> dtype, shape, data_offsets), then the data
+(https://huggingface.co/docs/safetensors). bfloat16, which numpy lacks, becomes float32.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.runtime.errors import InputError
+
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U8": "u1",
+    "BOOL": "u1",
+}
+_OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+
+
+class Weights:
+    """The tensors of one file, read on demand; `prefix` is put before every name asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header. InputError if `path` is missing or damaged."""
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; save the model with safetensors (save_pretrained) first")
+        self._path = path
+        self._data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        size = int(self._data[:8].view("<u8")[0]) if self._data.size >= 8 else 0
+        if not 0 < size <= self._data.size - 8:
+            raise InputError(f"{path} is not a safetensors file, or is truncated")
+        try:
+            header: dict[str, Any] = json.loads(bytes(self._data[8 : 8 + size]))
+            header.pop("__metadata__", None)
+            entries = {
+                name: (e["dtype"], tuple(e["shape"]), *map(int, e["data_offsets"])) for name, e in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} has a damaged header: {error}") from error
+        self._start = 8 + size
+        self._entries = entries
+        for old, new in _OLD_NAMES:
+            for name in [n for n in entries if n.endswith(old)]:
+                entries[name.removesuffix(old) + new] = entries[name]
+        self.prefix = ""
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self._entries
+
+    def use_prefix(self, prefix: str, probe: str) -> None:
+        """Use `prefix` if the file names its tensors so (told by the tensor `probe`)."""
+        if prefix + probe in self._entries:
+            self.prefix = prefix
+
+    def get(self, name: str, shape: tuple[int | None, ...], whole_name: bool = False) -> NDArray[Any]:
+        """Return a tensor, float16 or float32; its shape must fit `shape` (None: any size). InputError otherwise."""
+        full = name if whole_name else self.prefix + name
+        if full not in self._entries:
+            raise InputError(f"{self._path}: it has no weight '{full}', which the model of config.json needs")
+        dtype, actual, begin, end = self._entries[full]
+        if dtype not in ("F64", "F32", "F16", "BF16"):
+            raise InputError(f"{self._path}: weight '{full}' has type {dtype}; expected F32, F16, BF16 or F64")
+        if len(actual) != len(shape) or any(s is not None and s != a for s, a in zip(shape, actual, strict=True)):
+            raise InputError(f"{self._path}: weight '{full}' has shape {actual}; config.json says {shape}")
+        kind = np.dtype(_DTYPES[dtype])
+        raw = self._data[self._start + begin : self._start + end]
+        if begin < 0 or raw.size != int(np.prod(actual)) * kind.itemsize:
+            raise InputError(f"{self._path} is truncated: weight '{full}' is not whole")
+        array = np.frombuffer(raw.tobytes(), kind).reshape(actual)
+        if dtype == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        result = array if dtype == "F16" else array.astype(np.float32)
+        if not np.isfinite(result).all():
+            raise InputError(
+                f"{self._path}: weight '{full}' holds values that are NaN or infinite; train or save it again"
+            )
+        return result

@@ -1,0 +1,95 @@
+"""Measure the inputs of each matrix: how large they are and how they move together.
+
+The second moments of the inputs, over tokens, are the Hessian of a layer-wise quadratic loss. Tokens drawn at
+random from the vocabulary give it without any data; text of the kind the model will read gives it better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.compiler.forward import activate, attention_bias, embed, normalise
+from stic.compiler.model import Array, Linear, Model
+from stic.compiler.sharding import ShardedModel
+from stic.runtime.format import MATRICES
+
+Ids = NDArray[np.int64]
+Tap = Callable[[int, str, Array], Array]  # (layer, matrix name, its input (rows, K))
+
+RANDOM_SEQUENCES, RANDOM_LENGTH, RANDOM_SEED = 32, 32, 0
+
+
+def random_tokens(model: Model) -> list[Ids]:
+    """Return token sequences drawn uniformly from the vocabulary, the same ones at every call."""
+    rng = np.random.default_rng(RANDOM_SEED)
+    length = min(RANDOM_LENGTH, model.max_length)
+    return list(rng.integers(0, model.embeddings.word.shape[0], (RANDOM_SEQUENCES, length)))
+
+
+def input_moments(
+    sharded: ShardedModel, sequences: Iterable[Ids] | None = None
+) -> dict[tuple[int, str], Array]:
+    """Return, for each (layer, matrix name), the second moments E[x x^T] of its inputs over all tokens.
+
+    The shape is (1, K, K) for qkv and up, whose slices read the same inputs, and (slices, K, K) for out and down; K
+    leaves padding out and covers a full slice. `sequences` are token ids, one array (length,) each, no
+    padding; left out, `random_tokens`.
+    """
+    g, model = sharded.geometry, sharded.model
+    blocks = {"qkv": 1, "up": 1, "out": g.slices, "down": g.slices}
+    widths = {"qkv": g.hidden, "up": g.hidden, "out": g.attention_per_slice, "down": g.neurons_per_slice}
+    sums = {
+        (layer, name): np.zeros((blocks[name], widths[name], widths[name]), np.float64)
+        for layer in range(g.layers)
+        for name in MATRICES
+    }
+    tokens = 0
+
+    def tap(layer: int, name: str, x: Array) -> Array:
+        missing = blocks[name] * widths[name] - x.shape[1]
+        parts = np.pad(x, ((0, 0), (0, missing))).reshape(len(x), blocks[name], widths[name])
+        for total, part in zip(sums[layer, name], parts.transpose(1, 0, 2), strict=True):
+            dense = np.ascontiguousarray(part)
+            total += dense.T @ dense
+        return x
+
+    for ids in random_tokens(model) if sequences is None else sequences:
+        batch = np.asarray(ids)[None, : model.max_length]
+        tapped_states(model, batch, None, None, tap)
+        tokens += batch.size
+    return {key: (total / max(tokens, 1)).astype(np.float32) for key, total in sums.items()}
+
+
+def tapped_states(model: Model, ids: Ids, mask: Ids | None, types: Ids | None, tap: Tap) -> Array:
+    """Run the encoder in float32 on (batch, length) token ids; return (batch, length, hidden).
+
+    `mask` is 1 at tokens, 0 at padding. `tap` sees the input of every matrix, (rows, K), and returns what
+    the matrix shall read.
+    """
+    x = embed(model, ids, types)
+    bias, shape = attention_bias(mask), ids.shape
+    x = x.reshape(-1, model.hidden)
+    for number, layer in enumerate(model.layers):
+        read = tap(number, "qkv", x)
+        query, key, value = (_heads(_apply(m, read), shape, model.heads) for m in (layer.query, layer.key, layer.value))
+        scores = query @ key.swapaxes(-1, -2) * np.float32(model.attention_scale)
+        if bias is not None:
+            scores += bias
+        grown = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        context = (grown / grown.sum(axis=-1, keepdims=True)) @ value
+        context = context.swapaxes(1, 2).reshape(len(x), -1)
+        x = normalise(x + _apply(layer.output, tap(number, "out", context)), layer.attention_norm)
+        inner = activate(_apply(layer.ffn_in, tap(number, "up", x)), model.activation)
+        x = normalise(x + _apply(layer.ffn_out, tap(number, "down", inner)), layer.ffn_norm)
+    return x.reshape(*shape, -1)
+
+
+def _apply(linear: Linear, x: Array) -> Array:
+    return x @ linear.weight.T + linear.bias
+
+
+def _heads(x: Array, shape: tuple[int, ...], heads: int) -> Array:
+    return x.reshape(*shape, heads, -1).swapaxes(1, 2)

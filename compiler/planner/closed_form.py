@@ -1,0 +1,165 @@
+"""What a plan costs, from formulas: STI's accumulated IO budget in closed form, and buffer sizes.
+
+The planners decide by these numbers and claim them; `stic.compiler.simulate` replays events instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stic.compiler.plan import Claim, LayerPlan, Plan, Problem
+from stic.runtime.format import BLOCK, FULL, pad, row_stride
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer adds to a plan."""
+
+    io_us: float
+    compute_us: float
+    resident_bytes: int
+    streamed_bytes: int
+    kept: bool
+
+
+class CostTable:
+    """Costs of layers, remembered by (layer, bits, resident)."""
+
+    def __init__(self, problem: Problem) -> None:
+        store = problem.store
+        end = store.offset + store.bytes
+        self.problem = problem
+        self.start = (store.offset // BLOCK).tolist()  # (layer, level, slice): block where a read from here starts
+        self.end = (-(-end // BLOCK)).tolist()  # block before which a read up to here ends
+        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], LayerCost] = {}
+
+    def layer(self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...]) -> LayerCost:
+        """Cost of a layer with these bits; runs of slices are found by counting."""
+        key = (layer, bits, resident)
+        if key not in self._known:
+            self._known[key] = self._layer(*key)
+        return self._known[key]
+
+    def _layer(self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...]) -> LayerCost:
+        problem = self.problem
+        io_us, held, streamed = 0.0, 0, 0
+        for level, base, split, stop in runs(bits, resident, problem.store.nested):
+            first, last = self.start[layer][level], self.end[layer][level]
+            if split > base:
+                held += (last[split - 1] - first[base]) * BLOCK
+            if stop > split:
+                size = (last[stop - 1] - first[split]) * BLOCK
+                streamed += size
+                io_us += problem.io.extent_us(size)
+        cost = problem.compute
+        compute_us = cost.layer_us + sum(cost.slice_us[b] for b in bits) if bits else 0.0
+        return LayerCost(io_us, compute_us, held, streamed, bool(bits))
+
+
+def runs(bits: Sequence[int], resident: Sequence[int], nested: bool) -> list[tuple[int, int, int, int]]:
+    """(level, base, split, stop): slices base..split-1 of a level are resident, split..stop-1 are streamed."""
+    full = sum(b > 8 for b in bits)
+    out = []
+    for level in range(max((b for b in bits if b <= 8), default=1) - 1):
+        b = level + 2
+        if nested:
+            base, stop = full, sum(x >= b for x in bits)
+        else:
+            base, stop = sum(x > b for x in bits), sum(x >= b for x in bits)
+        out.append((level, base, base + sum(r >= b for r in resident[base:stop]), stop))
+    if full:
+        out.append((FULL, 0, sum(r > 8 for r in resident[:full]), full))
+    return out
+
+
+def embedding_us(problem: Problem, table_resident: bool) -> float:
+    """E: time to read the rows of the input's tokens."""
+    return 0.0 if table_resident else problem.io.row_us * problem.length
+
+
+def latency_us(
+    problem: Problem, costs: Sequence[LayerCost], table_resident: bool, read_ahead: int, overlap: bool
+) -> float:
+    """Finish time: submit + E, then the longest chain of reads and computations, then the head.
+
+    Without waiting this is max over stages k of (reads up to k + compute from k on), which is STI's
+    AIB(k) >= 0 for all k written as a finish time.
+    """
+    compute = problem.compute
+    io = compute.submit_us + embedding_us(problem, table_resident)
+    if not overlap:
+        return io + compute.embed_us + sum(c.io_us + c.compute_us for c in costs) + compute.head_us
+    done = [io + compute.embed_us]  # done[k + 1]: layer k is computed
+    started = [False]  # started[k + 1]: a layer up to k has streamed
+    for k, c in enumerate(costs):
+        free = k - read_ahead  # index into `done` of layer k - 1 - read_ahead
+        if free > 0 and started[free] and c.streamed_bytes:
+            io = max(io, done[free])
+        io += c.io_us
+        done.append((max(done[-1], io) if c.streamed_bytes else done[-1]) + c.compute_us)
+        started.append(started[-1] or c.streamed_bytes > 0)
+    return done[-1] + compute.head_us
+
+
+def working_bytes(streamed: Sequence[int], read_ahead: int) -> int:
+    """Working buffer for `streamed` bytes by layer: slots k mod (read_ahead + 1), neighbours sharing memory."""
+    slots = min(read_ahead, len(streamed) - 1) + 1
+    if slots == len(streamed):
+        return sum(streamed)
+    total = 0
+    for slot in range(0, slots, 2):
+        group = [k for k in range(len(streamed)) if k % slots in (slot, slot + 1)]
+        pairs = [streamed[i] + streamed[j] for i in group for j in group if i < j < i + slots]
+        total += max([streamed[k] for k in group] + pairs)
+    return total
+
+
+def claim(
+    problem: Problem, costs: Sequence[LayerCost], table_resident: bool, read_ahead: int, overlap: bool = True
+) -> Claim:
+    """Latency and memory of a plan whose layers cost `costs`."""
+    streamed = [c.streamed_bytes for c in costs]
+    working = working_bytes(streamed, read_ahead if overlap else len(costs))
+    preload = sum(c.resident_bytes for c in costs)
+    rows = 0 if table_resident else problem.length * pad(row_stride(problem.store.shape.hidden), BLOCK)
+    peak = problem.fixed_bytes + preload + working + (problem.table_bytes if table_resident else 0)
+    latency = latency_us(problem, costs, table_resident, read_ahead, overlap)
+    return Claim(latency, peak, preload, working, sum(streamed) + rows)
+
+
+def claim_of(plan: Plan, problem: Problem) -> Claim:
+    """The claim of a finished plan."""
+    table = CostTable(problem)
+    costs = [table.layer(k, layer.bits, layer.resident) for k, layer in enumerate(plan.layers)]
+    return claim(problem, costs, plan.table_resident, plan.read_ahead, plan.overlap)
+
+
+def deadline_us(problem: Problem) -> float:
+    """Latency budget less its margin; infinite where there is none."""
+    latency = problem.budget.latency_us
+    return float("inf") if latency is None else latency * (1 - problem.margin)
+
+
+def within(problem: Problem, c: Claim) -> bool:
+    """Whether a claim meets the budget."""
+    budget = problem.budget
+    return (
+        c.latency_us <= deadline_us(problem)
+        and (budget.memory_bytes is None or c.peak_bytes <= budget.memory_bytes)
+        and (budget.preload_bytes is None or c.preload_bytes <= budget.preload_bytes)
+    )
+
+
+def objective(layers: Sequence[LayerPlan], problem: Problem) -> float:
+    """What a planner maximises: the gains of all shards, and their presence in elastic models."""
+    index = {b: j for j, b in enumerate(problem.bits)}
+    total = 0.0
+    for k, layer in enumerate(layers):
+        kept = np.arange(len(layer.bits))
+        total += float(problem.gain[k, kept, [index[b] for b in layer.bits]].sum()) if layer.bits else 0.0
+        if problem.elastic:
+            total += float(problem.presence[k, kept].sum())
+    return total

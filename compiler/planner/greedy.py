@@ -1,0 +1,232 @@
+"""STI's planner as published (arXiv 2207.05022): choose a submodel, preload from the bottom, spend what is left.
+
+Stage 1 picks the n x m submodel with the largest compute that meets the deadline. Stage 2 fills the preload
+buffer from layer 0 upward, raises all other shards to the highest uniform bitwidth (pass 1), then walks the
+shards by importance and upgrades each while every accumulated IO budget stays non-negative (pass 2). The
+paper leaves two things open and the yardstick tries both: whether an upgrade goes to the highest level at
+once (variant A) or one level a round (variant B), and whether IO may start before compute (start slack).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stic.compiler.plan import Claim, LayerPlan, Plan, Problem, Proof
+from stic.compiler.planner.closed_form import (
+    CostTable,
+    LayerCost,
+    claim,
+    deadline_us,
+    embedding_us,
+    objective,
+    within,
+)
+
+Layers = list[tuple[tuple[int, ...], tuple[int, ...]]]  # (bits, resident) by layer
+
+TIE = 0.05  # submodels whose compute is this close count as equal; the deeper one goes first
+PRELOAD_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the memory left for the preload buffer, where no size is given
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the greedy planner holds fixed in one attempt."""
+
+    table_resident: bool
+    read_ahead: int
+    preload_bytes: float
+    at_once: bool  # variant A
+    slack: bool  # False: IO starts with compute, so only embedding rows may precede it
+
+
+class _Attempt:
+    """One run of stage 2 on one submodel."""
+
+    def __init__(self, problem: Problem, table: CostTable, settings: Settings, widths: list[int]) -> None:
+        self.problem, self.table, self.settings, self.widths = problem, table, settings, widths
+        self.layers: Layers = []
+        self.costs: list[LayerCost] = []
+
+    def _cost(self, k: int, entry: tuple[tuple[int, ...], tuple[int, ...]]) -> LayerCost:
+        return self.table.layer(k, *entry)
+
+    def _claim(self, costs: list[LayerCost]) -> Claim:
+        return claim(self.problem, costs, self.settings.table_resident, self.settings.read_ahead)
+
+    def _fits(self, costs: list[LayerCost]) -> bool:
+        result = self._claim(costs)
+        if not within(self.problem, result):
+            return False
+        if self.settings.slack:
+            return True
+        c = self.problem.compute
+        start = c.submit_us + embedding_us(self.problem, self.settings.table_resident)
+        busy = c.embed_us + sum(x.compute_us for x in costs) + c.head_us
+        return result.latency_us <= start + busy + 1e-6
+
+    def _uniform(self, bits: int) -> tuple[Layers, list[LayerCost]]:
+        """Everything at `bits`; resident: from layer 0 upward, in slice order, what fits the preload buffer."""
+        layers: Layers = []
+        costs: list[LayerCost] = []
+        room = self.settings.preload_bytes
+        for k, m in enumerate(self.widths):
+            entry = ((bits,) * m, (0,) * m)
+            for held in range(m, 0, -1):
+                tried = ((bits,) * m, (bits,) * held + (0,) * (m - held))
+                if self._cost(k, tried).resident_bytes <= room:
+                    entry = tried
+                    break
+            cost = self._cost(k, entry)
+            room = room - cost.resident_bytes if m == 0 or entry[1][-1] else 0
+            layers.append(entry)
+            costs.append(cost)
+        return layers, costs
+
+    def start(self) -> bool:
+        """Pass 1: the highest uniform bitwidth that fits; False if none does."""
+        for bits in reversed(self.problem.bits):
+            layers, costs = self._uniform(bits)
+            if self._fits(costs):
+                self.layers, self.costs = layers, costs
+                return True
+        return False
+
+    def _upgraded(self, k: int, s: int, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Layer k with shard s at `bits`, or None where the prefix rules forbid it."""
+        old, resident = self.layers[k]
+        if s > 0 and old[s - 1] < bits:
+            return None
+        held = resident[s]
+        if held and bits > 8:
+            held = 0  # planes of a shard at full precision are of no use
+        elif held and not self.problem.store.nested:
+            return None
+        new = (*old[:s], bits, *old[s + 1 :])
+        kept = (*resident[:s], held, *resident[s + 1 :])
+        return new, kept
+
+    def _try(self, k: int, s: int, bits: int) -> bool:
+        entry = self._upgraded(k, s, bits)
+        if entry is None:
+            return False
+        costs = list(self.costs)
+        costs[k] = self._cost(k, entry)
+        if not self._fits(costs):
+            return False
+        self.layers[k], self.costs = entry, costs
+        return True
+
+    def upgrade(self, order: list[tuple[int, int]]) -> None:
+        """Pass 2: walk the shards by importance."""
+        fidelities = self.problem.bits
+        if self.settings.at_once:
+            for k, s in order:
+                for bits in reversed(fidelities[fidelities.index(self.layers[k][0][s]) + 1 :]):
+                    if self._try(k, s, bits):
+                        break
+            return
+        changed = True
+        while changed:
+            changed = False
+            for k, s in order:
+                at = fidelities.index(self.layers[k][0][s])
+                if at + 1 < len(fidelities) and self._try(k, s, fidelities[at + 1]):
+                    changed = True
+
+
+def _submodels(problem: Problem) -> Iterator[list[int]]:
+    """Widths by layer of every n x m submodel, most compute first, near ties deeper first.
+
+    A submodel of n layers leaves out those of least presence. Taking the first n instead would run a network
+    that nobody trained: depth is elastic because layers were skipped during training, not because it was cut.
+    """
+    depth, width = problem.presence.shape
+    if not problem.elastic:
+        yield [width] * depth
+        return
+    per_slice = problem.compute.slice_us[problem.bits[0]]
+    sizes = [
+        (n, m, n * (problem.compute.layer_us + m * per_slice)) for n in range(1, depth + 1) for m in range(1, width + 1)
+    ]
+    sizes.sort(key=lambda x: (-x[2], -x[0]))
+    while sizes:
+        near = [x for x in sizes if x[2] >= sizes[0][2] * (1 - TIE)]
+        chosen = max(near, key=lambda x: (x[0], x[2]))
+        sizes.remove(chosen)
+        n, m, _ = chosen
+        value = problem.presence[:, :m].sum(axis=1)
+        keep = set(np.argsort(-value, kind="stable")[:n].tolist())
+        yield [m if k in keep else 0 for k in range(depth)]
+
+
+def _settings(problem: Problem, table: CostTable, slack: tuple[bool, ...]) -> Iterator[Settings]:
+    """Everything that the yardstick may try."""
+    budget, depth = problem.budget, problem.store.layers
+    for table_resident in (False, True):
+        for read_ahead in (depth,) if budget.memory_bytes is None else (depth, 1):
+            if budget.memory_bytes is None:
+                sizes = [float("inf") if budget.preload_bytes is None else float(budget.preload_bytes)]
+            else:
+                free = budget.memory_bytes - problem.fixed_bytes - (problem.table_bytes if table_resident else 0)
+                if free < 0:
+                    continue
+                cap = free if budget.preload_bytes is None else min(free, budget.preload_bytes)
+                sizes = [cap * share for share in PRELOAD_SHARES]
+            for size in dict.fromkeys(sizes):
+                for with_slack in slack:
+                    for at_once in (True, False):
+                        yield Settings(table_resident, read_ahead, size, at_once, with_slack)
+
+
+def solve(problem: Problem, slack: tuple[bool, ...] = (True, False), name: str = "greedy") -> Plan | None:
+    """Best greedy plan over all variants, or None if none meets the budget.
+
+    `slack` lists what start slack to try; the published algorithm leaves it open.
+    """
+    began = time.perf_counter()
+    table = CostTable(problem)
+    rank = np.argsort(-problem.gain[:, :, -1], axis=None, kind="stable")
+    order = [(int(i) // problem.store.slices, int(i) % problem.store.slices) for i in rank]
+    best: tuple[tuple[float, float], Plan] | None = None
+    for settings in _settings(problem, table, slack):
+        for widths in _submodels(problem):
+            attempt = _Attempt(problem, table, settings, widths)
+            if not _could_finish(problem, table, settings, widths) or not attempt.start():
+                continue
+            attempt.upgrade([(k, s) for k, s in order if s < widths[k]])
+            layers = tuple(LayerPlan(bits, resident) for bits, resident in attempt.layers)
+            value = objective(layers, problem)
+            score = (value, -_smallness(problem, attempt))
+            if best is None or score > best[0]:
+                proof = Proof("heuristic", value, None, 0.0)
+                note = (
+                    f"variant {'A' if settings.at_once else 'B'}, {'with' if settings.slack else 'without'} start slack"
+                )
+                plan = Plan(
+                    name, layers, settings.table_resident, settings.read_ahead, True, problem.budget, problem.margin,
+                    proof, (note,),
+                )  # fmt: skip
+                best = score, plan
+            break  # the published rule takes the first submodel that fits
+    if best is None:
+        return None
+    return replace(best[1], proof=replace(best[1].proof, solve_seconds=time.perf_counter() - began))
+
+
+def _could_finish(problem: Problem, table: CostTable, settings: Settings, widths: list[int]) -> bool:
+    """Cheap test before an attempt: compute alone at the lowest bits meets the deadline."""
+    least = min(problem.compute.slice_us[b] for b in problem.bits)
+    c = problem.compute
+    busy = sum(c.layer_us + m * least for m in widths if m)
+    start = c.submit_us + embedding_us(problem, settings.table_resident)
+    return start + c.embed_us + busy + c.head_us <= deadline_us(problem)
+
+
+def _smallness(problem: Problem, attempt: _Attempt) -> float:
+    """What to make small among plans of equal quality: the part of the budget that was left open."""
+    result = attempt._claim(attempt.costs)
+    return result.peak_bytes if problem.budget.memory_bytes is None else result.latency_us

@@ -1,0 +1,108 @@
+"""The planner `ilp`: greedy first, then the search, then what the budget left open; or why nothing fits."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from stic.compiler.plan import Budget, Plan, Problem, Proof
+from stic.compiler.planner import greedy
+from stic.compiler.planner.closed_form import claim_of, objective
+from stic.compiler.planner.ilp import Aim
+from stic.compiler.planner.search import GAP_LIMIT, TIE, Answer, Search
+from stic.runtime.errors import InfeasibleError
+
+
+def solve(problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_limit: float = GAP_LIMIT) -> Plan:
+    """Plan by integer programming; never worse than the greedy plan, which also helps out when time is short.
+
+    Where the budget leaves latency or memory open, quality comes first, then memory, then latency. The proof
+    is of quality. Raises InfeasibleError, naming the least memory and the least latency that would do.
+    """
+    began = time.perf_counter()
+    start = greedy.solve(problem)
+    left_open = _left_open(problem.budget)
+    share = 0.6 if left_open else 1.0
+    answer = Search(problem, "quality", workers, gap_limit, start).run(began + share * time_limit_s)
+    plan = answer.plan
+    if plan is None and answer.proved:
+        raise InfeasibleError(what_would_do(problem, time_limit_s, workers))
+    if plan is None:
+        raise InfeasibleError(
+            f"no plan for {_words(problem.budget)} was found in {time_limit_s:g} s, and none was ruled out; "
+            "allow the solver more time"
+        )
+    quality = objective(plan.layers, problem)
+    for i, aim in enumerate(left_open):
+        share += 0.4 / len(left_open)
+        held = problem.budget
+        if i:  # memory was made small before: keep it
+            held = replace(held, memory_bytes=claim_of(plan, problem).peak_bytes)
+        search = Search(replace(problem, budget=held), aim, workers, gap_limit, plan, quality)
+        plan = search.run(began + share * time_limit_s).plan or plan
+    value = objective(plan.layers, problem)
+    if start is not None:
+        assert value >= start.proof.objective - 2 * TIE * abs(start.proof.objective), "worse than the greedy plan"
+    bound = None if answer.bound is None else max(answer.bound, value)
+    notes = tuple(f"{aim} was left open: made small after quality" for aim in left_open)
+    if plan is start:
+        notes += (f"the search found nothing better than greedy ({'; '.join(start.notes)})",)
+    status = "optimal" if answer.proved else "feasible" if bound is not None else "heuristic"
+    proof = Proof(status, value, bound, time.perf_counter() - began, gap_limit)
+    return replace(plan, planner="ilp", budget=problem.budget, notes=notes, proof=proof)
+
+
+def _left_open(budget: Budget) -> tuple[Aim, ...]:
+    aims: list[Aim] = []
+    if budget.memory_bytes is None:
+        aims.append("memory")
+    if budget.latency_us is None:
+        aims.append("latency")
+    return tuple(aims)
+
+
+def what_would_do(problem: Problem, time_limit_s: float, workers: int) -> str:
+    """The sentence for a budget that nothing meets. Figures are rounded up, so that each is itself enough."""
+    budget = problem.budget
+
+    def least(aim: Aim, eased: Budget) -> Answer:
+        free = replace(problem, budget=eased)
+        return Search(free, aim, workers, 1e-3, greedy.solve(free)).run(time.perf_counter() + time_limit_s / 2)
+
+    parts = []
+    if budget.memory_bytes is not None:
+        where = "at this latency" if budget.latency_us is not None else "at any latency"
+        memory = least("memory", replace(budget, memory_bytes=None))
+        parts.append(_part("memory", where, memory, _mib(memory.value)))
+    if budget.latency_us is not None:
+        where = "at this memory" if budget.memory_bytes is not None else "with any memory"
+        latency = least("latency", replace(budget, latency_us=None))
+        parts.append(_part("latency", where, latency, _ms(latency.value / (1 - problem.margin))))
+    return f"no plan fits {_words(budget)}: {', '.join(parts)}"
+
+
+def _part(what: str, where: str, answer: Answer, figure: str) -> str:
+    if answer.plan is not None:
+        return f"the least {what} {where} is {'' if answer.proved else 'at most '}{figure}"
+    return (
+        f"no {what} is enough {where}" if answer.proved else f"how much {what} is enough {where} was not found in time"
+    )
+
+
+def _words(budget: Budget) -> str:
+    parts = []
+    if budget.memory_bytes is not None:
+        parts.append(_mib(budget.memory_bytes))
+    if budget.latency_us is not None:
+        parts.append(_ms(budget.latency_us))
+    words = " at ".join(parts) or "this model"
+    return words if budget.preload_bytes is None else f"{words} with {_mib(budget.preload_bytes)} of preload buffer"
+
+
+def _mib(size: float) -> str:
+    return f"{math.ceil(size / 2**20 * 10 - 1e-9) / 10:.10g} MiB" if math.isfinite(size) else ""
+
+
+def _ms(us: float) -> str:
+    return f"{math.ceil(us / 1000 * 10 - 1e-9) / 10:.10g} ms" if math.isfinite(us) else ""

@@ -1,0 +1,269 @@
+"""Search for the best plan: branch over (read-ahead, table, first layer that streams), bound, and search inside.
+
+CP-SAT alone is weak on these programs, whose rows are long sums; their relaxation is within a few tenths of a
+percent of the optimum. So each branch is relaxed first, CP-SAT searches near the relaxed solution, then near
+the best plan so far, and what time is left goes to whole branches. A bound is proved either by a relaxation or
+by CP-SAT on a whole branch, never by a search near something.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ortools.sat.python import cp_model
+
+from stic.compiler.plan import LayerPlan, Plan, Problem, Proof
+from stic.compiler.planner.closed_form import claim_of, objective, within
+from stic.compiler.planner.ilp import Aim, Program, bound_of, build, decode, hint
+from stic.compiler.planner.relax import Relaxer
+from stic.runtime.format import BLOCK
+
+GAP_LIMIT = 1e-4  # relative; a search ends when its bound is this near
+TIE = 1e-6  # relative; plans this close are of equal quality (the integer objective rounds by less)
+SMALL = 600  # variables; smaller programs are solved whole at once
+READ_AHEAD = (2, 1, 0)  # tried besides reading ahead freely, where memory is limited
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best plan found for one aim, and a bound on that aim (latency, memory: from below)."""
+
+    plan: Plan | None
+    value: float
+    bound: float | None  # None: none was found in time
+    proved: bool  # the search was exhausted: `plan` is the best up to the gap limit, or None for certain
+
+
+@dataclass
+class _Branch:
+    """A program under fixings. `first` = k: no layer before k streams; then k does if `exact`, else some later one."""
+
+    program: Program
+    relaxer: Relaxer
+    read_ahead: int
+    resident: int  # the table
+    first: int
+    exact: bool
+    bound: float = math.inf
+    relaxed: list[float] = field(default_factory=list)
+    exhausted: bool = False
+
+    def fixed(self) -> dict[int, int]:
+        """Fixed variables by index."""
+        out = {self.program.rho.index: self.resident}
+        out |= {x.index: 0 for x in self.program.streams[: self.first]}
+        if self.exact:
+            out |= {x.index: int(k >= self.first) for k, x in enumerate(self.program.started)}
+        return out
+
+
+class Search:
+    """The search for one aim; `run` once."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        aim: Aim,
+        workers: int = 2,
+        gap_limit: float = GAP_LIMIT,
+        start: Plan | None = None,
+        floor: float | None = None,
+    ) -> None:
+        """`start` is a plan known to fit; `floor` the quality to keep when latency or memory is minimised."""
+        self.problem, self.aim, self.workers, self.gap_limit = problem, aim, workers, gap_limit
+        self.floor = floor
+        self.sign = 1.0 if aim == "quality" else -1.0  # values are compared as sign * value
+        self.best: Plan | None = None
+        self.best_value = -math.inf
+        self.deadline = 0.0
+        if start is not None:
+            self._offer(start.layers, start.table_resident, start.read_ahead)
+            self.best = start if self.best is not None else None
+
+    def run(self, deadline: float) -> Answer:
+        """Search until `deadline` (time.perf_counter)."""
+        self.deadline = deadline
+        roots = self._roots()
+        branches = roots or []
+        if branches and len(branches[0].program.model.Proto().variables) >= SMALL:
+            self._lowest_bits(branches)
+            self._near_relaxations(branches)
+            branches = self._split(branches, 0.3)
+            self._near_best(branches)
+        for i, b in enumerate(branches):
+            if self._open(b) and self._left() > 0.05:
+                self._solve(b, self._left() / (len(branches) - i), b.program.model.clone(), whole=True)
+        proved = roots is not None and not any(self._open(b) for b in branches)
+        bound = max([b.bound for b in branches] + [self.best_value])
+        known = roots is not None and bound > -math.inf
+        return Answer(self.best, self.sign * self.best_value, self.sign * bound if known else None, proved)
+
+    def _left(self) -> float:
+        return self.deadline - time.perf_counter()
+
+    def _open(self, b: _Branch) -> bool:
+        """Whether a branch may still hold something better."""
+        return not b.exhausted and b.bound > self.best_value + self.gap_limit * abs(self.best_value)
+
+    def _roots(self) -> list[_Branch] | None:
+        """Branches that may hold a plan, most promising first; None if time ran out before all were bounded.
+
+        Without a limit on memory, reading ahead freely is best. The table is decided before relaxing, since a
+        relaxation would hold a part of it.
+        """
+        depth, budget = self.problem.store.layers, self.problem.budget
+        limited = budget.memory_bytes is not None or self.aim == "memory"
+        out: list[_Branch] = []
+        for read_ahead in (depth, *(r for r in READ_AHEAD if r < depth - 1 and limited)):
+            program = build(self.problem, read_ahead, self.aim, self.floor)
+            relaxer = Relaxer(program.model)
+            for resident in (0, 1):
+                kinds = ((0, False),) if not program.started else ((0, True), (1, False))
+                for first, exact in kinds:
+                    branch = _Branch(program, relaxer, read_ahead, resident, first, exact)
+                    if not self._bounded(branch):
+                        return None
+                    if branch.bound > -math.inf:
+                        out.append(branch)
+        return sorted(out, key=lambda b: -b.bound)
+
+    def _bounded(self, b: _Branch) -> bool:
+        """Relax a branch; False if there is no time for it."""
+        if self._left() < 0.05:
+            return False
+        try:
+            relaxed = b.relaxer.solve(b.fixed(), self._left())
+        except TimeoutError:
+            return False
+        if relaxed is None:
+            b.bound, b.exhausted = -math.inf, True
+        else:
+            b.bound, b.relaxed = self.sign * self._in_units(b.program, relaxed.bound), relaxed.values
+        return True
+
+    def _split(self, branches: list[_Branch], share: float) -> list[_Branch]:
+        """Tighten the worst bounds: no layer before k streams = layer k does, or no layer before k + 1 does."""
+        until = time.perf_counter() + share * self._left()
+        depth = self.problem.store.layers
+        out = list(branches)
+        while time.perf_counter() < until:
+            worst = max(out, key=lambda b: b.bound, default=None)
+            if worst is None or not self._open(worst) or worst.exact or not worst.program.started:
+                break
+            children = [replace(worst, exact=True)]
+            if worst.first + 1 < depth:
+                children.append(replace(worst, first=worst.first + 1))
+            if not all(self._bounded(child) for child in children):
+                break
+            out.remove(worst)
+            out += [child for child in children if child.bound > -math.inf]
+        return sorted(out, key=lambda b: -b.bound)
+
+    def _in_units(self, program: Program, units: float) -> float:
+        """A bound in the program's integers as a bound on quality, bytes or microseconds."""
+        if self.aim == "quality":
+            return bound_of(program, units)
+        if self.aim == "memory":
+            return BLOCK * (units - 1e-3) + self.problem.fixed_bytes
+        # Less what rounding every cost up to whole nanoseconds can have added.
+        store = self.problem.store
+        return units / 1000 - 1e-3 * (store.total_bytes / BLOCK + store.layers * (store.slices + 10) + 10)
+
+    def _offer(self, layers: tuple[LayerPlan, ...], table_resident: bool, read_ahead: int) -> None:
+        """Keep a plan if it meets the budget by the closed form and is the best so far."""
+        proof = Proof("feasible", objective(layers, self.problem), None, 0.0)
+        plan = Plan("ilp", layers, table_resident, read_ahead, True, self.problem.budget, self.problem.margin, proof)
+        claim = claim_of(plan, self.problem)
+        kept = self.floor is None or proof.objective >= self.floor - TIE * abs(self.floor)
+        value = {"quality": proof.objective, "memory": -claim.peak_bytes, "latency": -claim.latency_us}[self.aim]
+        if kept and value > self.best_value and within(self.problem, claim):
+            self.best, self.best_value = plan, value
+
+    def _lowest_bits(self, branches: list[_Branch]) -> None:
+        """Least memory and least latency are nearly always at the lowest bits: decide residence alone."""
+        if self.aim == "quality" or self.floor is not None:
+            return
+        for b in branches:
+            if self._open(b) and self._left() > 0.05:
+                model = b.program.model.clone()
+                for x in (x for rows in b.program.y for row in rows for x in row[1:]):
+                    model.add(x == 0)
+                self._solve(b, 0.5 * self._left() / len(branches), model)
+
+    def _near_relaxations(self, branches: list[_Branch]) -> None:
+        """Search boxes around relaxed solutions, widening where a box is empty."""
+        for i, b in enumerate(branches):
+            for width in (1, 3):
+                if not self._open(b) or self._left() <= 0.05:
+                    break
+                seconds = 0.5 * self._left() / sum(self._open(other) for other in branches[i:])
+                if self._solve(b, seconds, _boxed(b.program, b.relaxed, width)) != "INFEASIBLE":
+                    break
+
+    def _near_best(self, branches: list[_Branch]) -> None:
+        """Search a box around the best plan so far, until that stops helping."""
+        while self.best is not None and self._left() > 1.0:
+            before = self.best_value
+            for b in [b for b in branches if self.best.read_ahead == b.read_ahead and self._open(b)][:1]:
+                self._solve(b, 0.4 * self._left(), _boxed(b.program, _values(b.program, self.best), 2))
+            if self.best_value <= before:
+                return
+
+    def _solve(self, b: _Branch, seconds: float, model: cp_model.CpModel, whole: bool = False) -> str:
+        """CP-SAT on a restriction of a branch; keep what it finds, and what it proves of a whole branch."""
+        for i, value in b.fixed().items():
+            model.add(model.get_bool_var_from_proto_index(i) == value)
+        model.clear_hints()
+        if self.best is not None:
+            hint(b.program, model, self.best)
+        solver = cp_model.CpSolver()
+        solver.parameters.max_time_in_seconds = max(0.05, min(seconds, self._left()))
+        solver.parameters.num_workers = self.workers
+        solver.parameters.linearization_level = 2
+        solver.parameters.relative_gap_limit = self.gap_limit / 2
+        status = solver.solve(model)
+        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            layers, table_resident = decode(b.program, solver)
+            self._offer(layers, table_resident, b.read_ahead)
+        if whole and status == cp_model.INFEASIBLE:
+            b.bound, b.exhausted = -math.inf, True
+        elif whole and status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            b.bound = min(b.bound, self.sign * self._in_units(b.program, solver.best_objective_bound))
+            b.exhausted = status == cp_model.OPTIMAL
+        return str(status.name)
+
+
+def _boxed(program: Program, around: list[float], width: int) -> cp_model.CpModel:
+    """The program with every shard's fidelity and every resident run within `width` of a solution."""
+    model = program.model.clone()
+
+    def fence(variables: list[Any]) -> None:
+        count = sum(x if isinstance(x, int) else around[x.index] for x in variables)
+        low, high = math.floor(count + 1e-6) - width, math.ceil(count - 1e-6) + width
+        for i, x in enumerate(variables):
+            if not isinstance(x, int) and not low <= i < high:
+                model.add(x == int(i < low))
+
+    for rows in program.y:
+        for row in rows:
+            fence(row)
+    for layer in program.runs:
+        for r in layer:
+            if any(a is not b for a, b in zip(r.split, r.base, strict=True)):
+                fence(r.split)
+    return model
+
+
+def _values(program: Program, plan: Plan) -> list[float]:
+    """The plan's values of the program's variables (of those that `hint` sets)."""
+    model = program.model.clone()
+    model.clear_hints()
+    hint(program, model, plan)
+    proto = model.Proto()
+    values = [0.0] * len(proto.variables)
+    for i, v in zip(list(proto.solution_hint.vars), list(proto.solution_hint.values), strict=True):
+        values[i] = float(v)
+    return values

@@ -1,0 +1,84 @@
+"""Choose codes together, so that the errors of a row cancel over correlated inputs, at every width of a nested code.
+
+Rounding each weight to its nearest table entry ignores that inputs have a mean and are correlated: errors add up along
+these directions (the insight of OBQ and GPTQ, arXiv 2208.11580 and 2210.17323). A nested code cannot let errors wander
+as GPTQ does, since a weight put in a far cell stays there at 8 bits. But a weight near a threshold may take either side
+of it almost for free, and a row has many of them. So level by level, from 2 bits on, one sweep over the columns moves
+weights across their nearest threshold where that lowers
+
+    error^T moments error + penalty * sum over weights of moments[k, k] * (distance beyond the threshold)^2
+
+The penalty is what finer levels lose.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.compiler.codebook import HIGH, LOW, Tree
+from stic.compiler.model import Array
+
+BLOCK = 32  # columns between updates of all gradients
+
+
+def round_jointly(
+    values: Array, tree: Tree, moments: Array, frozen: NDArray[np.bool_], priority: dict[int, float], highest: int
+) -> NDArray[np.uint8]:
+    """Return 8-bit codes (n, k) for `values` (n, k), in the unit of the tree's thresholds and centroids.
+
+    `moments` (k, k) is the second moment of the inputs, `frozen` marks weights that count for nothing (outliers).
+    `priority[bits]` weighs squared errors of the levels against each other; levels above `highest` take what is left.
+    """
+    codes = tree.codes(values)
+    for bits in range(LOW, highest + 1):
+        penalty = sum(priority[finer] for finer in range(bits + 1, highest + 1)) / priority[bits]
+        codes = _settle(values, codes, tree, moments, frozen, bits, np.float32(penalty))
+    return codes
+
+
+def _settle(
+    values: Array,
+    codes: NDArray[np.uint8],
+    tree: Tree,
+    moments: Array,
+    frozen: NDArray[np.bool_],
+    bits: int,
+    penalty: np.float32,
+) -> NDArray[np.uint8]:
+    """Move weights across the thresholds that are new at `bits` (at 2 bits: across any)."""
+    shift = HIGH - bits
+    table = tree.centroids[bits].astype(np.float32)
+    code = codes.astype(np.int16) >> shift
+    error = np.where(frozen, 0, values - table[code])
+    if bits == LOW:
+        other = np.clip(code + np.where(error > 0, 1, -1), 0, len(table) - 1)
+    else:
+        other = code ^ 1
+    upward = other > code
+    leaf = np.where(upward, other << shift, ((other + 1) << shift) - 1)
+    edge = tree.thresholds.astype(np.float32)[np.where(upward, np.maximum(leaf - 1, 0), np.minimum(leaf, 254))]
+    beyond = np.where(upward, np.maximum(edge - values, 0), np.maximum(values - edge, 0))
+    change = np.where(frozen, 0, table[code] - table[other])
+    moved = _sweep(error, change, penalty * np.square(beyond), moments)
+    return np.where(moved, leaf, codes).astype(np.uint8)
+
+
+def _sweep(error: Array, change: Array, extra: Array, moments: Array) -> NDArray[np.bool_]:
+    """Column by column, take `change` where it lowers error^T moments error by more than extra * moments[k, k]."""
+    diagonal = np.diag(moments)
+    gradient = np.ascontiguousarray((error @ moments).T)
+    change = np.ascontiguousarray(change.T)
+    cost = (np.square(change) + extra.T) * diagonal[:, None]
+    columns = len(change)
+    taken = np.zeros(change.shape, np.bool_)
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        steps = np.zeros((end - start, change.shape[1]), np.float32)
+        for column in range(start, end):
+            take = 2 * change[column] * gradient[column] + cost[column] < 0
+            taken[column] = take
+            steps[column - start] = np.where(take, change[column], 0)
+            gradient[column + 1 : end] += np.outer(moments[column, column + 1 : end], steps[column - start])
+        gradient[end:] += moments[end:, start:end] @ steps
+    return taken.T

@@ -1,0 +1,147 @@
+"""Replay a plan, event by event: reads, compute and stalls, and the bytes held at every moment.
+
+Shares no code with a planner. A plan's claim (latency, memory) must equal the replay; `check` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stic.compiler.memory_plan import Extent, place_extents
+from stic.compiler.plan import Claim, Plan, Problem
+from stic.runtime.format import BLOCK, pad, row_stride
+
+EMBEDDING, HEAD = -1, -2  # in Event.layer
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that keeps the IO lane or the compute threads busy, or keeps compute waiting."""
+
+    kind: Literal["io", "compute", "stall"]
+    layer: int  # EMBEDDING, HEAD or a layer
+    level: int  # of an io event; else -1
+    start_us: float
+    end_us: float
+    bytes: int  # of an io event; else 0
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What happens when, from submitting the tokens (0) to the output (latency_us)."""
+
+    events: tuple[Event, ...]  # by start
+    latency_us: float
+    stall_us: float  # compute waiting for bytes, start slack included
+    io_bytes: int
+    preload_bytes: int
+    working_bytes: int
+    peak_bytes: int  # everything the engine holds: the arena is allocated once, at this size
+    held: tuple[tuple[float, int], ...]  # (us, streamed bytes held from then on)
+
+
+class ReplayError(AssertionError):
+    """A plan's claim and its replay differ, or the replay breaks the budget: a defect of the planner."""
+
+
+class _Clock:
+    """One in-order lane of work."""
+
+    def __init__(self, kind: Literal["io", "compute"], now: float, events: list[Event]) -> None:
+        self.kind, self.now, self.events = kind, now, events
+
+    def run(self, layer: int, level: int, ready: float, duration: float, size: int = 0) -> float:
+        """Do one piece of work that cannot start before `ready`; returns its end."""
+        start = max(self.now, ready)
+        if self.kind == "compute" and start > self.now:
+            self.events.append(Event("stall", layer, -1, self.now, start, 0))
+        self.now = start + duration
+        self.events.append(Event(self.kind, layer, level, start, self.now, size))
+        return self.now
+
+
+def simulate(plan: Plan, problem: Problem) -> Timeline:
+    """Replay `plan` on the device that `problem` describes.
+
+    Reads are in load order: embedding rows, then extents. An extent starts when the lane is free and its
+    `wait_layer` has been computed. A layer is computed when its own extents have arrived and the layer
+    before it is done; without overlap, when everything has arrived.
+    """
+    placement = place_extents(plan, problem.store)
+    by_layer: list[list[Extent]] = [[] for _ in plan.layers]
+    for extent in placement.streamed:
+        by_layer[extent.layer].append(extent)
+    cost, events = problem.compute, []  # type: ignore[var-annotated]
+    io = _Clock("io", cost.submit_us, events)
+    compute = _Clock("compute", cost.submit_us, events)
+    done: dict[int, float] = {-1: 0.0}
+    steps: list[tuple[float, int]] = [(0.0, 0)]
+
+    def read(layer: int) -> float:
+        ready = io.now
+        for x in by_layer[layer]:
+            ready = io.run(layer, x.level, done[x.wait_layer], problem.io.extent_us(x.bytes), x.bytes)
+            steps.append((events[-1].start_us, x.bytes))
+        return ready
+
+    rows = 0.0
+    if not plan.table_resident:
+        size = problem.length * pad(row_stride(problem.store.shape.hidden), BLOCK)
+        rows = io.run(EMBEDDING, -1, 0.0, problem.io.row_us * problem.length, size)
+    arrived = {k: read(k) for k in range(len(plan.layers))} if not plan.overlap else {}
+    everything = io.now if not plan.overlap else 0.0
+    compute.run(EMBEDDING, -1, max(rows, everything), cost.embed_us)
+    for k, layer in enumerate(plan.layers):
+        ready = arrived[k] if not plan.overlap else read(k)
+        if layer.bits:
+            duration = cost.layer_us + sum(cost.slice_us[b] for b in layer.bits)
+            compute.run(k, -1, ready if by_layer[k] else 0.0, duration)
+        done[k] = compute.now
+        steps.append((compute.now, -sum(x.bytes for x in by_layer[k])))
+    latency = compute.run(HEAD, -1, 0.0, cost.head_us)
+
+    table = problem.table_bytes if plan.table_resident else 0
+    return Timeline(
+        events=tuple(sorted(events, key=lambda e: (e.start_us, e.end_us))),
+        latency_us=latency,
+        stall_us=sum(e.end_us - e.start_us for e in events if e.kind == "stall"),
+        io_bytes=sum(e.bytes for e in events),
+        preload_bytes=placement.preload_bytes,
+        working_bytes=placement.working_bytes,
+        peak_bytes=problem.fixed_bytes + table + placement.preload_bytes + placement.working_bytes,
+        held=_accumulate(steps),
+    )
+
+
+def _accumulate(steps: list[tuple[float, int]]) -> tuple[tuple[float, int], ...]:
+    """Running sum of changes over time; what is freed at a moment is freed before what is taken then."""
+    held, total = [], 0
+    for when, change in sorted(steps):
+        total += change
+        held.append((when, total))
+    return tuple(held)
+
+
+def check(plan: Plan, problem: Problem, claim: Claim) -> Timeline:
+    """Replay `plan`; raise ReplayError where `claim` differs from the replay or a budget is broken."""
+    timeline = simulate(plan, problem)
+    if abs(timeline.latency_us - claim.latency_us) > 1e-6 * timeline.latency_us + 1e-3:
+        raise ReplayError(f"the plan claims {claim.latency_us:.1f} us, its replay takes {timeline.latency_us:.1f} us")
+    for name in ("peak_bytes", "preload_bytes", "working_bytes", "io_bytes"):
+        claimed, replayed = getattr(claim, name), getattr(timeline, name)
+        if claimed != replayed:
+            raise ReplayError(f"the plan claims {name} = {claimed}, its replay needs {replayed}")
+    most = max(size for _, size in timeline.held)
+    if most > timeline.working_bytes:
+        raise ReplayError(f"the replay holds {most} streamed bytes in a working buffer of {timeline.working_bytes}")
+    budget = plan.budget
+    limits = (
+        ("latency_us", timeline.latency_us, budget.latency_us and budget.latency_us * (1 - plan.margin) + 1e-3),
+        ("peak_bytes", timeline.peak_bytes, budget.memory_bytes),
+        ("preload_bytes", timeline.preload_bytes, budget.preload_bytes),
+    )
+    for name, value, limit in limits:
+        if limit is not None and value > limit:
+            raise ReplayError(f"the plan's {name} is {value}, above its budget of {limit}")
+    return timeline

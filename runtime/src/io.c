@@ -1,0 +1,150 @@
+#include "io.h"
+
+#include <string.h>
+
+#include "pool.h"
+
+enum { SPIN_NS = 20000 };
+
+static void merge_order(stic_io *io, bool stream) {
+  const stic_header *h = io->package->header;
+  const stic_extent *extents = io->package->extents;
+  uint32_t next = 0; /* in by_layer */
+  io->ordered = 0;
+  for (uint32_t i = h->resident_extents; stream && i < h->extents; i++) {
+    for (; next < h->resident_extents && extents[io->by_layer[next]].layer <= extents[i].layer; next++)
+      if (!io->loaded[io->by_layer[next]]) io->order[io->ordered++] = io->by_layer[next];
+    io->order[io->ordered++] = i;
+  }
+  for (; next < h->resident_extents; next++)
+    if (!io->loaded[io->by_layer[next]]) io->order[io->ordered++] = io->by_layer[next];
+}
+
+uint32_t stic_io_row_group_end(const stic_io *io, uint32_t begin) {
+  const uint64_t stride = io->package->header->row_stride, unit = io->package->staging_bytes;
+  const uint64_t block = (uint64_t)io->ids[io->tokens[begin]] * stride / unit;
+  uint32_t end = begin + 1;
+  while (end < io->rows && (uint64_t)io->ids[io->tokens[end]] * stride / unit == block) end++;
+  return end;
+}
+
+static void sort_tokens(stic_io *io, uint32_t n) {
+  static const uint32_t gaps[] = {1577, 701, 301, 132, 57, 23, 10, 4, 1}; /* Ciura 2001, extended */
+  for (uint32_t i = 0; i < n; i++) io->tokens[i] = i;
+  for (size_t g = 0; g < sizeof gaps / sizeof *gaps; g++)
+    for (uint32_t i = gaps[g]; i < n; i++) {
+      const uint32_t token = io->tokens[i];
+      uint32_t j = i;
+      for (; j >= gaps[g] && io->ids[io->tokens[j - gaps[g]]] > io->ids[token]; j -= gaps[g])
+        io->tokens[j] = io->tokens[j - gaps[g]];
+      io->tokens[j] = token;
+    }
+}
+
+void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream) {
+  const stic_extent *extents = io->package->extents;
+  io->ids = ids;
+  io->rows = n;
+  io->row = io->extent = io->offset = 0;
+  io->device_free_ns = 0;
+  atomic_store(&io->failed, false);
+  atomic_store(&io->computed, 0);
+  atomic_store(&io->bytes, 0);
+  atomic_store(&io->requests, 0);
+  sort_tokens(io, n);
+  uint32_t groups = 0;
+  for (uint32_t t = 0; t < n; t = stic_io_row_group_end(io, t)) groups++;
+  atomic_store(&io->rows_pending, groups);
+  for (uint32_t l = 0; l < io->package->header->layers; l++) atomic_store(&io->pending[l], 0);
+  merge_order(io, stream);
+  for (uint32_t i = 0; i < io->ordered; i++) {
+    const uint32_t e = io->order[i];
+    atomic_store(&io->left[e], extents[e].bytes);
+    atomic_fetch_add(&io->pending[extents[e].layer], 1);
+  }
+  if (groups == 0 && io->ordered == 0) return;
+  atomic_store(&io->active, io->lanes);
+  stic_signal(&io->pass);
+}
+
+/* Wait until the counter is zero; the pass failed or is done. */
+static stic_status wait_zero(stic_io *io, const _Atomic uint32_t *counter) {
+  const uint64_t start = atomic_load(counter) ? stic_now_ns() : 0;
+  for (;;) {
+    const uint32_t seen = atomic_load(&io->progress);
+    if (atomic_load(&io->failed)) return STIC_IO;
+    if (atomic_load(counter) == 0) return STIC_OK;
+    if (stic_now_ns() - start < SPIN_NS)
+      stic_relax();
+    else
+      stic_wait(&io->progress, seen);
+  }
+}
+
+stic_status stic_io_wait_rows(stic_io *io) { return wait_zero(io, &io->rows_pending); }
+
+stic_status stic_io_wait_layer(stic_io *io, uint32_t layer) { return wait_zero(io, &io->pending[layer]); }
+
+void stic_io_computed(stic_io *io, uint32_t layers) {
+  atomic_store(&io->computed, layers);
+  if (atomic_load(&io->active)) stic_signal(&io->gate);
+}
+
+stic_status stic_io_end(stic_io *io, stic_error *error) {
+  for (;;) {
+    const uint32_t seen = atomic_load(&io->progress);
+    if (atomic_load(&io->active) == 0) break;
+    stic_wait(&io->progress, seen);
+  }
+  if (!atomic_load(&io->failed)) return STIC_OK;
+  *error = io->error;
+  return io->error.status;
+}
+
+void stic_io_evict(stic_io *io, uint64_t bytes) {
+  const stic_extent *extents = io->package->extents;
+  uint64_t freed = 0;
+  for (uint32_t i = io->package->header->resident_extents; i-- > 0 && freed < bytes;) {
+    const uint32_t e = io->by_layer[i];
+    if (!io->loaded[e]) continue;
+    io->loaded[e] = 0;
+    freed += extents[e].bytes;
+    stic_discard(io->arena + extents[e].destination, extents[e].bytes);
+  }
+}
+
+uint64_t stic_io_resident_bytes(const stic_io *io) {
+  uint64_t bytes = 0;
+  for (uint32_t i = 0; i < io->package->header->resident_extents; i++)
+    if (io->loaded[i]) bytes += io->package->extents[i].bytes;
+  return bytes;
+}
+
+static void sort_by_layer(stic_io *io) {
+  const stic_header *h = io->package->header;
+  uint32_t at = 0;
+  for (uint32_t l = 0; l < h->layers; l++)
+    for (uint32_t i = 0; i < h->resident_extents; i++)
+      if (io->package->extents[i].layer == l) io->by_layer[at++] = i;
+}
+
+stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error) {
+  sort_by_layer(io);
+  pthread_mutex_init(&io->mutex, NULL);
+  for (uint32_t i = 0; i < io->lanes; i++) {
+    io->contexts[i] = (struct stic_lane){io, i};
+    const stic_status status =
+        stic_thread_start(&io->handles[i], stack_bytes, stic_lane_body, &io->contexts[i], error);
+    if (status) return status;
+    io->started++;
+  }
+  return STIC_OK;
+}
+
+void stic_io_stop(stic_io *io) {
+  atomic_store(&io->stop, true);
+  stic_signal(&io->pass);
+  for (uint32_t i = 0; i < io->started; i++) pthread_join(io->handles[i], NULL);
+  if (io->package) pthread_mutex_destroy(&io->mutex);
+  io->started = 0;
+}

@@ -1,0 +1,80 @@
+/* IO lanes: threads that read embedding rows and extents in load order, check them, and publish them to compute. */
+#ifndef STIC_IO_H
+#define STIC_IO_H
+
+#include <pthread.h>
+
+#include "files.h"
+#include "platform.h"
+#include "trace.h"
+
+enum { STIC_MOST_LANES = 16 };
+
+typedef struct stic_io {
+  /* Set before stic_io_start. */
+  const stic_package *package;
+  uint8_t *arena;
+  stic_trace *trace;
+  stic_source shards, embeddings;
+  uint32_t lanes;
+  uint64_t bytes_per_s;        /* emulated; 0: no limit */
+  _Atomic uint32_t *left;      /* [extents] bytes not yet read in this pass */
+  uint8_t *loaded;             /* [resident extents] 1: in the preload buffer */
+  uint32_t *by_layer;          /* [resident extents] sorted by layer */
+  uint32_t *order;             /* [extents] what this pass reads */
+  uint32_t *tokens;            /* [max_length] positions of the input, sorted by token id */
+  _Atomic uint32_t *pending;   /* [layers] extents of the layer that this pass has not finished */
+
+  /* The pass. */
+  pthread_mutex_t mutex;       /* guards the cursors, `device_free_ns` and `error` */
+  uint32_t ordered, extent, offset; /* extents in `order`; the next one; bytes of it already handed out */
+  uint32_t rows, row;          /* tokens whose rows are read; the next one */
+  const int32_t *ids;          /* of the input */
+  uint64_t device_free_ns;
+  _Atomic uint32_t rows_pending;
+  _Atomic uint32_t computed;   /* layers computed in this run */
+  _Atomic uint32_t active;     /* lanes at work */
+  _Atomic bool failed, stop;
+  _Atomic uint64_t bytes, requests;
+  stic_error error;            /* valid if `failed` */
+  stic_word pass;              /* changes when a pass begins */
+  stic_word progress;          /* changes when compute may go on */
+  stic_word gate;              /* changes when a waiting lane may go on */
+
+  uint32_t started;
+  pthread_t handles[STIC_MOST_LANES];
+  struct stic_lane {
+    struct stic_io *io;
+    uint32_t number;
+  } contexts[STIC_MOST_LANES];
+} stic_io;
+
+/* Start the lanes. */
+stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error);
+void stic_io_stop(stic_io *io);
+
+/* Begin a pass: the rows of `n` tokens, evicted resident extents, and, if `stream`, the streamed ones. */
+void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream);
+
+/* Wait for the embedding rows; for all of a layer; give the status of the pass. */
+stic_status stic_io_wait_rows(stic_io *io);
+stic_status stic_io_wait_layer(stic_io *io, uint32_t layer);
+
+/* Layers below `layers` have been computed: their places in the working buffer are free. */
+void stic_io_computed(stic_io *io, uint32_t layers);
+
+/* Wait until the lanes rest; gives the error of the pass, if it failed. */
+stic_status stic_io_end(stic_io *io, stic_error *error);
+
+/* Free at least `bytes` of the preload buffer, top layers first. */
+void stic_io_evict(stic_io *io, uint64_t bytes);
+
+uint64_t stic_io_resident_bytes(const stic_io *io);
+
+/* What a lane runs (lane.c); its argument is one of `contexts`. */
+void *stic_lane_body(void *lane);
+
+/* One read of embeddings.bin serves the tokens, in order of id, whose rows share a block: the end of that group. */
+uint32_t stic_io_row_group_end(const stic_io *io, uint32_t begin);
+
+#endif

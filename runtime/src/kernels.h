@@ -1,0 +1,47 @@
+/* The compiled kernels: plain C functions in kernels.so. Sizes are int32; every pointer is 64-byte aligned unless said
+ * otherwise. Activations are feature-major in tiles of 16 tokens: (tiles, features, 16). */
+#ifndef STIC_KERNELS_H
+#define STIC_KERNELS_H
+
+#include "package.h"
+
+typedef uint16_t stic_half; /* bits of an IEEE 754 half */
+
+typedef struct stic_kernels {
+  void *library;
+  /* Sum the three embeddings of n tokens (rows: int8 features, then float scale) and normalise them into x. */
+  void (*embed)(uint8_t *rows, stic_half *position, stic_half *token_type, int32_t *type_ids, float *gamma, float *beta,
+                float *x, int32_t n, int32_t row_stride);
+  /* One tile of k features -> int8 (k/4, 16, 4), scale (16), sum of the int8 values (16). */
+  void (*quantize)(float *x, int8_t *q, float *scale, int32_t *sum, int32_t k);
+  /* The model's activation, in place, on `count` vectors of 16. */
+  void (*activation)(float *x, int32_t count);
+  /* 64 * groups codes, given by their planes, through the table into a panel; [b] for b bits. */
+  void (*unpack[9])(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *,
+                    int8_t *table, uint8_t *panel, int32_t groups);
+  /* Dense contribution at these entries := 0. */
+  void (*outlier_mask)(uint8_t *panel, uint16_t *entries, int32_t count);
+  /* y[t][0..15] += scale * token scale * (panel (slices, 16, ks) times x). */
+  void (*dot)(uint8_t *panel, int8_t *x, int32_t *token_sum, float *token_scale, float *scale, float *y,
+              int32_t slices, int32_t ks, int32_t x_tile, int32_t y_rows, int32_t tiles);
+  void (*outliers)(uint16_t *entries, int8_t *x, float *token_scale, float *y, int32_t count, int32_t ks,
+                   int32_t x_tile, int32_t y_rows, int32_t tiles);
+  /* y[t][0..15] += w (16, ks) times x. */
+  void (*matmul_f16)(stic_half *w, float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows, int32_t tiles);
+  void (*matmul_f32)(float *w, float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows, int32_t tiles);
+  void (*bias)(float *y, float *bias, int32_t y_rows, int32_t tiles);
+  /* One head, one tile of queries, keys 0..rows-1. */
+  void (*attention)(float *q, float *k, float *v, float *out, float *scratch, int32_t qkv_rows, int32_t rows);
+  /* One tile: x = LayerNorm(x + y). */
+  void (*add_norm)(float *x, float *y, float *gamma, float *beta);
+} stic_kernels;
+
+/* Check that this CPU can run what the package was compiled for. */
+stic_status stic_kernels_check_cpu(const stic_package *package, stic_error *error);
+
+/* Load the library at `path`, which has been verified, and find the kernels this package needs. */
+stic_status stic_kernels_load(const stic_package *package, const char *path, stic_kernels *kernels, stic_error *error);
+
+void stic_kernels_unload(stic_kernels *kernels);
+
+#endif

@@ -1,0 +1,157 @@
+/* One IO lane: take the next request in load order, wait until its place is free, read it, check what is complete. */
+#include <string.h>
+
+#include "crc.h"
+#include "io.h"
+
+typedef struct {
+  bool rows;              /* else an extent */
+  uint32_t first, end;    /* rows: in `tokens` */
+  uint32_t extent, offset;
+  uint32_t bytes;
+} request;
+
+static bool take(stic_io *io, request *r) {
+  const stic_package *p = io->package;
+  bool found = true;
+  pthread_mutex_lock(&io->mutex);
+  if (io->row < io->rows) {
+    *r = (request){true, io->row, stic_io_row_group_end(io, io->row), 0, 0, p->staging_bytes};
+    io->row = r->end;
+  } else if (io->extent < io->ordered) {
+    const uint32_t e = io->order[io->extent], left = p->extents[e].bytes - io->offset;
+    const uint32_t bytes = left < p->header->request_bytes ? left : p->header->request_bytes;
+    *r = (request){false, 0, 0, e, io->offset, bytes};
+    io->offset += bytes;
+    if (bytes == left) {
+      io->extent++;
+      io->offset = 0;
+    }
+  } else {
+    found = false;
+  }
+  pthread_mutex_unlock(&io->mutex);
+  return found;
+}
+
+static void fail(stic_io *io, const stic_error *error) {
+  pthread_mutex_lock(&io->mutex);
+  if (!atomic_load(&io->failed)) {
+    io->error = *error;
+    atomic_store(&io->failed, true);
+  }
+  pthread_mutex_unlock(&io->mutex);
+  stic_signal(&io->progress);
+  stic_signal(&io->gate);
+}
+
+/* Read as fast as the storage, or as the storage that is emulated: one that serves one request at a time. */
+static stic_status read_paced(stic_io *io, const stic_source *source, const char *name, uint64_t offset,
+                              uint32_t bytes, uint8_t *to, stic_error *error) {
+  uint64_t done_ns = 0;
+  if (io->bytes_per_s) {
+    pthread_mutex_lock(&io->mutex);
+    const uint64_t now = stic_now_ns();
+    if (io->device_free_ns < now) io->device_free_ns = now;
+    io->device_free_ns += (uint64_t)bytes * 1000000000u / io->bytes_per_s;
+    done_ns = io->device_free_ns;
+    pthread_mutex_unlock(&io->mutex);
+  }
+  const stic_status status = stic_files_read(source, name, offset, bytes, to, error);
+  if (!source->direct) stic_forget_cached(source->file, offset, bytes);
+  if (done_ns) stic_sleep_until_ns(done_ns);
+  atomic_fetch_add(&io->bytes, bytes);
+  atomic_fetch_add(&io->requests, 1);
+  return status;
+}
+
+static stic_status read_rows(stic_io *io, const request *r, uint32_t lane, stic_error *error) {
+  const stic_package *p = io->package;
+  const uint32_t stride = p->header->row_stride;
+  uint8_t *staging = io->arena + p->regions[STIC_REGION_STAGING].offset + (size_t)lane * p->staging_bytes;
+  uint8_t *rows = io->arena + p->regions[STIC_REGION_ROWS].offset;
+  const uint64_t offset = (uint64_t)io->ids[io->tokens[r->first]] * stride / p->staging_bytes * p->staging_bytes;
+  stic_event event = {STIC_EVENT_ROWS, -1, (int32_t)lane, 0, 0, 0, 0, r->bytes, stic_trace_now(io->trace), 0, 0};
+  event.begin_ns = event.submit_ns;
+  event.count = (uint16_t)(r->end - r->first);
+  stic_status status = read_paced(io, &io->embeddings, "embeddings.bin", offset, r->bytes, staging, error);
+  event.end_ns = stic_trace_now(io->trace);
+  stic_trace_add(io->trace, event);
+  for (uint32_t t = r->first; t < r->end && !status; t++) {
+    const uint32_t token = io->tokens[t];
+    const int32_t id = io->ids[token];
+    const uint8_t *row = staging + ((uint64_t)id * stride - offset);
+    status = stic_row_check(p, row, id, error);
+    memcpy(rows + (size_t)token * stride, row, stride);
+  }
+  return status;
+}
+
+static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_error *error) {
+  const stic_package *p = io->package;
+  for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
+    const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
+    const uint8_t *record = io->arena + e->destination + (r->offset - e->file_offset);
+    STIC_REQUIRE(stic_crc32(0, record, r->bytes) == r->crc,
+                 "shards.bin is corrupt at layer %u, slice %u, level %u (checksum): copy the package again", e->layer, s,
+                 e->level);
+    if (stic_record_check(p, e->level, record, r->bytes, error)) {
+      stic_error_prefix(error, "shards.bin");
+      return STIC_PACKAGE_CORRUPT;
+    }
+  }
+  return STIC_OK;
+}
+
+static bool wait_for_place(stic_io *io, int32_t wait_layer) {
+  for (;;) {
+    const uint32_t seen = atomic_load(&io->gate);
+    if (atomic_load(&io->failed)) return false;
+    if ((int64_t)atomic_load(&io->computed) > wait_layer) return true;
+    stic_wait(&io->gate, seen);
+  }
+}
+
+static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, stic_error *error) {
+  const stic_extent *e = &io->package->extents[r->extent];
+  stic_event event = {STIC_EVENT_READ, e->layer, (int32_t)lane, e->level, e->first, e->count, 0,
+                      r->bytes,        stic_trace_now(io->trace), 0, 0};
+  if (!wait_for_place(io, e->wait_layer)) return STIC_OK;
+  event.begin_ns = stic_trace_now(io->trace);
+  stic_status status = read_paced(io, &io->shards, "shards.bin", e->file_offset + r->offset, r->bytes,
+                                  io->arena + e->destination + r->offset, error);
+  event.end_ns = stic_trace_now(io->trace);
+  stic_trace_add(io->trace, event);
+  if (status) return status;
+  if (atomic_fetch_sub(&io->left[r->extent], r->bytes) != r->bytes) return STIC_OK;
+  event.kind = STIC_EVENT_CHECK;
+  event.submit_ns = event.begin_ns = event.end_ns;
+  event.bytes = e->bytes;
+  status = check_extent(io, e, error);
+  event.end_ns = stic_trace_now(io->trace);
+  stic_trace_add(io->trace, event);
+  if (status) return status;
+  if (r->extent < io->package->header->resident_extents) io->loaded[r->extent] = 1;
+  if (atomic_fetch_sub(&io->pending[e->layer], 1) == 1) stic_signal(&io->progress);
+  return STIC_OK;
+}
+
+void *stic_lane_body(void *argument) {
+  const struct stic_lane *lane = argument;
+  stic_io *io = lane->io;
+  stic_error error;
+  for (uint32_t seen = 0;; seen++) {
+    while (atomic_load(&io->pass) == seen) stic_wait(&io->pass, seen);
+    if (atomic_load(&io->stop)) return NULL;
+    request r;
+    while (!atomic_load(&io->failed) && take(io, &r)) {
+      const stic_status status =
+          r.rows ? read_rows(io, &r, lane->number, &error) : read_extent(io, &r, lane->number, &error);
+      if (status)
+        fail(io, &error);
+      else if (r.rows && atomic_fetch_sub(&io->rows_pending, 1) == 1)
+        stic_signal(&io->progress);
+    }
+    if (atomic_fetch_sub(&io->active, 1) == 1) stic_signal(&io->progress);
+  }
+}

@@ -1,0 +1,103 @@
+/* Check the order and the places of loading. */
+#include <stdlib.h>
+
+#include "package.h"
+
+/* The extent lies in its file and its region, and its slices' records lie in the extent. */
+static stic_status check_place(const stic_package *p, uint32_t i, stic_error *error) {
+  const stic_header *h = p->header;
+  const stic_extent *e = &p->extents[i];
+  const stic_region *region =
+      &p->regions[i < h->resident_extents ? STIC_REGION_PRELOAD : STIC_REGION_WORKING];
+  STIC_REQUIRE(e->layer < h->layers && e->level < STIC_LEVELS && e->count >= 1 &&
+                   (uint32_t)e->first + e->count <= h->slices,
+               "index.bin: extent %u names a shard that does not exist", i);
+  STIC_REQUIRE(e->bytes > 0 && e->bytes % STIC_BLOCK == 0 && e->file_offset % STIC_BLOCK == 0 &&
+                   e->file_offset <= p->shards->bytes && e->bytes <= p->shards->bytes - e->file_offset,
+               "index.bin: extent %u lies outside shards.bin", i);
+  STIC_REQUIRE(e->destination % STIC_BLOCK == 0 && e->destination >= region->offset &&
+                   e->destination - region->offset <= region->bytes &&
+                   e->bytes <= region->bytes - (e->destination - region->offset),
+               "index.bin: extent %u lies outside its memory region", i);
+  STIC_REQUIRE(e->wait_layer >= -1 && e->wait_layer < (int32_t)e->layer &&
+                   (i >= h->resident_extents || e->wait_layer == -1),
+               "index.bin: extent %u waits for layer %d, but is itself of layer %u", i, e->wait_layer, e->layer);
+  for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
+    const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
+    STIC_REQUIRE(r->bytes > 0 && r->offset >= e->file_offset &&
+                     r->offset + r->bytes <= e->file_offset + e->bytes,
+                 "index.bin: extent %u does not hold slice %u", i, s);
+  }
+  return STIC_OK;
+}
+
+/* No byte is overwritten before the layer that uses it has been computed. `owners` has, for each block of the region,
+ * one more than the layer whose extent was last placed there. */
+static stic_status check_overlap(const stic_package *p, uint32_t first, uint32_t end, uint64_t region_offset,
+                                 uint16_t *owners, stic_error *error) {
+  for (uint32_t i = first; i < end; i++) {
+    const stic_extent *e = &p->extents[i];
+    const uint64_t block = (e->destination - region_offset) / STIC_BLOCK;
+    for (uint64_t b = block; b < block + e->bytes / STIC_BLOCK; b++) {
+      STIC_REQUIRE((int32_t)owners[b] - 1 <= e->wait_layer, "index.bin: extent %u overwrites layer %u before its time",
+                   i, owners[b] - 1);
+      owners[b] = (uint16_t)(e->layer + 1);
+    }
+  }
+  return STIC_OK;
+}
+
+static stic_status check_order(const stic_package *p, uint16_t *owners, uint8_t *read, stic_error *error) {
+  const stic_header *h = p->header;
+  stic_status status;
+  uint64_t total = 0;
+  for (uint32_t i = 0; i < h->extents; i++) {
+    if ((status = check_place(p, i, error))) return status;
+    const stic_extent *e = &p->extents[i];
+    /* Bounds the work below: the blocks of one extent may be shared with two neighbours. */
+    total += e->bytes;
+    STIC_REQUIRE(total <= 3 * p->shards->bytes, "index.bin: extents read the same bytes again and again");
+    for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
+      uint8_t *once = &read[stic_record_index(p, e->layer, e->level, s)];
+      STIC_REQUIRE(!*once, "index.bin: extent %u reads slice %u a second time", i, s);
+      *once = 1;
+    }
+  }
+  uint32_t lowest = h->layers; /* layer among the extents from i on */
+  for (uint32_t i = h->extents; i-- > h->resident_extents;) {
+    const stic_extent *e = &p->extents[i];
+    if (e->layer < lowest) lowest = e->layer;
+    STIC_REQUIRE(e->wait_layer < (int32_t)lowest, "index.bin: extent %u waits for a layer that is loaded after it", i);
+  }
+  for (uint32_t l = 0; l < h->layers; l++)
+    for (uint32_t s = 0; s < p->layers[l].slices; s++) {
+      uint32_t level, last;
+      for (stic_levels_of(p, stic_bits(p, l, s), &level, &last); level <= last; level++)
+        STIC_REQUIRE(read[stic_record_index(p, l, level, s)],
+                     "index.bin: no extent reads layer %u level %u slice %u", l, level, s);
+    }
+  const stic_region *preload = &p->regions[STIC_REGION_PRELOAD], *working = &p->regions[STIC_REGION_WORKING];
+  status = check_overlap(p, 0, h->resident_extents, preload->offset, owners, error);
+  if (status) return status;
+  return check_overlap(p, h->resident_extents, h->extents, working->offset,
+                       owners + stic_pad(preload->bytes, STIC_BLOCK) / STIC_BLOCK, error);
+}
+
+stic_status stic_package_check_extents(const stic_package *p, stic_error *error) {
+  const stic_header *h = p->header;
+  STIC_REQUIRE(h->resident_extents <= h->extents, "index.bin: more resident extents than extents");
+  /* Arenas are as large as the package says; a hostile size must not become a hostile allocation here. */
+  STIC_REQUIRE(p->regions[STIC_REGION_PRELOAD].bytes <= 2 * p->shards->bytes + STIC_BLOCK &&
+                   p->regions[STIC_REGION_WORKING].bytes <= 2 * p->shards->bytes + STIC_BLOCK,
+               "index.bin: the buffers for shards are larger than all shards");
+  const uint64_t blocks = (stic_pad(p->regions[STIC_REGION_PRELOAD].bytes, STIC_BLOCK) +
+                           stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK)) / STIC_BLOCK;
+  uint16_t *owners = calloc(blocks + 1, sizeof *owners);
+  uint8_t *read = calloc((size_t)h->layers * STIC_LEVELS * h->slices, 1);
+  const stic_status status = owners && read
+                                 ? check_order(p, owners, read, error)
+                                 : stic_fail(error, STIC_OUT_OF_MEMORY, "no memory to check the order of loading");
+  free(owners);
+  free(read);
+  return status;
+}

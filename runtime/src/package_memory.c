@@ -1,0 +1,71 @@
+/* Check the arena's regions. */
+#include "package.h"
+
+static stic_status check_disjoint(const stic_package *p, stic_error *error) {
+  /* What was checked before use (and is then trusted as offsets and indices) must stay as it was checked. The other
+   * regions hold numbers only, and a memory plan may let them share bytes. */
+  static const uint8_t trusted[] = {STIC_REGION_TRUNK, STIC_REGION_PRELOAD, STIC_REGION_TABLE, STIC_REGION_WORKING,
+                                    STIC_REGION_STAGING, STIC_REGION_IDS, STIC_REGION_TYPES};
+  for (size_t i = 0; i < sizeof trusted; i++) {
+    const stic_region *a = &p->regions[trusted[i]];
+    for (uint32_t other = 0; other < STIC_REGIONS; other++) {
+      const stic_region *b = &p->regions[other];
+      if (other == trusted[i] || a->bytes == 0 || b->bytes == 0) continue;
+      STIC_REQUIRE(a->offset + a->bytes <= b->offset || b->offset + b->bytes <= a->offset,
+                   "index.bin: memory regions %u and %u overlap", trusted[i], other);
+    }
+  }
+  return STIC_OK;
+}
+
+stic_status stic_package_check_memory(const stic_package *p, stic_error *error) {
+  const stic_header *h = p->header;
+  const uint64_t tiles = p->tiles, s = p->most_slices, lanes16 = 4 * STIC_TILE;
+  uint64_t widest = p->padded_hidden;
+  if (s * p->attention_width > widest) widest = s * p->attention_width;
+  if (s * p->ffn_width > widest) widest = s * p->ffn_width;
+  uint64_t head = 0;
+  for (uint32_t i = 0; i < h->dense; i++) {
+    const uint64_t rows = stic_pad(p->dense[i].rows, STIC_TILE), columns = stic_pad(p->dense[i].columns, STIC_TILE);
+    if (rows > head) head = rows;
+    if (columns > head) head = columns;
+  }
+  const uint64_t needed[STIC_REGIONS] = {
+      [STIC_REGION_TRUNK] = p->trunk->bytes,
+      [STIC_REGION_TABLE] = h->table_resident ? p->embeddings->bytes : 0,
+      [STIC_REGION_X] = tiles * p->padded_hidden * lanes16,
+      [STIC_REGION_Y] = tiles * p->padded_hidden * lanes16,
+      [STIC_REGION_QKV] = tiles * s * p->rows[STIC_QKV] * lanes16,
+      [STIC_REGION_CONTEXT] = tiles * s * p->attention_width * lanes16,
+      [STIC_REGION_FFN] = tiles * s * p->ffn_width * lanes16,
+      [STIC_REGION_QUANTIZED] = tiles * widest * STIC_TILE,
+      [STIC_REGION_TOKEN_SCALE] = tiles * lanes16,
+      [STIC_REGION_TOKEN_SUM] = tiles * lanes16,
+      [STIC_REGION_PANEL] = h->threads * STIC_TILE * widest,
+      [STIC_REGION_SCRATCH] = h->threads * tiles * STIC_TILE * lanes16,
+      [STIC_REGION_ROWS] = (uint64_t)h->max_length * h->row_stride,
+      [STIC_REGION_STAGING] = (uint64_t)h->lanes * p->staging_bytes,
+      [STIC_REGION_IDS] = 4 * (uint64_t)h->max_length,
+      [STIC_REGION_TYPES] = 4 * (uint64_t)h->max_length,
+      [STIC_REGION_HEAD] = 2 * head * lanes16,
+      [STIC_REGION_OUTPUT] =
+          4 * (uint64_t)h->output_features * (h->pooling == STIC_POOL_TOKENS ? h->max_length : 1),
+  };
+  static const uint8_t read_into[STIC_REGIONS] = {
+      [STIC_REGION_PRELOAD] = 1, [STIC_REGION_TABLE] = 1, [STIC_REGION_WORKING] = 1, [STIC_REGION_STAGING] = 1};
+  STIC_REQUIRE(h->arena_bytes > 0 && h->arena_bytes < (uint64_t)1 << 40, "index.bin: the arena has %llu bytes",
+               (unsigned long long)h->arena_bytes);
+  for (uint32_t r = 0; r < STIC_REGIONS; r++) {
+    const stic_region *region = &p->regions[r];
+    const uint32_t align = read_into[r] && region->bytes ? STIC_BLOCK : STIC_ALIGN;
+    STIC_REQUIRE(region->offset % align == 0 && region->offset <= h->arena_bytes &&
+                     region->bytes <= h->arena_bytes - region->offset,
+                 "index.bin: memory region %u lies outside the arena", r);
+    STIC_REQUIRE(region->bytes >= needed[r], "index.bin: memory region %u has %llu bytes and needs %llu", r,
+                 (unsigned long long)region->bytes, (unsigned long long)needed[r]);
+    STIC_REQUIRE(r <= STIC_REGION_WORKING || needed[r] < (uint64_t)1 << 31 || r == STIC_REGION_PANEL,
+                 "index.bin: memory region %u is larger than a kernel can index", r);
+  }
+  STIC_REQUIRE(STIC_TILE * widest < (uint64_t)1 << 31, "index.bin: a panel is larger than a kernel can index");
+  return check_disjoint(p, error);
+}

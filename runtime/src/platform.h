@@ -1,0 +1,55 @@
+/* What C11 and POSIX do not give, in one place. Only platform.c differs between systems. */
+#ifndef STIC_PLATFORM_H
+#define STIC_PLATFORM_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* A number that threads wait on. */
+typedef _Atomic uint32_t stic_word;
+
+/* Sleep while *word == seen; may return early. */
+void stic_wait(stic_word *word, uint32_t seen);
+void stic_wake_all(stic_word *word);
+
+/* Change a number that threads wait on. */
+static inline void stic_signal(stic_word *word) {
+  atomic_fetch_add(word, 1);
+  stic_wake_all(word);
+}
+
+/* Tell the CPU that this thread spins. */
+static inline void stic_relax(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+uint64_t stic_now_ns(void);
+void stic_sleep_until_ns(uint64_t time_ns);
+
+/* STIC_X86_64 or STIC_AARCH64, or -1; and the bit set over STIC_HAS_* of what this CPU and system allow. */
+int stic_cpu_architecture(void);
+uint32_t stic_cpu_features(void);
+
+/* Open for reading past the page cache; -1 with errno where the file system refuses. */
+int stic_open_direct(const char *path);
+
+/* Drop a range of a file from the page cache. */
+void stic_forget_cached(int file, uint64_t offset, uint64_t bytes);
+
+/* Zeroed, page-aligned memory; NULL if there is none. */
+void *stic_map(size_t bytes);
+void stic_unmap(void *address, size_t bytes);
+
+/* Give pages back; they read as zeros afterwards. */
+void stic_discard(void *address, size_t bytes);
+
+/* Peak resident memory of this process; 0 if unknown. */
+uint64_t stic_peak_rss_bytes(void);
+
+#endif

@@ -1,0 +1,51 @@
+/* The insides of records and embedding rows. */
+#include <string.h>
+
+#include "crc.h"
+#include "package.h"
+
+stic_status stic_row_check(const stic_package *p, const uint8_t *row, int32_t id, stic_error *error) {
+  const size_t checked = stic_pad(p->header->hidden, 4) + 4;
+  uint32_t crc;
+  memcpy(&crc, row + checked, sizeof crc);
+  STIC_REQUIRE(stic_crc32(0, row, checked) == crc,
+               "embeddings.bin is corrupt at token %d (checksum): copy the package again", id);
+  return STIC_OK;
+}
+
+stic_status stic_record_check(const stic_package *p, uint32_t level, const uint8_t *record, uint32_t size,
+                              stic_error *error) {
+  if (level == STIC_FULL) return STIC_OK;
+  const stic_layout *layout = &p->layouts[level];
+  for (int m = 0; m < STIC_MATRICES; m++) /* the dot products have room for magnitudes of 127 */
+    STIC_REQUIRE(!memchr(record + layout->table_at[m], 0x80, (size_t)1 << stic_bits_of_level(level)),
+                 "a code table holds -128");
+  uint64_t at = layout->end;
+  for (int m = 0; m < STIC_MATRICES && layout->has_outliers; m++) {
+    const uint32_t *starts = (const uint32_t *)(const void *)(record + layout->blocks_at[m]);
+    const uint32_t blocks = p->rows[m] / STIC_TILE, count = starts[blocks], limit = STIC_TILE * p->columns[m];
+    STIC_REQUIRE(starts[0] == 0, "outlier blocks do not start at 0");
+    for (uint32_t b = 0; b < blocks; b++) STIC_REQUIRE(starts[b] <= starts[b + 1], "outlier blocks run backwards");
+    STIC_REQUIRE(at + 4 * (uint64_t)count <= size, "outliers run past the record's end");
+    const uint16_t *entries = (const uint16_t *)(const void *)(record + at);
+    for (uint32_t i = 0; i < count; i++) {
+      STIC_REQUIRE(entries[2 * i] < limit, "an outlier lies outside its block of rows");
+      STIC_REQUIRE((entries[2 * i + 1] & 0x7c00) != 0x7c00, "an outlier is not a finite number");
+    }
+    at = stic_pad(at + 4 * (uint64_t)count, STIC_ALIGN);
+  }
+  return STIC_OK;
+}
+
+const uint32_t *stic_record_outliers(const stic_package *p, uint32_t level, const uint8_t *record, uint32_t matrix,
+                                     const uint16_t **entries) {
+  const stic_layout *layout = &p->layouts[level];
+  uint64_t at = layout->end;
+  const uint32_t *starts = NULL;
+  for (uint32_t m = 0; m <= matrix; m++) {
+    *entries = (const uint16_t *)(const void *)(record + at);
+    starts = (const uint32_t *)(const void *)(record + layout->blocks_at[m]);
+    at = stic_pad(at + 4 * (uint64_t)starts[p->rows[m] / STIC_TILE], STIC_ALIGN);
+  }
+  return starts;
+}

@@ -1,0 +1,226 @@
+#define _POSIX_C_SOURCE 200809L
+#include "session.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static _Thread_local stic_error without_session;
+
+/* Memory for bookkeeping, zeroed and counted. */
+static void *take(stic_session *s, uint64_t count, size_t size) {
+  void *memory = NULL;
+  const uint64_t bytes = stic_pad((count ? count : 1) * size, STIC_ALIGN);
+  if (posix_memalign(&memory, STIC_ALIGN, (size_t)bytes)) return NULL;
+  memset(memory, 0, (size_t)bytes);
+  s->bookkeeping_bytes += bytes;
+  return memory;
+}
+
+static stic_status take_bookkeeping(stic_session *s) {
+  const stic_header *h = s->package.header;
+  const stic_extent *extents = s->package.extents;
+  uint64_t requests = 0;
+  for (uint32_t i = 0; i < h->extents; i++) requests += extents[i].bytes / h->request_bytes + 2;
+  const uint64_t events = 11 * (uint64_t)h->layers + h->max_length + requests + 8;
+  s->trace.capacity = events < 16384 ? (uint32_t)events : 16384;
+  s->trace.events = take(s, s->trace.capacity, sizeof *s->trace.events);
+  s->record_at = take(s, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof *s->record_at);
+  s->io.left = take(s, h->extents, sizeof *s->io.left);
+  s->io.loaded = take(s, h->resident_extents, sizeof *s->io.loaded);
+  s->io.by_layer = take(s, h->resident_extents, sizeof *s->io.by_layer);
+  s->io.order = take(s, h->extents, sizeof *s->io.order);
+  s->io.tokens = take(s, h->max_length, sizeof *s->io.tokens);
+  s->io.pending = take(s, h->layers, sizeof *s->io.pending);
+  s->arena = stic_map((size_t)h->arena_bytes);
+  if (!s->trace.events || !s->record_at || !s->io.left || !s->io.loaded || !s->io.by_layer || !s->io.order ||
+      !s->io.tokens || !s->io.pending || !s->arena)
+    return stic_fail(&s->error, STIC_OUT_OF_MEMORY, "no memory for the arena of %llu bytes",
+                     (unsigned long long)h->arena_bytes);
+  for (uint32_t i = 0; i < h->extents; i++)
+    for (uint32_t slice = extents[i].first; slice < (uint32_t)extents[i].first + extents[i].count; slice++) {
+      const uint32_t r = stic_record_index(&s->package, extents[i].layer, extents[i].level, slice);
+      s->record_at[r] = s->arena + extents[i].destination + (s->package.records[r].offset - extents[i].file_offset);
+    }
+  return STIC_OK;
+}
+
+static stic_status load(stic_session *s, const char *path, const stic_options *options) {
+  const stic_package *p = &s->package;
+  const stic_header *h = p->header;
+  stic_error *error = &s->error;
+  stic_status status;
+  char kernels[STIC_PATH_BYTES];
+  if ((status = stic_kernels_check_cpu(p, error))) return status;
+  if ((status = stic_files_check_sizes(path, p, error))) return status;
+  if ((status = stic_files_verify(path, p->kernels, NULL, error))) return status;
+  if ((status = stic_files_path(path, p->kernels->name, kernels, error))) return status;
+  if ((status = stic_kernels_load(p, kernels, &s->kernels, error))) return status;
+  if ((status = take_bookkeeping(s))) return status;
+  if ((status = stic_files_verify(path, p->trunk, stic_region_at(s, STIC_REGION_TRUNK), error))) return status;
+  const bool buffered = options->buffered;
+  if ((status = stic_files_open(path, p->shards, buffered, &s->io.shards, error))) return status;
+  if ((status = stic_files_open(path, p->embeddings, buffered, &s->io.embeddings, error))) return status;
+  uint8_t *table = stic_region_at(s, STIC_REGION_TABLE);
+  for (uint64_t at = 0; h->table_resident && at < p->embeddings->bytes && !status; at += h->request_bytes) {
+    const uint64_t left = p->embeddings->bytes - at, bytes = left < h->request_bytes ? left : h->request_bytes;
+    status = stic_files_read(&s->io.embeddings, "embeddings.bin", at, (uint32_t)bytes, table + at, error);
+  }
+  if (status) return status;
+  s->io.package = p;
+  s->io.arena = s->arena;
+  s->io.trace = &s->trace;
+  s->io.lanes = options->lanes ? options->lanes : h->lanes;
+  s->io.bytes_per_s = options->io_bytes_per_s;
+  s->emulated = options->io_bytes_per_s != 0;
+  if ((status = stic_pool_start(&s->pool, options->threads ? options->threads : h->threads, h->stack_bytes, error)))
+    return status;
+  if ((status = stic_io_start(&s->io, h->stack_bytes, error))) return status;
+  stic_trace_start(&s->trace);
+  stic_io_begin(&s->io, NULL, 0, false);
+  return stic_io_end(&s->io, error);
+}
+
+static stic_status check_options(const stic_package *p, const stic_options *options, stic_error *error) {
+  if (options->threads > p->header->threads || options->lanes > p->header->lanes)
+    return stic_fail(error, STIC_INVALID_ARGUMENT,
+                     "%u threads and %u lanes are more than the package has memory for (%u and %u)", options->threads,
+                     options->lanes, p->header->threads, p->header->lanes);
+  return STIC_OK;
+}
+
+static void destroy(stic_session *s) {
+  stic_io_stop(&s->io);
+  stic_pool_stop(&s->pool);
+  stic_files_close(&s->io.shards);
+  stic_files_close(&s->io.embeddings);
+  stic_kernels_unload(&s->kernels);
+  if (s->arena) stic_unmap(s->arena, (size_t)s->package.header->arena_bytes);
+  void *const memory[] = {s->trace.events, s->record_at,   (void *)s->io.left,    s->io.loaded, s->io.by_layer,
+                          s->io.order,     s->io.tokens, (void *)s->io.pending, s->index};
+  for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
+  free(s);
+}
+
+stic_status stic_session_open(const char *path, const stic_options *given, stic_session **session) {
+  stic_options options = STIC_OPTIONS_DEFAULT;
+  if (!session || !path)
+    return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_open was given a null pointer");
+  *session = NULL;
+  if (given && given->struct_bytes != sizeof options)
+    return stic_fail(&without_session, STIC_INVALID_ARGUMENT,
+                     "stic_options.struct_bytes is %u: start from STIC_OPTIONS_DEFAULT", given->struct_bytes);
+  if (given) options = *given;
+  stic_session *s = NULL;
+  if (posix_memalign((void **)&s, STIC_ALIGN, sizeof *s))
+    return stic_fail(&without_session, STIC_OUT_OF_MEMORY, "no memory for a session");
+  memset(s, 0, sizeof *s);
+  s->io.shards.file = s->io.embeddings.file = -1;
+  s->process = getpid();
+  size_t size = 0;
+  stic_status status = stic_files_read_index(path, &s->index, &size, &s->error);
+  s->index_bytes = size;
+  s->bookkeeping_bytes = sizeof *s + size;
+  if (!status) status = stic_package_parse(s->index, size, &s->package, &s->error);
+  if (!status) status = check_options(&s->package, &options, &s->error);
+  if (!status) status = load(s, path, &options);
+  if (!status) {
+    *session = s;
+    return STIC_OK;
+  }
+  without_session = s->error;
+  stic_error_prefix(&without_session, path);
+  destroy(s);
+  return status;
+}
+
+stic_status stic_session_close(stic_session *s) {
+  if (!s) return STIC_OK;
+  if (atomic_exchange(&s->busy, true))
+    return stic_fail(&without_session, STIC_BUSY, "the session is running: close it when the run has returned");
+  if (s->process != getpid()) { /* the threads exist in the parent only */
+    s->io.started = s->pool.started = 0;
+  }
+  destroy(s);
+  return STIC_OK;
+}
+
+const char *stic_error_message(const stic_session *s) { return s ? s->error.text : without_session.text; }
+
+uint32_t stic_version(void) { return STIC_VERSION_MAJOR << 16 | STIC_VERSION_MINOR; }
+
+stic_status stic_session_evict(stic_session *s, uint64_t bytes) {
+  if (!s) return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_evict was given a null pointer");
+  if (atomic_exchange(&s->busy, true)) return STIC_BUSY;
+  stic_io_evict(&s->io, bytes);
+  atomic_store(&s->busy, false);
+  return STIC_OK;
+}
+
+size_t stic_session_output_size(const stic_session *s, int32_t n) {
+  if (!s || n < 0) return 0;
+  const stic_header *h = s->package.header;
+  return (size_t)h->output_features * (h->pooling == STIC_POOL_TOKENS ? (size_t)n : 1);
+}
+
+static bool fits(const void *session, const void *target, uint32_t struct_bytes, size_t size, const char *name) {
+  if (session && target && struct_bytes == size) return true;
+  stic_fail(&without_session, STIC_INVALID_ARGUMENT, "%s was given a null pointer or a wrong struct_bytes", name);
+  return false;
+}
+
+stic_status stic_session_info(const stic_session *s, stic_info *info) {
+  if (!fits(s, info, info ? info->struct_bytes : 0, sizeof *info, "stic_session_info")) return STIC_INVALID_ARGUMENT;
+  const stic_header *h = s->package.header;
+  *info = (stic_info){sizeof *info,
+                      h->hidden,
+                      h->layers,
+                      h->slices,
+                      h->vocabulary,
+                      h->types,
+                      h->max_length,
+                      h->output_features,
+                      h->pooling == STIC_POOL_TOKENS,
+                      s->pool.threads,
+                      s->io.lanes,
+                      h->deadline_us,
+                      h->predicted_us,
+                      h->claimed_bytes};
+  return STIC_OK;
+}
+
+stic_status stic_session_stats(const stic_session *s, stic_stats *stats) {
+  if (!fits(s, stats, stats ? stats->struct_bytes : 0, sizeof *stats, "stic_session_stats"))
+    return STIC_INVALID_ARGUMENT;
+  const stic_header *h = s->package.header;
+  const uint64_t stacks = (uint64_t)h->stack_bytes * (s->pool.threads - 1 + s->io.lanes);
+  *stats = (stic_stats){.struct_bytes = sizeof *stats,
+                        .direct = s->io.shards.direct && s->io.embeddings.direct,
+                        .emulated = s->emulated,
+                        .arena_bytes = h->arena_bytes,
+                        .bookkeeping_bytes = s->bookkeeping_bytes,
+                        .stack_bytes = stacks,
+                        .peak_bytes = h->arena_bytes + s->bookkeeping_bytes + stacks,
+                        .claimed_bytes = h->claimed_bytes,
+                        .resident_bytes = stic_io_resident_bytes(&s->io),
+                        .runs = s->runs,
+                        .run_us = s->run_ns / 1000,
+                        .stall_us = s->stall_ns / 1000,
+                        .io_bytes = atomic_load(&s->io.bytes),
+                        .io_requests = atomic_load(&s->io.requests)};
+  return STIC_OK;
+}
+
+stic_status stic_session_trace(const stic_session *s, stic_event *events, size_t capacity, size_t *count) {
+  if (!s || !count || (!events && capacity))
+    return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_trace was given a null pointer");
+  *count = stic_trace_kept(&s->trace);
+  if (capacity) memcpy(events, s->trace.events, (*count < capacity ? *count : capacity) * sizeof *events);
+  return STIC_OK;
+}
+
+stic_status stic_session_trace_write(const stic_session *s, const char *path) {
+  if (!s || !path)
+    return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_trace_write was given a null pointer");
+  return stic_trace_save(&s->trace, path, s->io.lanes, &without_session);
+}

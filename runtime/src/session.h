@@ -1,0 +1,54 @@
+/* A package being run. */
+#ifndef STIC_SESSION_H
+#define STIC_SESSION_H
+
+#include <sys/types.h>
+
+#include "io.h"
+#include "kernels.h"
+#include "pool.h"
+
+struct stic_session {
+  stic_package package;
+  uint8_t *index;
+  uint8_t *arena;
+  uint8_t **record_at; /* [record] where an extent puts it; NULL: not in the plan */
+  stic_kernels kernels;
+  stic_pool pool;
+  stic_io io;
+  stic_trace trace;
+  pid_t process;
+  _Atomic bool busy;
+  uint64_t index_bytes, bookkeeping_bytes;
+  uint64_t runs, run_ns, stall_ns;
+  bool emulated;
+  stic_error error;
+};
+
+static inline void *stic_region_at(const stic_session *s, uint32_t region) {
+  return s->arena + s->package.regions[region].offset;
+}
+
+static inline void *stic_trunk_at(const stic_session *s, uint64_t offset) {
+  return s->arena + s->package.regions[STIC_REGION_TRUNK].offset + offset;
+}
+
+/* Note a stage of compute that began at begin_ns. */
+static inline void stic_stage_done(stic_session *s, uint32_t kind, int32_t layer, uint64_t begin_ns) {
+  const stic_event event = {kind, layer, -1, 0, 0, 0, 0, 0, begin_ns, begin_ns, stic_trace_now(&s->trace)};
+  stic_trace_add(&s->trace, event);
+}
+
+/* Embed `n` tokens whose rows have been read; leaves x and its quantised form (embed.c). */
+void stic_compute_embedding(stic_session *s, uint32_t n);
+
+/* Run one layer on x; with `quantize`, leaves its quantised form for the next one (layer.c). */
+void stic_compute_layer(stic_session *s, uint32_t layer, uint32_t n, bool quantize);
+
+/* Pooling, the head's linear maps, normalisation; leaves the result in region `output` (head.c). */
+void stic_compute_head(stic_session *s, uint32_t n);
+
+/* Quantise one tile of k features into the shared buffers (layer.c). */
+void stic_quantize_tile(stic_session *s, const float *source, uint32_t tile, uint32_t k);
+
+#endif

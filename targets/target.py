@@ -1,0 +1,197 @@
+"""A device as the compiler sees it: one TOML file each, every number with its source.
+
+A file holds `name`, `description`, `arch`, `features`, a `[tvm]` table (the target dictionary handed to TVM) and facts
+in `[cache]`, `[storage]`, `[compute]` and `[memory]`, each `key = { value = .., source = "..", estimated = true|false }`.
+`host` is special: its file lists instruction set levels, best first; the machine's own facts fill the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stic.runtime.errors import TargetError
+
+ARCHITECTURES = ("x86_64", "aarch64")
+# Names of instruction set extensions, and the flag that /proc/cpuinfo shows for each.
+FEATURES = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512vl": "avx512vl",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_vbmi": "avx512vbmi",
+    "asimd": "asimd",
+    "asimddp": "asimddp",
+}
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "cache": ("l1_bytes", "l2_bytes", "l3_bytes"),
+    "storage": ("read_bytes_per_s", "request_us"),
+    "compute": ("threads", "clock_hz", "int8_macs_per_cycle"),
+    "memory": ("ram_bytes", "bytes_per_s"),
+}
+_FOLDER = Path(__file__).parent
+_HOST = "host"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number about a device and where it comes from."""
+
+    value: float
+    source: str
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device: what code it runs and what it is made of."""
+
+    name: str
+    description: str
+    arch: str  # one of ARCHITECTURES
+    features: tuple[str, ...]  # keys of FEATURES without which the kernels must not run
+    tvm: Mapping[str, Any] = field(hash=False)  # target dictionary for TVM
+    cache: Mapping[str, Fact] = field(default_factory=dict, hash=False)
+    storage: Mapping[str, Fact] = field(default_factory=dict, hash=False)
+    compute: Mapping[str, Fact] = field(default_factory=dict, hash=False)
+    memory: Mapping[str, Fact] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise TargetError(f"target {self.name}: arch {self.arch!r} is not one of {', '.join(ARCHITECTURES)}")
+        for feature in self.features:
+            if feature not in FEATURES:
+                raise TargetError(f"target {self.name}: feature {feature!r} is not one of {', '.join(FEATURES)}")
+        if "kind" not in self.tvm:
+            raise TargetError(f'target {self.name}: the [tvm] table has no `kind` (for a CPU: kind = "llvm")')
+        if self.compute.get("threads", Fact(0, "")).value < 1:
+            raise TargetError(f"target {self.name}: compute.threads must be at least 1")
+
+    @property
+    def threads(self) -> int:
+        """Compute threads of a session: the fast cores."""
+        return int(self.compute["threads"].value)
+
+    @property
+    def missing_features(self) -> tuple[str, ...]:
+        """What this machine lacks to run the target's code itself; empty if it can."""
+        if self.arch != platform.machine():
+            return (self.arch,)
+        flags = _cpu_flags()
+        return tuple(feature for feature in self.features if FEATURES[feature] not in flags)
+
+
+def names() -> tuple[str, ...]:
+    """Names of all targets that `load` knows."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+def load(name: str) -> Target:
+    """Read a target by name. Raises TargetError for an unknown name or a file with wrong fields."""
+    if name not in names():
+        raise TargetError(f"unknown target {name!r}; the targets are {', '.join(names())}")
+    data = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
+    return _host(data) if name == _HOST else parse(data)
+
+
+def parse(data: Mapping[str, Any]) -> Target:
+    """Build a Target from the content of its file; unknown, missing or ill-typed fields are refused."""
+    label = data.get("name", "without a name")
+    required = ("name", "description", "arch", "features", "tvm", "compute")
+    _check_keys(label, "the file", data, required, (*required, *SECTIONS))
+    for key in ("name", "description", "arch"):
+        if not isinstance(data[key], str):
+            raise TargetError(f"target {label}: {key} must be a string")
+    if not isinstance(data["features"], list) or not isinstance(data["tvm"], dict):
+        raise TargetError(f"target {label}: features must be a list and tvm a table")
+    sections = {
+        section: {key: _fact(label, f"{section}.{key}", value) for key, value in data.get(section, {}).items()}
+        for section in SECTIONS
+    }
+    for section, facts in sections.items():
+        _check_keys(label, f"[{section}]", facts, (), SECTIONS[section])
+    return Target(
+        data["name"], data["description"], data["arch"], tuple(data["features"]), dict(data["tvm"]), **sections
+    )
+
+
+def _check_keys(
+    label: str, where: str, table: Mapping[str, Any], required: tuple[str, ...], allowed: tuple[str, ...]
+) -> None:
+    missing = [key for key in required if key not in table]
+    unknown = [key for key in table if key not in allowed]
+    if missing:
+        raise TargetError(f"target {label}: {where} lacks {', '.join(missing)}")
+    if unknown:
+        raise TargetError(f"target {label}: {where} has unknown {', '.join(unknown)}; known: {', '.join(allowed)}")
+
+
+def _fact(label: str, where: str, data: Any) -> Fact:
+    if not isinstance(data, dict):
+        raise TargetError(f"target {label}: {where} must be a table with `value` and `source`")
+    _check_keys(label, where, data, ("value", "source"), ("value", "source", "estimated"))
+    value, source, estimated = data["value"], data["source"], data.get("estimated", False)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise TargetError(f"target {label}: {where}.value must be a positive number")
+    if not isinstance(source, str) or not source.strip() or not isinstance(estimated, bool):
+        raise TargetError(f"target {label}: {where} needs a source in words, and `estimated` true or false")
+    return Fact(value, source, estimated)
+
+
+def _host(data: Mapping[str, Any]) -> Target:
+    """The best level of host.toml that this machine has, with what the operating system says about it."""
+    flags = _cpu_flags()
+    for level in data["level"]:
+        runs = level["arch"] == platform.machine()
+        if runs and all(FEATURES[feature] in flags for feature in level["features"]):
+            return Target(
+                data["name"],
+                f"{data['description']}: {level['title']}",
+                level["arch"],
+                tuple(level["features"]),
+                dict(level["tvm"]),
+                cache=_host_caches(),
+                compute={"threads": Fact(len(os.sched_getaffinity(0)), "sched_getaffinity")},
+                memory=_host_memory(),
+            )
+    titles = ", ".join(level["title"] for level in data["level"])
+    raise TargetError(f"this {platform.machine()} machine has none of the levels of target host: {titles}")
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Flags of the first processor in /proc/cpuinfo (x86: "flags", Arm: "Features")."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def _host_caches() -> dict[str, Fact]:
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            kind, level, size = ((folder / item).read_text().strip() for item in ("type", "level", "size"))
+        except OSError:
+            continue
+        key = f"l{level}_bytes"
+        if kind != "Instruction" and key in SECTIONS["cache"] and size.endswith("K"):
+            found[key] = Fact(int(size[:-1]) * 1024, str(folder))
+    return found
+
+
+def _host_memory() -> dict[str, Fact]:
+    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {"ram_bytes": Fact(pages * page_bytes, "sysconf(_SC_PHYS_PAGES)")}

@@ -1,0 +1,76 @@
+import pytest
+
+from stic.compiler import contents
+from stic.compiler.assembly import assemble_package, collect
+from stic.compiler.packager import write_package
+from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
+from stic.compiler.sharding import Geometry
+from stic.compiler.synthetic import synthetic
+from stic.runtime.errors import PackageError
+from stic.runtime.format import FULL
+from stic.runtime.package import Package
+from stic.targets.target import load
+
+BITS = ((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2))
+RESIDENT = ((0, 4, 2, 2), (6, 3, 0), (), (0, 0, 0, 0))
+EVENT = {"kind": "compute", "layer": -1, "level": -1, "start_us": 0.0, "end_us": 5.0, "bytes": 0}
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory):
+    """Writes a package of a random model; its kernels are never loaded here."""
+    folder = tmp_path_factory.mktemp("contents")
+    (folder / "kernels.so").write_bytes(b"no code")
+    materials = collect(synthetic(Geometry(4, 64, 4, 16, 128, 4), "gelu", 40), 16, 40, 2, 2)
+    proof = Proof("heuristic", 1.0, None, 0.0)
+    layers = tuple(LayerPlan(b, r) for b, r in zip(BITS, RESIDENT, strict=True))
+    plan = Plan("test", layers, False, 1, True, Budget(60_000, 8 << 20), 0.05, proof)
+
+    def make(name, **options):
+        parts = assemble_package(materials, plan, load("host"), folder / "kernels.so", **options)
+        write_package(parts, folder / name)
+        return Package.open(folder / name)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def package(write):
+    return write("model.stic", predicted_us=57_000, timeline=(EVENT,), labels=("no", "yes"))
+
+
+def test_sizes_add_up_to_what_is_on_disk(package):
+    assert sum(contents.kind_bytes(package).values()) == (package.path / "shards.bin").stat().st_size
+    assert contents.file_bytes(package) == {path.name: path.stat().st_size for path in package.path.iterdir()}
+
+
+def test_memory_adds_up_to_the_claim(package):
+    claimed = int(package.header["claimed_bytes"])
+    assert sum(contents.memory_bytes(package).values()) == claimed
+    assert sum(contents.memory_groups(package).values()) == claimed
+
+
+def test_full_precision_is_counted_apart(package):
+    full = int(package.records["bytes"][:, FULL].sum())
+    assert contents.kind_bytes(package)["full precision"] == full > 0
+
+
+def test_layers_say_what_is_resident_and_what_is_read(package):
+    sizes = contents.layer_bytes(package)
+    assert sizes[2] == (0, 0)
+    assert sizes[3][0] == 0 and sizes[3][1] > 0
+    assert all(held > 0 and read > 0 for held, read in sizes[:2])
+
+
+def test_plan_and_timeline_read_back(package):
+    assert contents.plan_of(package).layers[0].bits == BITS[0]
+    strip = contents.predicted_strip(package)
+    assert strip.title == "predicted for 40 tokens" and strip.end_us == 5.0 and strip.deadline_us == 60_000
+    assert contents.labels(package) == ("no", "yes")
+    assert contents.identity(package)["architecture"] == load("host").arch
+
+
+def test_a_timeline_that_is_none_is_refused(write):
+    package = write("odd.stic", timeline=({"kind": "compute"},))
+    with pytest.raises(PackageError, match="no timeline"):
+        contents.predicted_strip(package)

@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stic.compiler.quantities import format_bytes, format_time, parse_bytes, parse_time_us
+from stic.runtime.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "us"),
+    [("200ms", 200_000), ("1.5s", 1_500_000), ("800us", 800), ("800µs", 800), (" 3 S ", 3_000_000)],
+)
+def test_times(text, us):
+    assert parse_time_us(text) == us
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("20MiB", 20 << 20), ("100MB", 10**8), ("4kib", 4096), ("1.5GiB", 3 << 29), ("17B", 17), ("2 kB", 2000), ("0", 0)],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "ms", "-5ms", "5", "1e3ms", "5 parsecs", "5ms5", "nan", "inf s", "1,5s", "٣ms"])
+def test_wrong_times_are_refused_with_an_example(text):
+    with pytest.raises(InputError, match=r"unit|200ms"):
+        parse_time_us(text)
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(InputError, match="20MiB"):
+        parse_bytes("big")
+    with pytest.raises(InputError, match="unknown unit 'MBps'"):
+        parse_bytes("5MBps")
+    with pytest.raises(InputError, match="larger"):
+        parse_bytes("9" * 30 + "GiB")
+
+
+@pytest.mark.parametrize(
+    ("us", "text"), [(0, "0us"), (850, "850us"), (999.9, "1ms"), (12_340, "12.3ms"), (-2000, "-2ms")]
+)
+def test_formatted_times(us, text):
+    assert format_time(us) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0B"), (4096, "4KiB"), (20 << 20, "20MiB"), (3 << 29, "1.5GiB")])
+def test_formatted_sizes(size, text):
+    assert format_bytes(size) == text
+
+
+@given(st.integers(0, 2**50))
+def test_what_is_printed_reads_back_to_three_digits(value):
+    assert parse_bytes(format_bytes(value)) == pytest.approx(value, rel=6e-3)
+    assert parse_time_us(format_time(value)) == pytest.approx(value, rel=6e-3)

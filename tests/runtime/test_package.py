@@ -1,0 +1,115 @@
+"""The reader refuses what is missing, truncated, flipped, swapped or newer, and reads back what was written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stic.runtime.errors import PackageError
+from stic.runtime.format import HEADER
+from stic.runtime.package import Package
+
+
+@pytest.fixture
+def copy(package: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(package, tmp_path / "copy.stic"))
+
+
+def test_reads_back_what_was_written(package: Path) -> None:
+    opened = Package.open(package)
+    opened.verify()
+    assert opened.bits[1].tolist() == [6, 4, 3, 0]
+    assert opened.plan["plan"]["planner"] == "test"
+    matrix = opened.matrix(0, 2, "up", 5)
+    assert matrix.codes is not None and matrix.codes.max() < 32
+    assert matrix.table is not None and matrix.table.shape == (32,)
+
+
+def test_nested_codes_are_prefixes(package: Path) -> None:
+    opened = Package.open(package)
+    eight = opened.matrix(3, 1, "down", 8).codes
+    for bits in range(2, 8):
+        codes = opened.matrix(3, 1, "down", bits).codes
+        assert codes is not None and eight is not None
+        np.testing.assert_array_equal(codes, eight >> (8 - bits))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_truncation_of_any_file_is_refused(copy: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(p.name for p in copy.iterdir())))
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(PackageError):
+        Package.open(copy)
+    (copy / name).write_bytes(whole)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_flipped_bit_that_is_used_is_refused(copy: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(("index.bin", "trunk.bin", "kernels.so", "plan.json")))
+    whole = bytearray((copy / name).read_bytes())
+    at = data.draw(st.integers(0, len(whole) - 1))
+    bit = 1 << data.draw(st.integers(0, 7))
+    whole[at] ^= bit
+    (copy / name).write_bytes(whole)
+    with pytest.raises(PackageError):
+        Package.open(copy).verify()
+    whole[at] ^= bit
+    (copy / name).write_bytes(whole)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_flipped_bit_of_a_record_or_row_is_refused(copy: Path, data: st.DataObject) -> None:
+    opened = Package.open(copy)
+    if data.draw(st.booleans()):
+        name = "shards.bin"
+        records = opened.records[opened.records["bytes"] > 0]
+        record = records[data.draw(st.integers(0, len(records) - 1))]
+        at = int(record["offset"]) + data.draw(st.integers(0, int(record["bytes"]) - 1))
+    else:
+        name = "embeddings.bin"
+        row = data.draw(st.integers(0, int(opened.header["vocabulary"]) - 1))
+        at = row * int(opened.header["row_stride"]) + data.draw(st.integers(0, opened.shape.hidden + 7))
+    whole = bytearray((copy / name).read_bytes())
+    bit = 1 << data.draw(st.integers(0, 7))
+    whole[at] ^= bit
+    (copy / name).write_bytes(whole)
+    with pytest.raises(PackageError, match="checksum"):
+        opened.verify()
+    whole[at] ^= bit
+    (copy / name).write_bytes(whole)
+
+
+def test_a_newer_format_says_so(copy: Path) -> None:
+    index = bytearray((copy / "index.bin").read_bytes())
+    at = HEADER.fields["minor"][1]  # type: ignore[index]
+    index[at] += 1
+    (copy / "index.bin").write_bytes(index)
+    with pytest.raises(PackageError, match=r"format 1\.1"):
+        Package.open(copy)
+
+
+def test_weights_of_another_model_are_refused(copy: Path, make_package: Callable[..., Path]) -> None:
+    other = make_package(((4, 4, 4, 4),) * 4)
+    shutil.copy(other / "trunk.bin", copy / "trunk.bin")
+    with pytest.raises(PackageError):
+        Package.open(copy).verify()
+
+
+def test_missing_file_is_named(copy: Path) -> None:
+    (copy / "trunk.bin").unlink()
+    with pytest.raises(PackageError, match=r"trunk\.bin is missing"):
+        Package.open(copy)
+
+
+def test_not_a_package(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="not a stic package"):
+        Package.open(tmp_path)

@@ -1,0 +1,61 @@
+"""What docs/ says of the code must be so."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stic.runtime import format as package_format
+
+ROOT = Path(__file__).resolve().parents[1]
+STRUCTURES = ("HEADER", "FILE", "LAYER", "RECORD", "EXTENT", "DENSE", "REGION")
+FORMAT_PAGE = ROOT / "docs" / "package-format.md"
+BEGIN, END = "<!-- tables: generated from runtime/format.py -->\n", "<!-- end of tables -->\n"
+
+
+def _kind(dtype: np.dtype) -> str:
+    base, shape = dtype.subdtype if dtype.subdtype else (dtype, ())
+    return base.str.lstrip("<|") + "".join(f"[{size}]" for size in shape)
+
+
+def _tables() -> str:
+    lines = []
+    for name in STRUCTURES:
+        dtype = getattr(package_format, name)
+        lines += [f"\n**{name}**, {dtype.itemsize} bytes\n", "| at | type | field |", "|---|---|---|"]
+        fields = [(dtype.fields[field][1], _kind(dtype.fields[field][0]), field) for field in dtype.names]
+        lines += [f"| {at} | {kind} | {field} |" for at, kind, field in fields]
+    lines += ["\n**Regions**, in this order: " + ", ".join(package_format.REGIONS) + ".\n"]
+    return "\n".join(lines)
+
+
+def test_the_format_page_lists_every_field():
+    text = FORMAT_PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    found, after = rest.split(END)
+    if os.environ.get("STIC_UPDATE"):
+        FORMAT_PAGE.write_text(before + BEGIN + _tables() + "\n" + END + after)
+        return
+    assert found == _tables() + "\n", "docs/package-format.md is out of date: run pytest with STIC_UPDATE=1"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_architecture_page_names_files_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("| files | stage |") : text.index("## Rules")]
+    for name in re.findall(r"`([a-z_*./]+(?:\.py|/))`", table):
+        assert list((ROOT / "compiler").glob(name)), f"docs/architecture.md names compiler/{name}"
+
+
+def test_the_command_list_is_the_readme_s():
+    from stic.compiler.cli import COMMANDS
+
+    shown = set(re.findall(r"^    stic (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert shown <= set(COMMANDS)
