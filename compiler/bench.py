@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from rich.table import Table
 
 from stic.compiler.quantities import format_bytes, format_time
 from stic.runtime.errors import EngineError, InputError
-from stic.runtime.native import stic_run
 from stic.runtime.package import Package
+from stic.targets.target import load
+from stic.targets.toolchain import build_engine
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,12 @@ def measure(path: Path, runs: int, threads: int | None, tokens: int | None, cold
     vocabulary = int(package.header["vocabulary"])
     ids = random.Random(1).sample(range(vocabulary), min(tokens, vocabulary))
     ids += ids[:1] * (tokens - len(ids))
-    command = [str(stic_run()), str(path), "--ids", ",".join(map(str, ids)), "--runs", str(runs), "--json"]
-    command += ["--threads", str(threads)] if threads else []
-    command += ["--cold"] if cold else []
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ["--ids", ",".join(map(str, ids)), "--runs", str(runs), "--json"]
+    options += ["--threads", str(threads)] if threads else []
+    options += ["--cold"] if cold else []
+    with tempfile.TemporaryDirectory(prefix="stic-") as folder:
+        runner = build_engine(load("host"), Path(folder)).runner
+        done = subprocess.run([str(runner), str(path), *options], capture_output=True, text=True)
     if done.returncode != 0:
         message = done.stderr.strip().removeprefix("stic_run: ")
         raise EngineError(message or f"stic_run ended with status {done.returncode} and said nothing")

@@ -122,7 +122,7 @@ def terminal(strips: Sequence[Strip], width: int = 100) -> str:
 
 
 def picture(strips: Sequence[Strip], path: Path) -> None:
-    """The same as a picture; the suffix of `path` says which kind (.svg, .png, .pdf)."""
+    """The same as a picture; the suffix of `path` says which kind."""
     from matplotlib.figure import Figure
 
     heights = [len(strip.lanes) for strip in strips]

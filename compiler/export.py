@@ -15,12 +15,14 @@ from stic.compiler.export_graph import GraphWriter
 from stic.compiler.export_weights import Weights
 from stic.runtime.errors import InputError
 
+_POOLINGS = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}
+
 
 def export_model(hf_dir: Path, out: Path, pooling: str | None = None) -> None:
     """Write the ONNX file `out`, and tokenizer.json and config.json beside it, from a Hugging Face directory.
 
-    The graph takes input_ids and attention_mask (and token_type_ids for BERT), each (batch, sequence) int64. Its output is
-    `logits` for a ...ForSequenceClassification architecture; `sentence_embedding` with pooling "mean" or "first",
+    The graph takes input_ids and attention_mask (and token_type_ids for BERT), each (batch, sequence) int64. Its output
+    is `logits` for a ...ForSequenceClassification architecture; `sentence_embedding` with pooling "mean" or "first",
     which for a sentence-transformers directory is its own; else `last_hidden_state` (pooling "tokens") and, where the
     model has a pooler, `pooler_output`. float16 weights stay float16 in the file and are cast in the graph.
     Files appear whole or not at all. InputError says what is missing or not supported.
@@ -56,19 +58,11 @@ def _sentence_modules(hf_dir: Path) -> _Modules | None:
             folder = str(entry.get("path", ""))
         elif kind == "Pooling":
             modes = _json(hf_dir / str(entry.get("path", "")) / "config.json")
-            chosen = {
-                key.removeprefix("pooling_mode_") for key, on in modes.items() if key.startswith("pooling_mode_") and on
-            }
-            chosen |= {str(modes["pooling_mode"])} & {"mean", "cls"} if "pooling_mode" in modes else set()
-            known = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}
-            found = {known.get(mode, "") for mode in chosen if mode not in ("mean", "cls")} or {
-                known[m] for m in chosen
-            }
-            if found not in ({"mean"}, {"first"}):
-                raise InputError(
-                    f"{path}: its pooling ({', '.join(sorted(chosen)) or 'none'}) is not supported; mean or cls is"
-                )
-            pooling = found.pop()
+            chosen = [key.removeprefix("pooling_mode_") for key, on in modes.items() if "pooling_mode_" in key and on]
+            chosen = chosen or [str(modes.get("pooling_mode", "none"))]  # newer versions: one word
+            if len(chosen) != 1 or chosen[0] not in _POOLINGS:
+                raise InputError(f"{path}: its pooling ({', '.join(chosen)}) is not supported; mean or cls is")
+            pooling = _POOLINGS[chosen[0]]
         elif kind == "Normalize":
             normalize = True
         else:
@@ -146,7 +140,7 @@ def _embeddings(
 ) -> tuple[str, tuple[str, ...]]:
     kind = config["model_type"]
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
-    padding = int(config.get("pad_token_id", 1)) if "roberta" in kind else None
+    padding = _number(config, "pad_token_id", 1, int) if "roberta" in kind else None
 
     def rows(name: str, index: str) -> str:
         full = f"embeddings.{name}_embeddings.weight"
@@ -163,7 +157,14 @@ def _embeddings(
 
 
 def _epsilon(config: dict[str, Any]) -> float:
-    return float(config.get("layer_norm_eps", 1e-12))
+    return _number(config, "layer_norm_eps", 1e-12, float)
+
+
+def _number(config: dict[str, Any], key: str, default: Any, kind: type) -> Any:
+    value = config.get(key)
+    if value is not None and not isinstance(value, int | float):
+        raise InputError(f"config.json: {key} is {value!r}; expected a number")
+    return kind(default if value is None else value)
 
 
 def _layers(

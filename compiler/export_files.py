@@ -22,9 +22,9 @@ _INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GiB; larger weights go to a 
 
 def write_all(model: onnx.ModelProto, config: dict[str, Any], folder: Path, out: Path) -> None:
     """Write tokenizer, config, weights beside the model if they are large, and the model last."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer, kept = folder / "tokenizer.json", {key: config[key] for key in _KEPT if key in config}
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         if out.parent.resolve() != folder.resolve():
             text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
             _replace(out.parent / "config.json", lambda path: path.write_text(text, encoding="utf-8"))

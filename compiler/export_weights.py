@@ -48,6 +48,8 @@ class Weights:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} has a damaged header: {error}") from error
+        if any(not 0 <= begin <= end <= self._data.size - 8 - size for _, _, begin, end in entries.values()):
+            raise InputError(f"{path} is truncated: its header promises more bytes than it has")
         self._start = 8 + size
         self._entries = entries
         for old, new in _OLD_NAMES:

@@ -1,7 +1,7 @@
 """A model's forward pass in numpy, batched and in float32: the compiler's answer to what a model computes.
 
-Importance profiling runs it thousands of times, so it can start at any layer (`run_layers` from given hidden states), run
-any prefix of a layer's heads and neurons, and take layers whose weights were replaced. Matrix products go to
+Importance profiling runs it thousands of times, so it can start at any layer (`run_layers` from given hidden states),
+run any prefix of a layer's heads and neurons, and take layers whose weights were replaced. Matrix products go to
 BLAS without copies of operands; element-wise work is done in place, in blocks that stay in cache.
 """
 
@@ -127,8 +127,8 @@ def run_layer(
 ) -> Array:
     """Run one layer on `hidden` (batch, tokens, hidden), which is left unchanged.
 
-    `heads` is the layer's number of heads, `bias` comes from `attention_bias`. `width` = (k, n) runs the first k heads and n
-    neurons; (0, 0) returns `hidden` itself.
+    `heads` is the layer's number of heads, `bias` comes from `attention_bias`. `width` = (k, n) runs the first k heads
+    and n neurons; (0, 0) returns `hidden` itself.
     """
     if width == (0, 0):
         return hidden

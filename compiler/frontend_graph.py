@@ -1,8 +1,8 @@
 """The data-flow graph of a model's output, and its run on small probe inputs.
 
 Exporters write index arithmetic, masks and reshapes in countless forms; what they compute is always the same. So the
-graph is run on small inputs with onnx's reference operators, every intermediate value is kept, and whatever is not on the
-path of the features (shapes, positions, masks, transposed weights) is recognised by its value: constants are
+graph is run on small inputs with onnx's reference operators, every intermediate value is kept, and whatever is not on
+the path of the features (shapes, positions, masks, transposed weights) is recognised by its value: constants are
 folded by the same run. Only the path of the features, from the word table to the output, is matched by structure.
 """
 

@@ -94,7 +94,7 @@ def _reduced(graph: Graph, value: str) -> str:
         if graph.op(value) not in ("Div", "Mul", "ReduceSum", "ReduceMean", "MatMul", "Cast") or len(features) != 1:
             raise graph.refuse(
                 start if value == start else value,
-                "a linear map, tanh or ReLU, or pooling (first token, or mean under the mask) of normalised hidden states",
+                "a linear map, tanh or ReLU, or pooling (first token, or mean under the mask) of the last norm",
             )
         value = graph.source(features[0])
     return graph.source(value)

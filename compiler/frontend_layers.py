@@ -59,6 +59,8 @@ def half(graph: Graph, inputs: Inputs, value: str) -> AttentionHalf | FeedForwar
     inner = graph.moved(before)
     if graph.op(graph.source(inner.source)) in ("MatMul", "Attention"):
         return _attention(graph, inputs, before, inner, residual[0], last, layer_norm)
+    if not np.array_equal(inner.index.ravel(), np.arange(inner.index.size)):  # heads were moved
+        raise graph.refuse(inner.source, "attention: softmax(queries x keys) x values, heads merged after it")
     start, kind = activation(graph, before)
     first = linear(graph, start)
     if first is None or kind not in ("gelu", "gelu_tanh", "relu"):
@@ -113,7 +115,7 @@ def _attention(
 
 
 def _fused(graph: Graph, inputs: Inputs, context: str) -> tuple[tuple[str, str, str], float]:
-    """Read the standard op Attention (opset 23): queries, keys, values of (batch, heads, tokens, size) or merged heads."""
+    """Read the standard op Attention (opset 23): heads on an axis of their own, or merged."""
     node = graph.producers[context]
     query, key, value = node.input[:3]
     rank3 = len(graph.shape(query)) == 3

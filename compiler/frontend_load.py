@@ -26,7 +26,11 @@ _QUANTIZED = {"QLinearMatMul", "MatMulInteger", "DequantizeLinear", "QuantizeLin
 def describe(node: onnx.NodeProto) -> str:
     """Say which node this is, for an error message."""
     op = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-    return f"node '{node.name}' (op {op})" if node.name else f"the node of output '{node.output[0]}' (op {op})"
+    return (
+        f"node '{node.name}' (op {op})"
+        if node.name
+        else f"the node of output '{next(iter(node.output), '')}' (op {op})"
+    )
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -47,6 +51,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         model = inline_local_functions(model) if model.functions else model
         _reject_foreign(model.graph, path)
+        _check_arity(model, path)
         _to_float32(model.graph)
     except (ValueError, TypeError, RuntimeError, IndexError, OverflowError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} is damaged: {_first_line(error)}") from error
@@ -86,15 +91,15 @@ def _reject_foreign(graph: onnx.GraphProto, path: Path) -> None:
             )
         if node.op_type in _CNN:
             raise UnsupportedModelError(
-                f"{path}: {describe(node)} belongs to a convolutional network; expected a text encoder of the BERT family"
+                f"{path}: {describe(node)} belongs to a convolutional network; expected a BERT-like text encoder"
             )
         if node.op_type in _RECURRENT:
             raise UnsupportedModelError(
-                f"{path}: {describe(node)} is recurrence or control flow; expected a plain encoder graph of the BERT family"
+                f"{path}: {describe(node)} is recurrence or control flow; expected a BERT-like text encoder"
             )
         if node.op_type in _QUANTIZED:
             raise UnsupportedModelError(
-                f"{path}: {describe(node)} belongs to a quantised model; expected fp32 or fp16 weights (stic quantises itself)"
+                f"{path}: {describe(node)} belongs to a quantised model; expected fp32 or fp16 weights"
             )
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedModelError(
@@ -107,6 +112,23 @@ def _reject_foreign(graph: onnx.GraphProto, path: Path) -> None:
             raise UnsupportedModelError(
                 f"{path}: input '{value.name}' ({len(shape)} axes) is no token input; expected token ids and a mask"
                 " (an input of past keys belongs to a decoder; decoders are not supported yet)"
+            )
+
+
+def _check_arity(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse operators that this ONNX does not know, and nodes with too few inputs or outputs for theirs."""
+    version = max((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=1)
+    for node in model.graph.node:
+        try:
+            schema = onnx.defs.get_schema(node.op_type, min(version, onnx.defs.onnx_opset_version()), "")
+        except onnx.defs.SchemaError as error:
+            raise UnsupportedModelError(
+                f"{path}: {describe(node)} is not known; expected an operator of standard ONNX, opset {version}"
+            ) from error
+        if not (schema.min_input <= len(node.input) <= schema.max_input and node.output and node.output[0]):
+            raise InputError(
+                f"{path}: {describe(node)} has {len(node.input)} inputs and {len(node.output)} outputs; "
+                f"expected {schema.min_input} to {schema.max_input} inputs and an output"
             )
 
 

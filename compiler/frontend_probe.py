@@ -35,7 +35,7 @@ def probe(graph: Graph) -> Inputs:
     lookups = _lookups(graph)
     if not lookups:
         raise UnsupportedModelError(
-            f"{graph.where}: no node gathers rows of a table by a token input; expected the word table of a text encoder"
+            f"{graph.where}: no node gathers rows of a table by a token input; expected a text encoder's word table"
             " (op Gather of a float table by token ids)"
         )
     word, ids_name, vocabulary = max(lookups, key=lambda found: found[2])
@@ -105,7 +105,7 @@ def _fold(graph: Graph, value: str) -> NDArray[Any]:
 
 
 def _axes(graph: Graph) -> tuple[int, int, bool]:
-    """Return the probe's batch and tokens, as the file fixes them, else small and different; and whether tokens are fixed."""
+    """Return the probe's batch and tokens, as the file fixes them or small, and whether tokens are fixed."""
     fixed: list[set[int]] = [set(), set()]
     for value in graph.inputs:
         dims = value.type.tensor_type.shape.dim

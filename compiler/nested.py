@@ -1,8 +1,8 @@
-"""The nested quantizer: outliers out once, row scales, one tree of codebooks for 2 to 8 bits.
+"""The nested quantizer: outliers out once, row scales, one tree of codebooks for 2 to 8 bits, codes chosen together.
 
-For each matrix it minimises sum over n, k of moment[k] * (w[n,k] - scale[n] * table[code[n,k]])^2, summed
-over the bitwidths. `moment[k]` is the mean square of input k, so that the sum is the mean square error of the output
-when inputs are uncorrelated (the Fisher diagonal of a layer-wise quadratic loss).
+For each matrix and bitwidth it lowers the mean square error of the output: error^T E[x x^T] error summed over rows,
+where error = w - scale * table[code] and E[x x^T] are the second moments of the inputs. Tables and scales are fitted to
+its diagonal, codes (`rounding`) to the whole.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from stic.compiler.model import Array
 from stic.compiler.rounding import round_jointly
 from stic.runtime.format import LEVEL_BITS
 
-# 1 / (error of the Lloyd-Max quantizer of a unit normal): levels count by how far they are from their own best.
-PRIORITY = {2: 8.5, 3: 29.0, 4: 105.0, 5: 400.0, 6: 1550.0, 7: 6000.0, 8: 24000.0}
-JOINT_UP_TO = 6  # finest level whose codes are chosen together
+# 1 / (error of the Lloyd-Max quantizer of a unit normal): levels count by how far they are from their own best. 2 bits
+# count twice: there the loss is steepest.
+PRIORITY = {2: 17.0, 3: 29.0, 4: 105.0, 5: 400.0, 6: 1550.0, 7: 6000.0, 8: 24000.0}
 SCALED_BY = (2, 3, 4)  # levels that the row scales are fitted to; above, any scale does
 INT8_MAX = 127
 
@@ -106,7 +106,7 @@ def _coded(scaled: Array, tree: Tree, step: np.float32, moment: Array, outlier: 
     """Round the tables to int8, put the thresholds between the rounded entries, and choose the codes."""
     rounded = {bits: np.rint(tree.centroids[bits] / step) for bits in LEVEL_BITS}
     thresholds = refine(tree.thresholds / step, rounded, PRIORITY)
-    codes = round_jointly(scaled / step, Tree(thresholds, rounded), moment, outlier, PRIORITY, JOINT_UP_TO)
+    codes = round_jointly(scaled / step, Tree(thresholds, rounded), moment, outlier, PRIORITY)
     return Fit(
         {HIGH: codes},
         {bits: table.astype(np.int8) for bits, table in rounded.items()},

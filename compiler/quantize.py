@@ -10,7 +10,7 @@ the rest. Rows of `out` and `down` share their scale between the slices of a lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,16 +85,19 @@ def quantize(
     quantizer: Quantizer = "nested",
     moments: Moments | None = None,
     outlier_rate: float = OUTLIER_RATE,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> QuantizedModel:
     """Quantise every shard at 2..8 bits.
 
     `moments` come from `input_moments` on text like what the model will read; left out, from random tokens.
-    `outlier_rate` is the share of weights kept exactly. gobo takes neither. Raises InputError for an unknown
-    quantizer or weights that are not finite.
+    `outlier_rate` is the share of weights kept exactly. gobo takes neither. `progress` is told layers done
+    and their total. Raises InputError for an unknown quantizer or weights that are not finite.
     """
     if quantizer not in QUANTIZERS:
         raise InputError(f"there is no quantizer {quantizer!r}; try one of {', '.join(QUANTIZERS)}")
-    if quantizer == "nested" and moments is None:
+    if quantizer == "gobo":
+        moments = None
+    elif moments is None:
         moments = input_moments(sharded)
     layers = []
     for number in range(sharded.geometry.layers):
@@ -103,6 +106,7 @@ def quantize(
         for name in MATRICES:
             _quantize_matrices(sharded, number, name, matrices, slices, moments, outlier_rate)
         layers.append(tuple(slices))
+        progress(len(layers), sharded.geometry.layers)
     return QuantizedModel(sharded, quantizer, tuple(layers))
 
 
@@ -145,7 +149,7 @@ def _damped(moments: Array, count: int) -> Array:
     diagonal = np.diag(inner)
     mean = float(diagonal.mean()) if count else 1.0
     base = (1 - CORRELATION_SHRINKAGE) * inner + CORRELATION_SHRINKAGE * np.diag(diagonal)
-    if mean <= 0:
+    if not mean > 0:  # nothing was measured, or not finite
         return np.eye(count, dtype=np.float32)
     return ((base + MOMENT_FLOOR * mean * np.eye(count)) / mean).astype(np.float32)
 

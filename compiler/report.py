@@ -14,6 +14,7 @@ from stic.compiler.plan import LayerPlan, Plan
 from stic.compiler.quantities import format_bytes, format_time
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
 from stic.compiler.sweep import Point, on_front
+from stic.runtime.trace import Trace
 
 FULL_MARK = "F"  # full precision in a grid
 LEFT_OUT = "."
@@ -85,10 +86,10 @@ def proof_sentence(plan: Plan) -> str:
     proof = plan.proof
     spent = f"{proof.solve_seconds:.1f} s"
     if proof.bound is None:
-        return f"objective {proof.objective:.4g}, heuristic: no bound is known ({plan.planner}, {spent})"
+        return f"objective {proof.objective:.6g}, heuristic: no bound is known ({plan.planner}, {spent})"
     found = {"optimal": "proven optimal", "feasible": "the time limit ended the search"}.get(proof.status, proof.status)
     return (
-        f"objective {proof.objective:.4g}, {found}: no plan exceeds {proof.bound:.4g},"
+        f"objective {proof.objective:.6g}, {found}: no plan exceeds {proof.bound:.6g},"
         f" gap {proof.gap or 0.0:.2%} ({plan.planner}, {spent})"
     )
 
@@ -103,7 +104,10 @@ def plan_table(plan: Plan, predicted_us: float, peak_bytes: int) -> Table:
     table.add_row("margin", f"{plan.margin:.0%} of the latency budget is kept back for jitter")
     table.add_row("mean bits", f"{plan.mean_bits:.2f}")
     table.add_row("word table", "resident" if plan.table_resident else "read by row")
-    table.add_row("read-ahead", f"{plan.read_ahead} layer{'s' * (plan.read_ahead != 1)}" if plan.overlap else "none: loads all, then computes")
+    table.add_row(
+        "read-ahead",
+        f"{plan.read_ahead} layer{'s' * (plan.read_ahead != 1)}" if plan.overlap else "none: loads all, then computes",
+    )
     table.add_row("proof", proof_sentence(plan))
     for note in plan.notes:
         table.add_row("note", note)
@@ -125,6 +129,34 @@ def print_drawing(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
+def print_device(console: Console, data: Mapping[str, Any]) -> None:
+    """Print what `stic probe` measured; `data` is the file that it writes (see `stic.compiler.cost_model`)."""
+    io, compute = data["io"], data["compute"]
+    console.print(str(data["device"]))
+    way = "past the page cache" if io["direct"] else "through the page cache, dropped before each pass"
+    console.print(f"reads {way}; {io['lanes']} lanes: {io['bytes_per_s'] / 1e6:.0f} MB/s")
+    console.print(f"{format_time(io['request_us'])} a request, {format_time(io['row_us'])} an embedding row")
+    table = Table(box=None, pad_edge=False)
+    for title in ("read of", "lanes", "median", "spread", "MB/s"):
+        table.add_column(title, justify="right")
+    for point in io["points"]:
+        speed = point["bytes"] / point["median_us"]
+        times = (format_time(point["median_us"]), format_time(point["spread_us"]))
+        table.add_row(format_bytes(point["bytes"]), str(point["lanes"]), *times, f"{speed:.0f}")
+    console.print(table)
+    for shape in compute["shapes"]:
+        console.print(
+            f"layer of {shape['slices']} slices, hidden {shape['hidden']}, {shape['heads_per_slice']} x"
+            f" {shape['head_dim']} heads and {shape['neurons_per_slice']} neurons a slice, {shape['rows']} tokens,"
+            f" {compute['threads']} threads: {format_time(shape['layer_us'])} a layer and for each slice"
+        )
+        table = Table(box=None, pad_edge=False)
+        for bits in shape["slice_us"]:
+            table.add_column(f"{bits} bits", justify="right")
+        table.add_row(*(format_time(us) for us in shape["slice_us"].values()))
+        console.print(table)
+
+
 def layer_label(layer: int) -> str:
     """What a drawing writes into a piece of compute."""
     return {EMBEDDING: "E", HEAD: "H"}.get(layer, str(layer))
@@ -140,21 +172,17 @@ def predicted(events: Iterable[Event], length: int, deadline_us: float | None) -
     return Strip(f"predicted for {length} tokens", tuple(spans), deadline_us)
 
 
-# Events of the engine, by number (stic.h): 0 is a stall, from 20 on a lane reads or checks.
-STALL, EMBED, HEAD_EVENT, READ, ROWS = 0, 1, 10, 20, 21
-
-
-def measured(events: Iterable[Any], tokens: int) -> Strip:
-    """A traced run, for drawing; `events` have the fields of `stic_event` in stic.h."""
+def measured(trace: Trace, tokens: int) -> Strip:
+    """A traced run, for drawing."""
     spans = []
-    for e in events:
+    for e in trace:
         start, end = e.begin_ns / 1e3, e.end_ns / 1e3
         if e.track >= 0:
             spans.append(Span(f"IO {e.track}", "read", start, end, str(e.layer) if e.layer >= 0 else "E"))
-        elif e.kind == STALL:
+        elif e.name == "stall":
             spans.append(Span("compute", "stall", start, end))
         else:
-            label = {EMBED: "E", HEAD_EVENT: "H"}.get(e.kind, str(e.layer))
+            label = {"embed": "E", "head": "H"}.get(e.name, str(e.layer))
             spans.append(Span("compute", "compute", start, end, label))
     return Strip(f"measured with {tokens} tokens", _joined(spans))
 

@@ -16,23 +16,23 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.codebook import HIGH, LOW, Tree
+from stic.compiler.codebook import HIGH, LEAVES, LOW, Tree
 from stic.compiler.model import Array
 
 BLOCK = 32  # columns between updates of all gradients
 
 
 def round_jointly(
-    values: Array, tree: Tree, moments: Array, frozen: NDArray[np.bool_], priority: dict[int, float], highest: int
+    values: Array, tree: Tree, moments: Array, frozen: NDArray[np.bool_], priority: dict[int, float]
 ) -> NDArray[np.uint8]:
     """Return 8-bit codes (n, k) for `values` (n, k), in the unit of the tree's thresholds and centroids.
 
     `moments` (k, k) is the second moment of the inputs, `frozen` marks weights that count for nothing (outliers).
-    `priority[bits]` weighs squared errors of the levels against each other; levels above `highest` take what is left.
+    `priority[bits]` weighs squared errors of the levels against each other.
     """
     codes = tree.codes(values)
-    for bits in range(LOW, highest + 1):
-        penalty = sum(priority[finer] for finer in range(bits + 1, highest + 1)) / priority[bits]
+    for bits in range(LOW, HIGH + 1):
+        penalty = sum(priority[finer] for finer in range(bits + 1, HIGH + 1)) / priority[bits]
         codes = _settle(values, codes, tree, moments, frozen, bits, np.float32(penalty))
     return codes
 
@@ -57,7 +57,7 @@ def _settle(
         other = code ^ 1
     upward = other > code
     leaf = np.where(upward, other << shift, ((other + 1) << shift) - 1)
-    edge = tree.thresholds.astype(np.float32)[np.where(upward, np.maximum(leaf - 1, 0), np.minimum(leaf, 254))]
+    edge = tree.thresholds.astype(np.float32)[np.where(upward, np.maximum(leaf - 1, 0), np.minimum(leaf, LEAVES - 2))]
     beyond = np.where(upward, np.maximum(edge - values, 0), np.maximum(values - edge, 0))
     change = np.where(frozen, 0, table[code] - table[other])
     moved = _sweep(error, change, penalty * np.square(beyond), moments)

@@ -22,6 +22,7 @@ from stic.runtime.errors import InputError
 from stic.runtime.format import MATRICES, Shape
 
 MAX_COLUMNS = 4096  # an outlier's u16 position spans 16 rows of this many columns
+LINEARS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
 
 Order = Sequence[NDArray[np.intp]] | NDArray[np.intp]
 
@@ -270,7 +271,7 @@ def assemble(sharded: ShardedModel, matrix: Callable[[int, int, str], Array | No
     g = sharded.geometry
     layers = []
     for number, layer in enumerate(sharded.model.layers):
-        linears = (layer.query, layer.key, layer.value, layer.output, layer.ffn_in, layer.ffn_out)
+        linears = [getattr(layer, name) for name in LINEARS]
         query, key, value, output, ffn_in, ffn_out = (np.zeros_like(linear.weight) for linear in linears)
         for index in range(g.slices):
             attention, neurons = _runs(g, index)
@@ -286,15 +287,6 @@ def assemble(sharded: ShardedModel, matrix: Callable[[int, int, str], Array | No
             if down is not None:
                 ffn_out[:, neurons] = down[: g.hidden, :count]
         weights = (query, key, value, output, ffn_in, ffn_out)
-        layers.append(
-            replace(
-                layer,
-                **{
-                    name: Linear(weight, getattr(layer, name).bias)
-                    for name, weight in zip(
-                        ("query", "key", "value", "output", "ffn_in", "ffn_out"), weights, strict=True
-                    )
-                },
-            )
-        )
+        rebuilt = (Linear(weight, linear.bias) for weight, linear in zip(weights, linears, strict=True))
+        layers.append(replace(layer, **dict(zip(LINEARS, rebuilt, strict=True))))
     return replace(sharded.model, layers=tuple(layers))

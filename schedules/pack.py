@@ -38,7 +38,7 @@ def unpack_planes(planes: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Rebuild the flat codes (8 * bytes,) from the first len(planes) planes: the inverse of `pack_planes`."""
     if not 1 <= len(planes) <= 8:
         raise ValueError(f"a code has 1 to 8 planes, not {len(planes)}")
-    codes = np.zeros(8 * planes[0].size, np.uint8)
+    codes: NDArray[np.uint8] = np.zeros(8 * planes[0].size, np.uint8)
     for plane in planes:
-        codes = (codes << 1) | np.unpackbits(plane, bitorder="little")
+        codes = ((codes << 1) | np.unpackbits(plane, bitorder="little")).astype(np.uint8)
     return codes

@@ -1,7 +1,7 @@
 """A device as the compiler sees it: one TOML file each, every number with its source.
 
-A file holds `name`, `description`, `arch`, `features`, a `[tvm]` table (the target dictionary handed to TVM) and facts
-in `[cache]`, `[storage]`, `[compute]` and `[memory]`, each `key = { value = .., source = "..", estimated = true|false }`.
+A file holds `name`, `description`, `arch`, `features`, a `[tvm]` table (the target dictionary handed to TVM) and
+facts in `[cache]`, `[storage]`, `[compute]` and `[memory]`, each `key = { value = .., source = "..", estimated = .. }`.
 `host` is special: its file lists instruction set levels, best first; the machine's own facts fill the rest.
 """
 

@@ -45,7 +45,8 @@ class Compiler:
         except OSError as error:
             raise ToolchainError(f"cannot start {self.name} ({shlex.join(self.command)}): {error}") from error
         except subprocess.TimeoutExpired as error:
-            raise ToolchainError(f"{self.name} did not finish {what} in {_TIMEOUT_S} s; try again on an idle machine") from error
+            message = f"{self.name} did not finish {what} in {_TIMEOUT_S} s; try again on an idle machine"
+            raise ToolchainError(message) from error
         if done.returncode:
             raise ToolchainError(f"{self.name} failed at {what} (exit {done.returncode}): {done.stderr.strip()}")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stic.compiler.commands.parameters import (
     FILE,
+    PICTURE,
     SIZES,
     TIMES,
     budget_options,
@@ -18,7 +20,11 @@ from stic.compiler.commands.parameters import (
 )
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.compiler.options import CompileOptions
-from stic.compiler.plan import Budget
+from stic.compiler.plan import Budget, Plan, Problem
+
+if TYPE_CHECKING:
+    from stic.compiler.pipeline import CompileResult
+    from stic.compiler.simulate import Timeline
 
 
 def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> CompileOptions:
@@ -33,6 +39,12 @@ def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> Co
         time_limit_s=chosen.pop("time_limit") / 1e6,
         **chosen,
     )
+
+
+def _planned(result: CompileResult) -> tuple[Problem, Plan, Timeline]:
+    """What the stages up to the checked plan made."""
+    assert result.problem is not None and result.plan is not None and result.timeline is not None
+    return result.problem, result.plan, result.timeline
 
 
 @click.command("export")
@@ -68,7 +80,7 @@ def export_command(directory: Path, output: Path, pooling: str | None) -> None:
 @click.option("--sweep", is_flag=True, help="Plan for a grid of budgets and print what each buys.")
 @click.option("--latencies", type=TIMES, metavar="T,T,...", help="The sweep's latencies; default: around the plan's.")
 @click.option("--memories", type=SIZES, metavar="B,B,...", help="The sweep's memories; default: around the plan's.")
-@click.option("--figure", type=FILE, metavar="FILE.svg", help="Also draw the sweep, or without one the timeline.")
+@click.option("--figure", type=PICTURE, metavar="FILE.svg", help="Also draw the sweep, or without one the timeline.")
 @click.option("-o", "--output", "plan_file", type=FILE, metavar="FILE.json", help="Write the plan here.")
 @json_option
 def plan_command(
@@ -100,21 +112,23 @@ def plan_command(
     from stic.compiler.pipeline import plan_model
 
     options = _options(model, target, None, **chosen)
+    # A sweep must not fail because the budget in its middle does: its first plan has none.
+    first = replace(options, budget=Budget(None, None, options.budget.preload_bytes)) if sweep else options
     with progress_bar() as progress:
-        result = plan_model(options, progress)
-    claim = (result.timeline.latency_us, result.timeline.peak_bytes)
+        problem, plan, timeline = _planned(plan_model(first, progress))
+    claim = (timeline.latency_us, timeline.peak_bytes)
     if plan_file is not None:
         from stic.compiler.plan import dumps
 
-        plan_file.write_text(dumps(result.plan))
+        plan_file.write_text(dumps(plan))
     if sweep:
         from stic.compiler.planner import solve
         from stic.compiler.sweep import draw, grid_around, sweep_plans
 
         with progress_bar() as progress:
             points = sweep_plans(
-                result.problem,
-                lambda problem: solve(problem, options.planner, options.bits, options.time_limit_s),
+                problem,
+                lambda asked: solve(asked, options.planner, options.bits, options.time_limit_s),
                 latencies or grid_around(options.budget.latency_us or claim[0]),
                 memories or grid_around(options.budget.memory_bytes or claim[1]),
                 progress,
@@ -126,13 +140,13 @@ def plan_command(
         else:
             console.print(report.sweep_table(points))
         return
-    strip = report.predicted(result.timeline.events, options.max_length, options.budget.latency_us)
+    strip = report.predicted(timeline.events, problem.length, options.budget.latency_us)
     if figure is not None:
         picture([strip], figure)
     if as_json:
-        click.echo(json.dumps(report.plan_facts(result.plan, *claim), indent=1))
+        click.echo(json.dumps(report.plan_facts(plan, *claim), indent=1))
     else:
-        report.print_plan(console, result.plan, *claim, terminal([strip], console.width))
+        report.print_plan(console, plan, *claim, terminal([strip], console.width))
 
 
 @click.command("compile")
@@ -141,10 +155,11 @@ def plan_command(
 @budget_options
 @click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write.")
 @model_options
+@click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
 @click.option("--until", metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
 @click.option("--dump", type=FILE, metavar="DIR", help="Keep what each stage made here.")
 @json_option
-def compile_command(model: Path, target: str, output: Path, as_json: bool, **chosen: Any) -> None:
+def compile_command(model: Path, target: str, output: Path, engine: Path | None, as_json: bool, **chosen: Any) -> None:
     """Compile MODEL into a package that meets a latency and a memory budget.
 
     MODEL is an .onnx file of an encoder of the BERT family, or a Hugging Face directory (config.json,
@@ -167,12 +182,18 @@ def compile_command(model: Path, target: str, output: Path, as_json: bool, **cho
     if options.until is not None:
         console.print(f"stopped after stage {options.until}", highlight=False)
         return
-    claim = (result.timeline.latency_us, result.timeline.peak_bytes)
+    if engine is not None:
+        from stic.targets.target import load
+        from stic.targets.toolchain import build_engine
+
+        build_engine(load(target), engine)
+    problem, plan, timeline = _planned(result)
+    claim = (timeline.latency_us, timeline.peak_bytes)
     if as_json:
-        click.echo(json.dumps({"package": str(output), **report.plan_facts(result.plan, *claim)}, indent=1))
+        click.echo(json.dumps({"package": str(output), **report.plan_facts(plan, *claim)}, indent=1))
     else:
-        strip = report.predicted(result.timeline.events, options.max_length, options.budget.latency_us)
-        report.print_plan(console, result.plan, *claim, terminal([strip], console.width))
+        strip = report.predicted(timeline.events, problem.length, options.budget.latency_us)
+        report.print_plan(console, plan, *claim, terminal([strip], console.width))
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 

@@ -13,7 +13,11 @@ from stic.runtime.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PLANNERS = ("ilp", "greedy", "load-and-exec", "pipeline", "preload")
+# As stic.compiler.planner.PLANNERS, which is not imported here because that imports the solver.
+PLANNERS = ("ilp", "greedy", "greedy-slack", "greedy-no-slack", "load-and-exec", "pipeline", "preload")
+
+
+PICTURES = (".svg", ".png", ".pdf")
 
 
 class Quantity(click.ParamType):
@@ -45,6 +49,19 @@ class Several(click.ParamType):
         return tuple(self._item.convert(part, param, ctx) for part in value.split(","))
 
 
+class Picture(click.ParamType):
+    """A file that a picture is written to; its suffix says which kind. "-" stands for the terminal."""
+
+    name = "picture"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.suffix not in PICTURES and str(path) != "-":
+            self.fail(f"'{value}' is not the name of a picture: it must end in {', '.join(PICTURES)}", param, ctx)
+        return path
+
+
+PICTURE = Picture()
 TIME = Quantity("time", parse_time_us)
 SIZE = Quantity("size", parse_bytes)
 TIMES = Several(TIME)
@@ -123,7 +140,8 @@ model_options = compose(
             type=click.Choice(PLANNERS),
             default="ilp",
             show_default=True,
-            help="ilp: proven by CP-SAT; greedy: STI's two stages; the others are the paper's baselines, at --bits.",
+            help="ilp: proven by CP-SAT; greedy: STI's two stages, with and without start slack, the better one;"
+            " the last three are the paper's baselines and take --bits.",
         ),
         click.option(
             "--bits", type=click.IntRange(2, 32), metavar="X", help="Uniform bitwidth, for the baselines: 2..8, 16, 32."

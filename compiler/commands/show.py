@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from stic.compiler.commands.parameters import FILE, json_option
+from stic.compiler.commands.parameters import FILE, PICTURE, json_option
 from stic.compiler.commands.terminal import console
 
 
 @click.command("inspect")
 @click.argument("package", type=FILE)
 @click.option("--verify", is_flag=True, help="Check every checksum in the package: files, shards, embedding rows.")
-@click.option("--figure", type=FILE, metavar="FILE.svg", help="Draw the predicted timeline as a picture.")
+@click.option("--figure", type=PICTURE, metavar="FILE.svg", help="Draw the predicted timeline as a picture.")
 @json_option
 def inspect_command(package: Path, verify: bool, figure: Path | None, as_json: bool) -> None:
     """Show what PACKAGE holds: shards, bytes, residence, predicted timeline, budgets, proof.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stic.compiler.commands.parameters import FILE, json_option
+from stic.compiler.commands.parameters import FILE, PICTURE, json_option
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.errors import InputError
 
@@ -27,13 +27,16 @@ def _ids(text: str) -> list[int]:
 @click.option("--ids", "id_lists", multiple=True, metavar="N,N,...", help="Token numbers instead of a sentence.")
 @click.option("--truncate", is_flag=True, help="Cut a sentence that is longer than the package was compiled for.")
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
-@click.option("--trace", type=FILE, metavar="run.json", help="Write the last run's trace; opens in ui.perfetto.dev.")
+@click.option(
+    "--trace", type=FILE, metavar="run.json", help="Write the trace of the longest input; opens in ui.perfetto.dev."
+)
 @click.option(
     "--timeline",
+    type=PICTURE,
     is_flag=False,
     flag_value="-",
     metavar="[FILE.svg]",
-    help="Draw the last run, predicted against measured: here, or with a name as a picture.",
+    help="Draw the longest input, predicted against measured: here, or with a name as a picture.",
 )
 @json_option
 def run_command(
@@ -44,7 +47,7 @@ def run_command(
     truncate: bool,
     threads: int | None,
     trace: Path | None,
-    timeline: str | None,
+    timeline: Path | None,
     as_json: bool,
 ) -> None:
     """Run PACKAGE on sentences.
@@ -76,29 +79,32 @@ def run_command(
         inputs = [(np.asarray(_ids(text), np.int32), np.zeros(len(_ids(text)), np.int32)) for text in id_lists]
     has_types = int(opened.header["types"]) > 0
     runs: list[dict[str, Any]] = []
+    outputs, traces = [], []
     with Session(package, threads=threads) as session:
-        outputs = []
         for ids, types in inputs:
             outputs.append(session.run(ids, types if has_types else None))
+            traces.append(session.trace())
             stats = session.stats()
             runs.append({"tokens": len(ids), "run_us": stats.run_us, "stall_us": stats.stall_us})
-        measured = report.measured(session.trace(), len(inputs[-1][0]))
-        if trace is not None:
-            session.write_trace(trace)
+    longest = max(range(len(inputs)), key=lambda number: len(inputs[number][0]))
+    if trace is not None:
+        traces[longest].save(trace)
     names = contents.labels(opened)
     if as_json:
         facts = {"labels": list(names), "runs": runs, "outputs": [output.tolist() for output in outputs]}
         click.echo(json.dumps(facts))
     else:
-        shown = list(texts) or list(id_lists)
+        shown = list(texts) or [f"input {number}" for number in range(len(inputs))]
         answers.print_answers(console, shown, outputs, names)
         for number, run in enumerate(runs):
             console.print(answers.run_sentence(number, run))
-    strips = [contents.predicted_strip(opened), measured]
-    if timeline == "-":
+    if timeline is None:
+        return
+    strips = [contents.predicted_strip(opened), report.measured(traces[longest], len(inputs[longest][0]))]
+    if str(timeline) == "-":
         report.print_drawing(console, "\n" + drawing.terminal(strips, console.width))
-    elif timeline is not None:
-        drawing.picture(strips, Path(timeline))
+    else:
+        drawing.picture(strips, timeline)
 
 
 @click.command("eval")

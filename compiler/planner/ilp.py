@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from stic.compiler.plan import LayerPlan, Plan, Problem
-from stic.compiler.planner.closed_form import deadline_us, embedding_us, runs
+from stic.compiler.plan import Problem
+from stic.compiler.planner.closed_form import deadline_us, embedding_us
 from stic.runtime.format import BLOCK, FULL, LEVEL_BITS, levels_of
 
 Aim = Literal["quality", "memory", "latency"]
@@ -89,9 +89,9 @@ def _sum(terms: Sequence[Term], weights: Sequence[int]) -> Any:
     return cp_model.LinearExpr.weighted_sum(list(terms), [int(w) for w in weights])
 
 
-def build(problem: Problem, read_ahead: int, aim: Aim, floor: float | None = None) -> Program:
-    """The program that maximises quality, or minimises memory or latency at a quality of at least `floor`."""
-    p = Program(problem, read_ahead, cp_model.CpModel())
+def build(problem: Problem, floor: float | None = None) -> Program:
+    """What holds for every read-ahead: shards, residence, costs, and a quality of at least `floor`."""
+    p = Program(problem, problem.store.layers, cp_model.CpModel())
     p.rho = p.bool("rho")
     _fidelities(p)
     _something_is_kept(p)
@@ -100,9 +100,15 @@ def build(problem: Problem, read_ahead: int, aim: Aim, floor: float | None = Non
         _resident_planes_are_prefixes(p, k)
     _layers_cost(p)
     _preload_fits(p)
+    _quality(p, floor)
+    return p
+
+
+def finished(base: Program, read_ahead: int, aim: Aim) -> Program:
+    """A copy of `base` with the rows that depend on read-ahead, to maximise quality or minimise another aim."""
+    p = replace(base, read_ahead=read_ahead, model=base.model.clone(), clock=[], started=[])
     _memory_fits(p, aim)
     _deadline_is_met(p, aim)
-    _quality(p, floor)
     if aim == "quality":
         p.model.maximize(p.quality)
     else:
@@ -224,6 +230,14 @@ def _layers_cost(p: Program) -> None:
                 r.requests = p.model.new_int_var(0, most, f"q{k}.{r.level}")
                 p.model.add(r.requests >= e)
                 p.model.add(r.requests * io.request_bytes >= blocks * BLOCK)
+                # ceil(a - b) >= ceil(a) - ceil(b): implied for integers, and what makes the relaxation tight.
+                upto = [-(-(b - r.first[0]) * BLOCK // io.request_bytes) for b in r.last]
+                behind = [-(-(b - r.first[0]) * BLOCK // io.request_bytes) for b in r.first]
+                p.model.add(
+                    r.requests
+                    >= _sum(r.stop, [b - a for a, b in pairwise(upto)])
+                    - _sum(r.split, [b - a for a, b in pairwise(behind)])
+                )
             else:
                 r.requests = e
             requests.append(r.requests)
@@ -360,60 +374,3 @@ def _pairs(rows: list[list[Term]], weights: NDArray[np.int64]) -> list[tuple[Ter
 def bound_of(p: Program, units: float) -> float:
     """A bound on the integer objective as a bound on quality: add what rounding the gains can have taken."""
     return (units + 0.5 * _weights(p.problem).size) / p.quality_scale
-
-
-def hint(p: Program, model: cp_model.CpModel, plan: Plan) -> None:
-    """Give `model`, a copy of the program's, a known plan to start from; clocks follow by propagation."""
-    bits = p.problem.bits
-    add = model.add_hint
-    add(p.rho, plan.table_resident)
-    for k, layer in enumerate(plan.layers):
-        counts = {level: rest for level, *rest in runs(layer.bits, layer.resident, p.problem.store.nested)}
-        for s, row in enumerate(p.y[k]):
-            for j, x in enumerate(row):
-                if not isinstance(x, int):
-                    add(x, s < len(layer.bits) and layer.bits[s] >= bits[j])
-        on = False
-        for r in p.runs[k]:
-            base, split, stop = counts.get(r.level, _nothing(p, layer, r.level))
-            for s, x in enumerate(r.split):
-                if x is not r.base[s]:
-                    add(x, s < split)
-            on |= stop > split
-            add(r.e, stop > split)
-            size = (r.last[stop] - r.first[split]) * BLOCK if stop > split else 0
-            if r.requests is not r.e:
-                add(r.requests, -(-size // p.problem.io.request_bytes))
-            for variable, name in r.saved:
-                if name == "d":
-                    add(variable, split > base)
-                else:
-                    same, at = (stop == split, stop) if name == "s" else (split == base, split)
-                    add(variable, same and r.last[at] > r.first[at])
-        add(p.streams[k], on)
-
-
-def _nothing(p: Program, layer: LayerPlan, level: int) -> list[int]:
-    """Counts of a level that no shard of the layer has: its (empty) run starts behind what lies above it."""
-    above = layer.full if p.problem.store.nested and level != FULL else 0
-    return [above, above, above]
-
-
-def decode(p: Program, solver: cp_model.CpSolver) -> tuple[tuple[LayerPlan, ...], bool]:
-    """(layers, table_resident) of a solution."""
-    problem = p.problem
-
-    def value(x: Term) -> int:
-        return x if isinstance(x, int) else int(solver.value(x))
-
-    layers = []
-    for k, rows in enumerate(p.y):
-        bits = [problem.bits[sum(map(value, row)) - 1] for row in rows if value(row[0])]
-        held = [0] * len(bits)
-        for r in p.runs[k]:
-            b = max(problem.bits) if r.level == FULL else LEVEL_BITS[r.level]
-            for s in range(len(bits)):
-                if value(r.split[s]) > value(r.base[s]):
-                    held[s] = max(held[s], b)
-        layers.append(LayerPlan(tuple(bits), tuple(held)))
-    return tuple(layers), bool(solver.value(p.rho))

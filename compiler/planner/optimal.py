@@ -100,9 +100,17 @@ def _words(budget: Budget) -> str:
     return words if budget.preload_bytes is None else f"{words} with {_mib(budget.preload_bytes)} of preload buffer"
 
 
+def _up(value: float) -> str:
+    """Rounded up to a tenth, or to a thousandth below ten."""
+    if not math.isfinite(value):
+        return ""
+    parts = 10 if abs(value) >= 10 else 1000
+    return f"{math.ceil(value * parts - 1e-6) / parts:.10g}"
+
+
 def _mib(size: float) -> str:
-    return f"{math.ceil(size / 2**20 * 10 - 1e-9) / 10:.10g} MiB" if math.isfinite(size) else ""
+    return f"{_up(size / 2**20)} MiB"
 
 
 def _ms(us: float) -> str:
-    return f"{math.ceil(us / 1000 * 10 - 1e-9) / 10:.10g} ms" if math.isfinite(us) else ""
+    return f"{_up(us / 1000)} ms"

@@ -1,71 +1,124 @@
-"""The linear relaxation of an integer program, by OR-Tools' GLOP: a bound, and a place to search near."""
+"""An integer program as linear solvers see it: its relaxation (GLOP), or branch and bound on it (HiGHS).
+
+CP-SAT finds little on long sums of small terms; where a relaxation is as tight as here, branch and bound on
+it does. Both come with OR-Tools.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from ortools.linear_solver.python import model_builder
+from ortools.math_opt import model_pb2
+from ortools.math_opt.python import mathopt
 from ortools.sat.python import cp_model
 
 UNBOUNDED = 1 << 61
 SAFETY = 1e-7  # share of a bound given away to floating point
+INFEASIBLE = (mathopt.TerminationReason.INFEASIBLE, mathopt.TerminationReason.INFEASIBLE_OR_UNBOUNDED)
 
 
 @dataclass(frozen=True)
-class Relaxation:
-    """Optimum of the relaxation."""
+class Outcome:
+    """What a linear solver knows when it stops."""
 
-    bound: float  # in the program's objective: no solution is better
-    values: list[float]  # by variable of the program
+    infeasible: bool
+    finished: bool
+    bound: float | None  # in the program's objective: no solution is better
+    values: list[float] | None  # by variable of the program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what C++ prints to nowhere: HiGHS 1.12 prints a line whenever it repairs a solution, whatever it is told."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Relaxer:
-    """One program's relaxation, to be solved under several fixings of its variables."""
+    """One program's rows in floating point, to be solved under several fixings of its variables."""
 
-    def __init__(self, model: cp_model.CpModel) -> None:
+    def __init__(self, model: cp_model.CpModel, base: Relaxer | None = None) -> None:
         """Translate `model`, whose rows are all linear and unconditional; clauses become sums.
 
-        Rows are scaled to at most 1, since they mix nanoseconds, blocks and counts.
+        Where `base` is the translation of what `model` was extended from, only the rest is translated. Rows
+        are scaled to at most 1, since they mix nanoseconds, blocks and counts.
         """
         proto: Any = model.Proto()
-        self.lp = lp = model_builder.Model()
         self.domains = [(d[0], d[-1]) for d in (list(v.domain) for v in proto.variables)]
-        self.variables = [lp.new_num_var(low, high, None) for low, high in self.domains]
-        weighted_sum = model_builder.LinearExpr.weighted_sum
-        for row in proto.constraints:
-            if row.has_linear():
-                names, weights, domain = list(row.linear.vars), list(row.linear.coeffs), list(row.linear.domain)
-                low, high = domain[0], domain[-1]
-            else:
-                names, low, high = list(row.bool_or.literals), 1, UNBOUNDED
-                weights = [1] * len(names)
-            scale = float(max((abs(w) for w in weights), default=1))
-            lp.add_linear_constraint(
-                weighted_sum([self.variables[i] for i in names], [w / scale for w in weights]),
-                low / scale if low > -UNBOUNDED else float("-inf"),
-                high / scale if high < UNBOUNDED else float("inf"),
-            )
-        # CP-SAT minimises internally: coefficients and offset are negated where the program maximises.
-        names, weights = list(proto.objective.vars), list(proto.objective.coeffs)
-        self.scale = float(max(map(abs, weights), default=1))
-        self.offset, self.factor = proto.objective.offset, proto.objective.scaling_factor or 1.0
-        lp.minimize(weighted_sum([self.variables[i] for i in names], [w / self.scale for w in weights]))
+        self.row_ids: list[int] = [] if base is None else list(base.row_ids)
+        self.columns: list[int] = [] if base is None else list(base.columns)
+        self.weights: list[float] = [] if base is None else list(base.weights)
+        self.low: list[float] = [] if base is None else list(base.low)
+        self.high: list[float] = [] if base is None else list(base.high)
+        for i in range(len(self.low), len(proto.constraints)):
+            self._add(proto.constraints[i])
+        if proto.has_objective():
+            # CP-SAT minimises internally: coefficients and offset are negated where the program maximises.
+            self.objective = (list(proto.objective.vars), list(proto.objective.coeffs))
+            self.offset, self.factor = proto.objective.offset, proto.objective.scaling_factor or 1.0
 
-    def solve(self, fixed: dict[int, int], time_limit_s: float) -> Relaxation | None:
-        """The relaxation with variables fixed by index; None if infeasible. Raises TimeoutError."""
-        for i, (low, high) in enumerate(self.domains):
-            self.variables[i].lower_bound = fixed.get(i, low)
-            self.variables[i].upper_bound = fixed.get(i, high)
-        solver = model_builder.Solver("glop")
-        solver.set_time_limit_in_seconds(time_limit_s)
-        # Several times faster here than GLOP's defaults: the rows are sparse and the basis stays small.
-        solver.set_solver_specific_parameters("use_dual_simplex: true use_preprocessing: false")
-        status = solver.solve(self.lp)
-        if status == model_builder.SolveStatus.INFEASIBLE:
-            return None
-        if status != model_builder.SolveStatus.OPTIMAL:
-            raise TimeoutError(f"the relaxation did not finish in {time_limit_s:.1f} s")
-        least = solver.objective_value * self.scale
-        least -= SAFETY * abs(least)
-        return Relaxation((least + self.offset) * self.factor, [float(solver.value(x)) for x in self.variables])
+    def _add(self, row: Any) -> None:
+        if row.has_linear():
+            names, weights, domain = list(row.linear.vars), list(row.linear.coeffs), list(row.linear.domain)
+            low, high = domain[0], domain[-1]
+        else:
+            names, low, high = list(row.bool_or.literals), 1, UNBOUNDED
+            weights = [1] * len(names)
+        scale = float(max((abs(w) for w in weights), default=1))
+        self.row_ids += [len(self.low)] * len(names)
+        self.columns += names
+        self.weights += [w / scale for w in weights]
+        self.low.append(low / scale if low > -UNBOUNDED else float("-inf"))
+        self.high.append(high / scale if high < UNBOUNDED else float("inf"))
+
+    def solve(self, fixed: dict[int, int], time_limit_s: float, integral: bool = False, gap: float = 0.0) -> Outcome:
+        """Solve with variables fixed by index: the relaxation, or the program itself to a relative `gap`."""
+        names, weights = self.objective
+        scale = float(max(map(abs, weights), default=1))
+        model = model_pb2.ModelProto()
+        model.variables.ids.extend(range(len(self.domains)))
+        model.variables.lower_bounds.extend(fixed.get(i, low) for i, (low, _) in enumerate(self.domains))
+        model.variables.upper_bounds.extend(fixed.get(i, high) for i, (_, high) in enumerate(self.domains))
+        model.variables.integers.extend([integral] * len(self.domains))
+        model.linear_constraints.ids.extend(range(len(self.low)))
+        model.linear_constraints.lower_bounds.extend(self.low)
+        model.linear_constraints.upper_bounds.extend(self.high)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        model.objective.linear_coefficients.ids.extend(names[i] for i in order)
+        model.objective.linear_coefficients.values.extend(weights[i] / scale for i in order)
+        cells = sorted(zip(self.row_ids, self.columns, self.weights, strict=True))
+        model.linear_constraint_matrix.row_ids.extend(c[0] for c in cells)
+        model.linear_constraint_matrix.column_ids.extend(c[1] for c in cells)
+        model.linear_constraint_matrix.coefficients.extend(c[2] for c in cells)
+        parameters = mathopt.SolveParameters(time_limit=timedelta(seconds=max(0.01, time_limit_s)))
+        if integral:
+            parameters.relative_gap_tolerance = gap
+        else:
+            # Several times faster here than GLOP's defaults: the rows are sparse and the basis stays small.
+            parameters.glop.use_dual_simplex = True
+            parameters.glop.use_preprocessing = False
+        program = mathopt.Model.from_model_proto(model)
+        solver = mathopt.SolverType.HIGHS if integral else mathopt.SolverType.GLOP
+        with _quiet():
+            result = mathopt.solve(program, solver, params=parameters)
+        finished = result.termination.reason == mathopt.TerminationReason.OPTIMAL
+        least = result.best_objective_bound() if integral or finished else float("-inf")
+        found = result.has_primal_feasible_solution() and (integral or finished)
+        bound = None
+        if least > float("-inf"):
+            bound = ((least - SAFETY * abs(least)) * scale + self.offset) * self.factor
+        values = [float(v) for v in result.variable_values(list(program.variables()))] if found else None
+        return Outcome(result.termination.reason in INFEASIBLE, finished, bound, values)

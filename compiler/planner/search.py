@@ -17,8 +17,9 @@ from ortools.sat.python import cp_model
 
 from stic.compiler.plan import LayerPlan, Plan, Problem, Proof
 from stic.compiler.planner.closed_form import claim_of, objective, within
-from stic.compiler.planner.ilp import Aim, Program, bound_of, build, decode, hint
+from stic.compiler.planner.ilp import Aim, Program, bound_of, build, finished
 from stic.compiler.planner.relax import Relaxer
+from stic.compiler.planner.solution import decode, hint
 from stic.runtime.format import BLOCK
 
 GAP_LIMIT = 1e-4  # relative; a search ends when its bound is this near
@@ -86,19 +87,21 @@ class Search:
     def run(self, deadline: float) -> Answer:
         """Search until `deadline` (time.perf_counter)."""
         self.deadline = deadline
-        roots = self._roots()
-        branches = roots or []
+        if self.aim == "quality" and self.best_value >= self._most() * (1 - self.gap_limit):
+            return Answer(self.best, self.best_value, self._most(), True)
+        branches = self._roots()
         if branches and len(branches[0].program.model.Proto().variables) >= SMALL:
             self._lowest_bits(branches)
+            branches = self._split(branches, 0.15)
             self._near_relaxations(branches)
             branches = self._split(branches, 0.3)
             self._near_best(branches)
         for i, b in enumerate(branches):
             if self._open(b) and self._left() > 0.05:
-                self._solve(b, self._left() / (len(branches) - i), b.program.model.clone(), whole=True)
-        proved = roots is not None and not any(self._open(b) for b in branches)
+                self._whole(b, self._left() / (len(branches) - i))
+        proved = not any(self._open(b) for b in branches)
         bound = max([b.bound for b in branches] + [self.best_value])
-        known = roots is not None and bound > -math.inf
+        known = math.isfinite(bound)
         return Answer(self.best, self.sign * self.best_value, self.sign * bound if known else None, proved)
 
     def _left(self) -> float:
@@ -106,10 +109,17 @@ class Search:
 
     def _open(self, b: _Branch) -> bool:
         """Whether a branch may still hold something better."""
-        return not b.exhausted and b.bound > self.best_value + self.gap_limit * abs(self.best_value)
+        if b.exhausted or self.best is None:
+            return not b.exhausted
+        return b.bound > self.best_value + self.gap_limit * abs(self.best_value)
 
-    def _roots(self) -> list[_Branch] | None:
-        """Branches that may hold a plan, most promising first; None if time ran out before all were bounded.
+    def _most(self) -> float:
+        """Quality of the whole model, each shard at what suits it best."""
+        whole = self.problem.gain.max(axis=2)
+        return float((whole + self.problem.presence).clip(0).sum() if self.problem.elastic else whole.sum())
+
+    def _roots(self) -> list[_Branch]:
+        """Branches that may hold a plan, most promising first.
 
         Without a limit on memory, reading ahead freely is best. The table is decided before relaxing, since a
         relaxation would hold a part of it.
@@ -117,29 +127,31 @@ class Search:
         depth, budget = self.problem.store.layers, self.problem.budget
         limited = budget.memory_bytes is not None or self.aim == "memory"
         out: list[_Branch] = []
+        free = math.inf if budget.memory_bytes is None else budget.memory_bytes - self.problem.fixed_bytes
+        base = build(self.problem, self.floor)
+        common = Relaxer(base.model)
         for read_ahead in (depth, *(r for r in READ_AHEAD if r < depth - 1 and limited)):
-            program = build(self.problem, read_ahead, self.aim, self.floor)
-            relaxer = Relaxer(program.model)
-            for resident in (0, 1):
+            program = finished(base, read_ahead, self.aim)
+            relaxer = Relaxer(program.model, common)
+            for resident in (0, 1) if self.problem.table_bytes <= free else (0,):
                 kinds = ((0, False),) if not program.started else ((0, True), (1, False))
                 for first, exact in kinds:
                     branch = _Branch(program, relaxer, read_ahead, resident, first, exact)
-                    if not self._bounded(branch):
-                        return None
+                    branch.bound = self._most() if self.aim == "quality" else math.inf
+                    self._bounded(branch)
                     if branch.bound > -math.inf:
                         out.append(branch)
         return sorted(out, key=lambda b: -b.bound)
 
     def _bounded(self, b: _Branch) -> bool:
-        """Relax a branch; False if there is no time for it."""
+        """Relax a branch; False if there is no time for it, and its bound stays what it was."""
         if self._left() < 0.05:
             return False
-        try:
-            relaxed = b.relaxer.solve(b.fixed(), self._left())
-        except TimeoutError:
-            return False
-        if relaxed is None:
+        relaxed = b.relaxer.solve(b.fixed(), self._left())
+        if relaxed.infeasible:
             b.bound, b.exhausted = -math.inf, True
+        elif relaxed.bound is None or relaxed.values is None:
+            return False
         else:
             b.bound, b.relaxed = self.sign * self._in_units(b.program, relaxed.bound), relaxed.values
         return True
@@ -188,33 +200,64 @@ class Search:
             return
         for b in branches:
             if self._open(b) and self._left() > 0.05:
-                model = b.program.model.clone()
-                for x in (x for rows in b.program.y for row in rows for x in row[1:]):
-                    model.add(x == 0)
-                self._solve(b, 0.5 * self._left() / len(branches), model)
+                lowest = {x.index: 0 for rows in b.program.y for row in rows for x in row[1:]}
+                self._branch_and_bound(b, 0.5 * self._left() / len(branches), lowest)
 
     def _near_relaxations(self, branches: list[_Branch]) -> None:
-        """Search boxes around relaxed solutions, widening where a box is empty."""
+        """Branch and bound in boxes around relaxed solutions, widening where a box is empty."""
         for i, b in enumerate(branches):
             for width in (1, 3):
-                if not self._open(b) or self._left() <= 0.05:
+                if not b.relaxed or not self._open(b) or self._left() <= 0.05:
                     break
-                seconds = 0.5 * self._left() / sum(self._open(other) for other in branches[i:])
-                if self._solve(b, seconds, _boxed(b.program, b.relaxed, width)) != "INFEASIBLE":
+                share = 1 / (1 + sum(self._open(other) for other in branches[i:]))
+                seconds = max(share, 0.3) * self._left()
+                if not self._branch_and_bound(b, seconds, _box(b.program, b.relaxed, width)):
                     break
 
     def _near_best(self, branches: list[_Branch]) -> None:
-        """Search a box around the best plan so far, until that stops helping."""
-        while self.best is not None and self._left() > 1.0:
+        """Both solvers in boxes around the best plan so far, until neither helps."""
+        while self.best is not None and self._left() > 0.5:
             before = self.best_value
-            for b in [b for b in branches if self.best.read_ahead == b.read_ahead and self._open(b)][:1]:
-                self._solve(b, 0.4 * self._left(), _boxed(b.program, _values(b.program, self.best), 2))
+            for b in [b for b in branches if self._holds_best(b) and self._open(b)][:1]:
+                around = _values(b.program, self.best)
+                self._branch_and_bound(b, 0.4 * self._left(), _box(b.program, around, 1))
+                if self._left() > 0.2:
+                    self._solve(b, 0.4 * self._left(), _box(b.program, around, 2))
             if self.best_value <= before:
                 return
 
-    def _solve(self, b: _Branch, seconds: float, model: cp_model.CpModel, whole: bool = False) -> str:
-        """CP-SAT on a restriction of a branch; keep what it finds, and what it proves of a whole branch."""
-        for i, value in b.fixed().items():
+    def _whole(self, b: _Branch, seconds: float) -> None:
+        """A whole branch: small ones by CP-SAT, which is exact; large ones first by branch and bound."""
+        if len(b.program.model.Proto().variables) >= SMALL:
+            self._branch_and_bound(b, 0.7 * seconds, {})
+            seconds *= 0.3
+        if self._open(b) and self._left() > 0.05:
+            self._solve(b, seconds, {})
+
+    def _holds_best(self, b: _Branch) -> bool:
+        return self.best is not None and (self.best.read_ahead, int(self.best.table_resident)) == (
+            b.read_ahead,
+            b.resident,
+        )
+
+    def _branch_and_bound(self, b: _Branch, seconds: float, box: dict[int, int]) -> bool:
+        """HiGHS on a branch, whole or in a box; keep what it finds. True if there is nothing in it."""
+        fixed = b.fixed()
+        if any(box.get(i, v) != v for i, v in fixed.items()):
+            return True
+        outcome = b.relaxer.solve(box | fixed, min(seconds, self._left()), True, self.gap_limit / 2)
+        if outcome.values is not None:
+            values = outcome.values
+            layers, table_resident = decode(b.program, lambda x: round(values[x.index]))
+            self._offer(layers, table_resident, b.read_ahead)
+        if not box and outcome.bound is not None:
+            b.bound = min(b.bound, self.sign * self._in_units(b.program, outcome.bound))
+        return outcome.infeasible
+
+    def _solve(self, b: _Branch, seconds: float, box: dict[int, int]) -> None:
+        """CP-SAT on a branch, whole or in a box; keep what it finds, and what it proves of a whole one."""
+        model = b.program.model.clone()
+        for i, value in (box | b.fixed()).items():
             model.add(model.get_bool_var_from_proto_index(i) == value)
         model.clear_hints()
         if self.best is not None:
@@ -226,35 +269,35 @@ class Search:
         solver.parameters.relative_gap_limit = self.gap_limit / 2
         status = solver.solve(model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            layers, table_resident = decode(b.program, solver)
+            layers, table_resident = decode(b.program, solver.value)
             self._offer(layers, table_resident, b.read_ahead)
-        if whole and status == cp_model.INFEASIBLE:
+        if not box and status == cp_model.INFEASIBLE:
             b.bound, b.exhausted = -math.inf, True
-        elif whole and status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        elif not box and status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             b.bound = min(b.bound, self.sign * self._in_units(b.program, solver.best_objective_bound))
             b.exhausted = status == cp_model.OPTIMAL
-        return str(status.name)
 
 
-def _boxed(program: Program, around: list[float], width: int) -> cp_model.CpModel:
-    """The program with every shard's fidelity and every resident run within `width` of a solution."""
-    model = program.model.clone()
+def _box(program: Program, around: list[float], width: int) -> dict[int, int]:
+    """Fixings that keep every shard's fidelity and every resident run within `width` of a solution."""
+    box: dict[int, int] = {}
 
     def fence(variables: list[Any]) -> None:
         count = sum(x if isinstance(x, int) else around[x.index] for x in variables)
         low, high = math.floor(count + 1e-6) - width, math.ceil(count - 1e-6) + width
         for i, x in enumerate(variables):
             if not isinstance(x, int) and not low <= i < high:
-                model.add(x == int(i < low))
+                box[x.index] = int(i < low)
 
     for rows in program.y:
         for row in rows:
             fence(row)
     for layer in program.runs:
         for r in layer:
+            # Where nothing can be resident, `split` holds the very variables of `base`: y, fenced above.
             if any(a is not b for a, b in zip(r.split, r.base, strict=True)):
                 fence(r.split)
-    return model
+    return box
 
 
 def _values(program: Program, plan: Plan) -> list[float]:

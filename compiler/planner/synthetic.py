@@ -81,7 +81,7 @@ def costs_of(geometry: Geometry, device: Device, length: int, bits: tuple[int, .
     weights = sum(n * k for n, k in (geometry.shape.matrix(name) for name in ("qkv", "out", "up", "down")))
     slice_us = 1e6 * weights * length / device.macs_per_s
     unpack_us = 1e6 * weights / device.macs_per_s * 8
-    io = IoCost(device.request_us, device.bytes_per_s, 1 << 20, device.row_us)
+    io = IoCost(device.request_us, device.bytes_per_s, 1 << 18, device.row_us)
     by_bits = {b: slice_us * (4.0 if b > 8 else 1.0) + unpack_us * (0 if b > 8 else b / 8) for b in bits}
     layer_us = 0.05 * slice_us * geometry.slices
     return io, ComputeCost(layer_us, by_bits, layer_us, layer_us, 20.0)

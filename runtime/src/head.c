@@ -1,8 +1,8 @@
 /* From the last hidden state to the output: pooling, linear maps, length 1. Up to 16 vectors at a time stand side by
  * side as lanes of a tile: tokens of the input, or the single pooled vector in lane 0. */
-#include <math.h>
 #include <string.h>
 
+#include "scalar.h"
 #include "session.h"
 
 typedef struct {
@@ -13,10 +13,11 @@ typedef struct {
 
 static float activate(float x, uint32_t activation) {
   switch (activation) {
-    case STIC_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case STIC_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case STIC_GELU: return (float)(0.5 * x * (1 + stic_error_function(x * 0.7071067811865476)));
+    case STIC_GELU_TANH:
+      return (float)(0.5 * x * (1 + stic_hyperbolic_tangent(0.7978845608028654 * (x + 0.044715 * x * x * x))));
     case STIC_RELU: return x > 0 ? x : 0;
-    case STIC_TANH: return tanhf(x);
+    case STIC_TANH: return (float)stic_hyperbolic_tangent(x);
     default: return x;
   }
 }
@@ -49,7 +50,7 @@ static float *apply_dense(stic_session *s) {
 static void normalise(float *vector, uint32_t features) {
   double sum = 0;
   for (uint32_t f = 0; f < features; f++) sum += (double)vector[f] * vector[f];
-  const float length = (float)sqrt(sum), divisor = length > 1e-12f ? length : 1e-12f;
+  const float length = (float)stic_square_root(sum), divisor = length > 1e-12f ? length : 1e-12f;
   for (uint32_t f = 0; f < features; f++) vector[f] /= divisor;
 }
 

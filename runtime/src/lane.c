@@ -1,4 +1,5 @@
 /* One IO lane: take the next request in load order, wait until its place is free, read it, check what is complete. */
+#define _POSIX_C_SOURCE 200809L
 #include <string.h>
 
 #include "crc.h"

@@ -86,10 +86,6 @@ static stic_status check_order(const stic_package *p, uint16_t *owners, uint8_t 
 stic_status stic_package_check_extents(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
   STIC_REQUIRE(h->resident_extents <= h->extents, "index.bin: more resident extents than extents");
-  /* Arenas are as large as the package says; a hostile size must not become a hostile allocation here. */
-  STIC_REQUIRE(p->regions[STIC_REGION_PRELOAD].bytes <= 2 * p->shards->bytes + STIC_BLOCK &&
-                   p->regions[STIC_REGION_WORKING].bytes <= 2 * p->shards->bytes + STIC_BLOCK,
-               "index.bin: the buffers for shards are larger than all shards");
   const uint64_t blocks = (stic_pad(p->regions[STIC_REGION_PRELOAD].bytes, STIC_BLOCK) +
                            stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK)) / STIC_BLOCK;
   uint16_t *owners = calloc(blocks + 1, sizeof *owners);

@@ -18,26 +18,25 @@ static stic_status check_disjoint(const stic_package *p, stic_error *error) {
   return STIC_OK;
 }
 
-stic_status stic_package_check_memory(const stic_package *p, stic_error *error) {
+/* Bytes that the engine writes to each region, if no layer keeps more than `slices` slices. */
+static void needs(const stic_package *p, uint64_t slices, uint64_t *bytes) {
   const stic_header *h = p->header;
-  const uint64_t tiles = p->tiles, s = p->most_slices, lanes16 = 4 * STIC_TILE;
-  uint64_t widest = p->padded_hidden;
-  if (s * p->attention_width > widest) widest = s * p->attention_width;
-  if (s * p->ffn_width > widest) widest = s * p->ffn_width;
-  uint64_t head = 0;
+  const uint64_t tiles = p->tiles, lanes16 = 4 * STIC_TILE;
+  uint64_t widest = p->padded_hidden, head = p->padded_hidden;
+  if (slices * p->attention_width > widest) widest = slices * p->attention_width;
+  if (slices * p->ffn_width > widest) widest = slices * p->ffn_width;
   for (uint32_t i = 0; i < h->dense; i++) {
-    const uint64_t rows = stic_pad(p->dense[i].rows, STIC_TILE), columns = stic_pad(p->dense[i].columns, STIC_TILE);
+    const uint64_t rows = stic_pad(p->dense[i].rows, STIC_TILE);
     if (rows > head) head = rows;
-    if (columns > head) head = columns;
   }
   const uint64_t needed[STIC_REGIONS] = {
       [STIC_REGION_TRUNK] = p->trunk->bytes,
       [STIC_REGION_TABLE] = h->table_resident ? p->embeddings->bytes : 0,
       [STIC_REGION_X] = tiles * p->padded_hidden * lanes16,
       [STIC_REGION_Y] = tiles * p->padded_hidden * lanes16,
-      [STIC_REGION_QKV] = tiles * s * p->rows[STIC_QKV] * lanes16,
-      [STIC_REGION_CONTEXT] = tiles * s * p->attention_width * lanes16,
-      [STIC_REGION_FFN] = tiles * s * p->ffn_width * lanes16,
+      [STIC_REGION_QKV] = tiles * slices * p->rows[STIC_QKV] * lanes16,
+      [STIC_REGION_CONTEXT] = tiles * slices * p->attention_width * lanes16,
+      [STIC_REGION_FFN] = tiles * slices * p->ffn_width * lanes16,
       [STIC_REGION_QUANTIZED] = tiles * widest * STIC_TILE,
       [STIC_REGION_TOKEN_SCALE] = tiles * lanes16,
       [STIC_REGION_TOKEN_SUM] = tiles * lanes16,
@@ -47,25 +46,39 @@ stic_status stic_package_check_memory(const stic_package *p, stic_error *error) 
       [STIC_REGION_STAGING] = (uint64_t)h->lanes * p->staging_bytes,
       [STIC_REGION_IDS] = 4 * (uint64_t)h->max_length,
       [STIC_REGION_TYPES] = 4 * (uint64_t)h->max_length,
-      [STIC_REGION_HEAD] = 2 * head * lanes16,
-      [STIC_REGION_OUTPUT] =
-          4 * (uint64_t)h->output_features * (h->pooling == STIC_POOL_TOKENS ? h->max_length : 1),
+      [STIC_REGION_HEAD] = h->dense ? 2 * head * lanes16 : 0,
+      [STIC_REGION_OUTPUT] = 4 * (uint64_t)h->output_features * (h->pooling == STIC_POOL_TOKENS ? h->max_length : 1),
   };
+  for (uint32_t r = 0; r < STIC_REGIONS; r++) bytes[r] = needed[r];
+}
+
+stic_status stic_package_check_memory(const stic_package *p, stic_error *error) {
+  const stic_header *h = p->header;
+  uint64_t least[STIC_REGIONS], most[STIC_REGIONS], sum = 0;
+  needs(p, p->most_slices, least);
+  needs(p, h->slices, most);
+  most[STIC_REGION_PRELOAD] = most[STIC_REGION_WORKING] = 2 * p->shards->bytes;
+  if (!h->dense) most[STIC_REGION_HEAD] = 2 * (uint64_t)p->padded_hidden * 4 * STIC_TILE;
   static const uint8_t read_into[STIC_REGIONS] = {
       [STIC_REGION_PRELOAD] = 1, [STIC_REGION_TABLE] = 1, [STIC_REGION_WORKING] = 1, [STIC_REGION_STAGING] = 1};
-  STIC_REQUIRE(h->arena_bytes > 0 && h->arena_bytes < (uint64_t)1 << 40, "index.bin: the arena has %llu bytes",
-               (unsigned long long)h->arena_bytes);
   for (uint32_t r = 0; r < STIC_REGIONS; r++) {
     const stic_region *region = &p->regions[r];
     const uint32_t align = read_into[r] && region->bytes ? STIC_BLOCK : STIC_ALIGN;
     STIC_REQUIRE(region->offset % align == 0 && region->offset <= h->arena_bytes &&
                      region->bytes <= h->arena_bytes - region->offset,
                  "index.bin: memory region %u lies outside the arena", r);
-    STIC_REQUIRE(region->bytes >= needed[r], "index.bin: memory region %u has %llu bytes and needs %llu", r,
-                 (unsigned long long)region->bytes, (unsigned long long)needed[r]);
-    STIC_REQUIRE(r <= STIC_REGION_WORKING || needed[r] < (uint64_t)1 << 31 || r == STIC_REGION_PANEL,
+    STIC_REQUIRE(region->bytes >= least[r] && region->bytes <= most[r] + STIC_BLOCK,
+                 "index.bin: memory region %u has %llu bytes and needs %llu", r, (unsigned long long)region->bytes,
+                 (unsigned long long)least[r]);
+    STIC_REQUIRE(r <= STIC_REGION_WORKING || r == STIC_REGION_PANEL || least[r] < (uint64_t)1 << 31,
                  "index.bin: memory region %u is larger than a kernel can index", r);
+    sum += region->bytes;
   }
-  STIC_REQUIRE(STIC_TILE * widest < (uint64_t)1 << 31, "index.bin: a panel is larger than a kernel can index");
+  STIC_REQUIRE(least[STIC_REGION_PANEL] / h->threads < (uint64_t)1 << 31,
+               "index.bin: a panel is larger than a kernel can index");
+  /* The arena is taken as a whole at open: an absurd size must be refused before. */
+  STIC_REQUIRE(h->arena_bytes > 0 && h->arena_bytes <= sum + (STIC_REGIONS + 1) * STIC_BLOCK,
+               "index.bin: an arena of %llu bytes for regions of %llu", (unsigned long long)h->arena_bytes,
+               (unsigned long long)sum);
   return check_disjoint(p, error);
 }

@@ -1,5 +1,6 @@
 /* A worker that finds no work spins for some tens of microseconds, the gap between two stages of a layer, and then
  * sleeps: on a machine whose cores are busy with something else, longer spinning costs more than waking up. */
+#define _POSIX_C_SOURCE 200809L
 #include "pool.h"
 
 #include <signal.h>

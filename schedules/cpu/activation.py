@@ -1,6 +1,6 @@
 """stic_activation: the model's activation, in place.
 
-    x[16] -> x[16]      one vector a step; gelu 40, gelu_tanh 25, relu 1 arithmetic instructions a native vector,
+    x[16] -> x[16]      one vector a step; gelu about 33, gelu_tanh 25, relu 1 instructions a native vector,
                         bound by the chains of exp16, which overlap across steps in an out-of-order core.
 """
 

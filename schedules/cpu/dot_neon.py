@@ -5,7 +5,7 @@ sdot (ARMv8.2 dotprod)                     1 tile x 4 rows, a step of 16 feature
       x     4 quarters             4          4  ldr q   16 weight bytes of a row
       w     4 rows                 4         64  sdot by element: 1,024 multiply-adds
 
-84 instructions; bound by sdot (two a cycle on Cortex-A76 and later), 20 loads fit beside it.
+64 sdot beside 20 loads, most of them paired; bound by sdot (two a cycle on Cortex-A76 and later).
 
 smull (ARMv8.0)                            1 tile x 2 rows, a step of 8 features:
       acc   2 rows x 8 eighths    16         16  ldr d   x, 8 bytes = 2 tokens x 4 features
@@ -13,8 +13,8 @@ smull (ARMv8.0)                            1 tile x 2 rows, a step of 8 features
                                              16  smull, 16 smlal (two products: at most 32,258 < 2^15)
                                              16  sadalp  pairs into int32: 256 multiply-adds
 
-68 instructions; bound by the multiplier (one 64-bit lane pair a cycle on Cortex-A57/A72/A73). Each accumulator holds
-two half sums a token, joined by addp at the end.
+48 vector instructions and 20 loads; bound by the multiplier. Each accumulator holds two half sums a token, joined
+by addp at the end.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ and the sum of x times 128 is taken off at the end.
 from __future__ import annotations
 
 from stic.schedules.cpu.dot import MicroKernel, dot_kernel, plain_result
-from stic.schedules.cpu.isa import vnni_lanes
+from stic.schedules.cpu.isa import has_vnni
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, Buffer, Expr, PrimFunc, T, bind, bits, intrinsic, load, splat, store
 from stic.targets.target import Target
@@ -40,6 +40,6 @@ def _token_sum(total: Expr, x: Expr) -> Expr:
 
 def dot_vnni(target: Target, shape: KernelShape) -> PrimFunc | None:
     """AVX-512 VNNI, any core that has it."""
-    if not vnni_lanes(target):
+    if not has_vnni(target):
         return None
     return dot_kernel(MicroKernel(_TILES, 4, LANES, LANES, _advance, plain_result(LANES), _token_sum))

@@ -10,14 +10,14 @@ def has(target: Target, *features: str) -> bool:
     return all(feature in target.features for feature in features)
 
 
-def vnni_lanes(target: Target) -> int:
-    """Width of vpdpbusd in int32 lanes: 16 (AVX-512 VNNI) or 0 (absent)."""
-    return 16 if has(target, "avx512bw", "avx512_vnni") else 0
+def has_vnni(target: Target) -> bool:
+    """Tell whether vpdpbusd exists at 512 bits."""
+    return has(target, "avx512bw", "avx512_vnni")
 
 
 def panel_zero(target: Target) -> int:
     """The panel byte that stands for weight 0: vpdpbusd wants unsigned weights, so there it is 128."""
-    return 128 if vnni_lanes(target) else 0
+    return 128 if has_vnni(target) else 0
 
 
 def float_rows(target: Target) -> int:

@@ -5,8 +5,8 @@
     x feature 4i+2  [ t0 .. t15 ]  --round-->  byte 2                 |   4 consecutive features of token t
     x feature 4i+3  [ t0 .. t15 ]  --round-->  byte 3                /
 
-Pass 1 (load, and, max a feature) finds the greatest magnitude, pass 2 (load, multiply, round, convert, add, shift,
-merge) rounds; 12 instructions a feature in all, bound by pass 2's arithmetic.
+Pass 1 (and, max: 2 instructions a feature) finds the greatest magnitude, pass 2 (multiply, round, convert, add, and
+4 to merge four features: 5 a feature) rounds; bound by pass 2's arithmetic.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The unpack micro-kernel of AVX-512 VBMI: 64 codes in one register.
 
-    plane p, 8 bytes    vpmultishiftqb (broadcast from memory)   byte i <- the 8 bits from bit i - s on: bit i lands at s
+    plane p, 8 bytes    vpmultishiftqb (broadcast from memory)   byte i <- 8 bits from bit i - s on, so bit i is at s
                         vpternlogq                               code |= that & (1 << s),   s = bits - 1 - p
     codes               vpermb      2..6 bits: one table register of 64 entries
                         vpermi2b    7 bits: two registers;  8 bits: twice, and a blend on bit 7

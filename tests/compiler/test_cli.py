@@ -66,6 +66,7 @@ def test_help_imports_nothing_heavy(arguments):
         (["run", "p"], "give sentences with --text"),
         (["run", "p", "--text", "a", "--ids", "1"], "give sentences with --text"),
         (["run", "p", "--text", "a", "--pair", "b", "--pair", "c"], "1 --text but 2 --pair"),
+        (["run", "p", "--text", "a", "--timeline", "q"], "'q' is not the name of a picture"),
         (["bench", "p", "--runs", "0"], "--runs"),
         (["eval", "p"], "Missing option '--data'"),
     ],
@@ -109,3 +110,10 @@ def test_a_reader_that_goes_away_is_no_error():
     process.stdout.close()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and err == b""
+
+
+def test_the_planners_on_offer_are_those_that_exist():
+    from stic.compiler import planner
+    from stic.compiler.commands import parameters
+
+    assert parameters.PLANNERS == planner.PLANNERS

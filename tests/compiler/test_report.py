@@ -1,11 +1,11 @@
 import io
-from types import SimpleNamespace
 
 from rich.console import Console
 
 from stic.compiler import report
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
+from stic.runtime import trace
 
 PLAN = Plan(
     planner="ilp",
@@ -63,21 +63,20 @@ def test_predicted_strip():
 
 
 def test_measured_strip_joins_the_steps_of_a_layer():
-    def event(kind, layer, track, begin_us, end_us):
-        return SimpleNamespace(kind=kind, layer=layer, track=track, begin_ns=begin_us * 1000, end_ns=end_us * 1000)
+    def event(name, layer, track, begin_us, end_us):
+        kind = next(number for number, known in trace.KINDS.items() if known == name)
+        return trace.Event(kind, layer, track, 0, 0, 0, 0, 0, begin_us * 1000, end_us * 1000)
 
-    strip = report.measured(
-        [
-            event(1, -1, -1, 0, 10),
-            event(0, 0, -1, 10, 20),
-            event(3, 0, -1, 20, 30),
-            event(4, 0, -1, 30, 45),
-            event(3, 1, -1, 45, 50),
-            event(10, -1, -1, 50, 51),
-            event(20, 0, 1, 0, 20),
-        ],
-        tokens=9,
+    events = (
+        event("embed", -1, -1, 0, 10),
+        event("stall", 0, -1, 10, 20),
+        event("qkv", 0, -1, 20, 30),
+        event("attention", 0, -1, 30, 45),
+        event("qkv", 1, -1, 45, 50),
+        event("head", -1, -1, 50, 51),
+        event("read", 0, 1, 0, 20),
     )
+    strip = report.measured(trace.Trace(events), tokens=9)
     compute = [(s.kind, s.label, s.start_us, s.end_us) for s in strip.spans if s.lane == "compute"]
     assert compute == [
         ("compute", "E", 0, 10),
@@ -97,3 +96,14 @@ def test_similarities_are_a_matrix():
 def test_sizes_add_up():
     text = printed(lambda console: console.print(report.size_table("file", {"a": 1024, "b": 3072})))
     assert "4,096" in text and "25.0%" in text and "75.0%" in text
+
+
+def test_a_probe_is_printed():
+    shape = {"hidden": 384, "heads_per_slice": 1, "head_dim": 32, "neurons_per_slice": 128, "slices": 12, "rows": 128}
+    shape |= {"layer_us": 80.0, "slice_us": {"2": 90.0, "8": 110.0}, "embed_us": 10.0, "head_us": 5.0, "submit_us": 2.0}
+    points = [{"bytes": 1 << 20, "lanes": 2, "median_us": 2000.0, "spread_us": 30.0}]
+    io_facts = {"direct": True, "lanes": 2, "points": points, "request_us": 90.0, "bytes_per_s": 5.2e8, "row_us": 45.0}
+    data = {"device": "a phone", "io": io_facts, "compute": {"threads": 2, "shapes": [shape | {"spread": 0.1}]}}
+    text = printed(lambda console: report.print_device(console, data))
+    assert "past the page cache; 2 lanes: 520 MB/s" in text and "1MiB" in text and "524" in text
+    assert "8 bits" in text and "110us" in text

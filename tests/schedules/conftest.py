@@ -6,7 +6,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,11 @@ MACHINES: dict[str, tuple[str, ...]] = {
     "x86-64-v3": (),
     "aarch64-dotprod": ("qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"),
     "raspberry-pi-4": ("qemu-aarch64", "-cpu", "cortex-a72", "-L", "/usr/aarch64-linux-gnu"),
+}
+# Variants of targets that this machine may lack: the same target without some features.
+WITHOUT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "host-without-vbmi": ("host", ("avx512_vbmi",)),  # AVX-512 VNNI dot product, AVX2 unpacking
+    "portable": ("x86-64-v3", ("avx2",)),  # the fallback rules
 }
 Call = tuple[str, Sequence[np.ndarray | int]]
 
@@ -66,11 +71,13 @@ class Machine:
         return answers
 
 
-@pytest.fixture(scope="session", params=MACHINES)
+@pytest.fixture(scope="session", params=[*MACHINES, *WITHOUT])
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """One of MACHINES; skips where this machine can neither run nor emulate it."""
-    name, emulator = request.param, MACHINES[request.param]
-    target = load(name)
+    """One of MACHINES or WITHOUT; skips where this machine can neither run nor emulate it."""
+    name = request.param
+    base, dropped = WITHOUT.get(name, (name, ()))
+    emulator, target = MACHINES[base], load(base)
+    target = replace(target, features=tuple(feature for feature in target.features if feature not in dropped))
     if emulator and (shutil.which(emulator[0]) is None or shutil.which("aarch64-linux-gnu-gcc") is None):
         pytest.skip(f"target {name} needs {emulator[0]} and aarch64-linux-gnu-gcc")
     if not emulator and target.missing_features:

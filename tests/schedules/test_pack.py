@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stic.schedules.pack import pack_planes, pad16, unpack_planes
 
 

@@ -1,4 +1,4 @@
-"""Every kernel of every target against numpy: integers exactly, floats closely; no read past a buffer.
+"""Every kernel of every target against numpy: integers exactly, floats closely; no access past a buffer's end.
 
 Needs apache-tvm and a C compiler; the aarch64 targets also need qemu-aarch64 and aarch64-linux-gnu-gcc.
 """
@@ -6,20 +6,30 @@ Needs apache-tvm and a C compiler; the aarch64 targets also need qemu-aarch64 an
 from __future__ import annotations
 
 import math
+import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from stic.schedules.pack import TILE, pack_planes, pad16
 from stic.schedules.rule import kernels_for
 from stic.schedules.shape import KernelShape
 from stic.targets.target import FEATURES, load, names
 
-SHAPE = KernelShape(hidden=52, head_dim=20, activation="gelu", embed_epsilon=1e-5, norm_epsilon=1e-12)
+# Few shapes that differ in everything, because a machine compiles its kernels once for each.
+SHAPES = (
+    KernelShape(hidden=52, head_dim=20, activation="gelu", embed_epsilon=1e-5, norm_epsilon=1e-12),
+    KernelShape(hidden=5, head_dim=8, activation="gelu_tanh", embed_epsilon=1e-5, norm_epsilon=1e-12),
+    KernelShape(hidden=384, head_dim=64, activation="relu", embed_epsilon=1e-5, norm_epsilon=1e-12),
+)
+SHAPE = SHAPES[0]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"h{shape.hidden}")
 ROWS = (1, 15, 16, 17, 33, 64, 100)
 quick = settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 seeds = st.integers(0, 2**32 - 1)
 
@@ -38,7 +48,7 @@ def as_lanes(q: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(q.reshape(tiles, k // 4, 4, TILE).transpose(0, 1, 3, 2))
 
 
-def panel_call(rng, bits, count, machine):
+def panel_call(rng: np.random.Generator, bits: int, count: int) -> tuple[Any, np.ndarray]:
     """Random codes, a random table, and the call that decodes them."""
     codes = rng.integers(0, 1 << bits, (count, 64)).astype(np.uint8)
     lut = rng.integers(-127, 128, 1 << bits).astype(np.int8)
@@ -48,14 +58,14 @@ def panel_call(rng, bits, count, machine):
     return (f"stic_unpack_b{bits}", [*planes, *unused, lut, panel, count]), lut[codes].reshape(-1)
 
 
-def panel_values(machine, panel):
+def panel_values(machine: Any, panel: np.ndarray) -> np.ndarray:
     """What a panel means: VNNI targets store the weight + 128."""
     if "avx512_vnni" in machine.target.features:
         return (panel.astype(np.int32) - 128).astype(np.int8)
     return panel.view(np.int8)
 
 
-def as_panel(machine, weights):
+def as_panel(machine: Any, weights: np.ndarray) -> np.ndarray:
     """The panel bytes of int8 weights."""
     if "avx512_vnni" in machine.target.features:
         return (weights.astype(np.int32) + 128).astype(np.uint8)
@@ -64,19 +74,25 @@ def as_panel(machine, weights):
 
 @quick
 @given(seed=seeds)
-def test_unpack(machine, seed):
+def test_unpack(machine: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    cases = [panel_call(rng, bits, count, machine) for bits in range(2, 9) for count in (1, 3, 16)]
+    cases = [panel_call(rng, bits, count) for bits in range(2, 9) for count in (1, 3, 16)]
     for (_, expected), answer in zip(cases, machine.run([call for call, _ in cases], SHAPE), strict=True):
         assert (panel_values(machine, answer[9]) == expected).all()
 
 
-def dot_case(rng, machine, rows, ks, slices, whole=True):
+def dot_case(
+    rng: np.random.Generator, machine: Any, rows: int, ks: int, slices: int, whole: bool = True
+) -> tuple[Any, np.ndarray, np.ndarray]:
     """A dot product over `slices` of the features that x holds; extremes of int8 are frequent."""
     tiles, held = tiles_of(rows), slices * ks + (0 if whole else 16)
     extreme = rng.random() < 0.3
-    draw = (lambda *s: rng.choice([-127, 127], s)) if extreme else (lambda *s: rng.integers(-127, 128, s))
-    weights, q = draw(slices, 16, ks).astype(np.int8), draw(tiles, held, 16).astype(np.int8)
+
+    def draw(*size: int) -> np.ndarray:
+        values = rng.choice([-127, 127], size) if extreme else rng.integers(-127, 128, size)
+        return values.astype(np.int8)
+
+    weights, q = draw(slices, 16, ks), draw(tiles, held, 16)
     xscale, scale = np.abs(normal(rng, tiles, 16)), normal(rng, 16)
     y_rows = 16 * int(rng.integers(1, 3))
     y = np.zeros((tiles, y_rows, 16), np.float32)
@@ -90,13 +106,13 @@ def dot_case(rng, machine, rows, ks, slices, whole=True):
     return ("stic_dot", call), expected, total
 
 
-def check_dots(machine, cases):
+def check_dots(machine: Any, cases: list[Any]) -> None:
     """y is zero before, so every value is one float32 product of exact integers: two roundings at most."""
     for (_, expected, _), answer in zip(cases, machine.run([case[0] for case in cases], SHAPE), strict=True):
         np.testing.assert_allclose(answer[5], expected, rtol=3e-7, atol=0)
 
 
-def test_dot_shapes(machine):
+def test_dot_shapes(machine: Any) -> None:
     rng = np.random.default_rng(1)
     shapes = [(rows, ks, slices) for rows in ROWS for ks in (16, 32, 64, 384) for slices in (1, 3)]
     cases = [dot_case(rng, machine, *shape, whole=whole) for shape in shapes for whole in (True, False)]
@@ -105,11 +121,11 @@ def test_dot_shapes(machine):
 
 @quick
 @given(seed=seeds, rows=st.integers(1, 130), blocks=st.integers(1, 12), slices=st.integers(1, 4), whole=st.booleans())
-def test_dot(machine, seed, rows, blocks, slices, whole):
+def test_dot(machine: Any, seed: int, rows: int, blocks: int, slices: int, whole: bool) -> None:
     check_dots(machine, [dot_case(np.random.default_rng(seed), machine, rows, 16 * blocks, slices, whole)])
 
 
-def test_dot_integers_are_exact(machine):
+def test_dot_integers_are_exact(machine: Any) -> None:
     """With unit scales and sums below 2**24, y is the integer itself; a second call adds to it."""
     rng = np.random.default_rng(2)
     (name, call), _, total = dot_case(rng, machine, 100, 384, 1)
@@ -121,7 +137,7 @@ def test_dot_integers_are_exact(machine):
     assert (machine.run([(name, call)], SHAPE)[0][5][:, :16] == 2 * total).all()
 
 
-def quantized(x):
+def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The contract, in numpy: x (K, 16) -> q, scale, sum."""
     amax = np.abs(x).max(0)
     with np.errstate(divide="ignore"):
@@ -130,10 +146,10 @@ def quantized(x):
     return q, (amax / np.float32(127)).astype(np.float32), q.astype(np.int32).sum(0, dtype=np.int32)
 
 
-def test_quantize(machine):
+def test_quantize(machine: Any) -> None:
     rng = np.random.default_rng(3)
-    inputs = [normal(rng, k, 16) * scale for k in (4, 16, 52, 384) for scale in (1e-3, 1, 1e4)]
-    halves = (np.arange(16 * 16).reshape(16, 16) % 255 - 127).astype(np.float32) + 0.5  # ties
+    inputs: list[np.ndarray] = [normal(rng, k, 16) * scale for k in (4, 16, 52, 384) for scale in (1e-3, 1, 1e4)]
+    halves: np.ndarray = (np.arange(16 * 16).reshape(16, 16) % 255 - 127).astype(np.float32) + 0.5  # ties
     halves[0] = 127
     inputs += [halves, np.zeros((16, 16), np.float32)]
     calls = []
@@ -147,7 +163,7 @@ def test_quantize(machine):
         assert (scale == expected_scale).all() and (total == expected_sum).all()
 
 
-def exact_activation(name, x):
+def exact_activation(name: str, x: np.ndarray) -> np.ndarray:
     x = x.astype(np.float64)
     if name == "relu":
         return np.maximum(x, 0)
@@ -156,25 +172,24 @@ def exact_activation(name, x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "relu"])
-def test_activation(machine, name):
+@every_shape
+def test_activation(machine: Any, shape: KernelShape) -> None:
     x = np.concatenate([np.linspace(-12, 12, 4000), [0, -0.0, 1e-30, -1e4, 1e4, 88, -88, 1e-3] * 2])
     x = x.astype(np.float32).reshape(-1, 16)
-    shape = KernelShape(16, 16, name, 1e-5, 1e-5)
     y = machine.run([("stic_activation", [x, len(x)])], shape)[0][0]
-    np.testing.assert_allclose(y, exact_activation(name, x), rtol=3e-7, atol=1e-6)
+    np.testing.assert_allclose(y, exact_activation(shape.activation, x), rtol=3e-7, atol=1e-6)
 
 
-def layer_norm(x, gamma, beta, epsilon):
+def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
     """x (.., H, 16) float64."""
     mean, variance = x.mean(-2, keepdims=True), x.var(-2, keepdims=True)
     return (x - mean) / np.sqrt(variance + epsilon) * gamma[:, None] + beta[:, None]
 
 
-@pytest.mark.parametrize("hidden", [3, 16, 52, 384])
-def test_add_norm(machine, hidden):
+@every_shape
+def test_add_norm(machine: Any, shape: KernelShape) -> None:
+    hidden = shape.hidden
     rng = np.random.default_rng(4)
-    shape = KernelShape(hidden, 16, "relu", 1e-5, 1e-12)
     x, y = normal(rng, pad16(hidden), 16) + 3, normal(rng, pad16(hidden), 16)
     gamma, beta = normal(rng, hidden), normal(rng, hidden)
     answer = machine.run([("stic_add_norm", [x, y, gamma, beta])], shape)[0][0]
@@ -183,11 +198,11 @@ def test_add_norm(machine, hidden):
     assert not answer[hidden:].any()
 
 
-@pytest.mark.parametrize("hidden", [5, 52, 64])
-def test_embed(machine, hidden):
+@every_shape
+def test_embed(machine: Any, shape: KernelShape) -> None:
+    hidden = shape.hidden
     rng = np.random.default_rng(5)
     padded, scale_at = pad16(hidden), -(-hidden // 4) * 4
-    shape = KernelShape(hidden, 16, "relu", 1e-5, 1e-12)
     calls, expected = [], []
     for n in ROWS:
         word, scale = rng.integers(-127, 128, (n, hidden)).astype(np.int8), np.abs(normal(rng, n)) / 100
@@ -213,7 +228,7 @@ def test_embed(machine, hidden):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_matmul(machine, dtype):
+def test_matmul(machine: Any, dtype: Any) -> None:
     rng = np.random.default_rng(6)
     calls, expected = [], []
     for rows in ROWS:
@@ -229,7 +244,7 @@ def test_matmul(machine, dtype):
         np.testing.assert_allclose(answer[2], reference, rtol=1e-4, atol=1e-4)
 
 
-def test_bias(machine):
+def test_bias(machine: Any) -> None:
     rng = np.random.default_rng(7)
     y, bias = normal(rng, 3, 32, 16), normal(rng, 16)
     answer = machine.run([("stic_bias", [y, bias, 32, 3])], SHAPE)[0][0]
@@ -237,7 +252,7 @@ def test_bias(machine):
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
-def test_outliers(machine, count):
+def test_outliers(machine: Any, count: int) -> None:
     rng = np.random.default_rng(8)
     ks, tiles, y_rows = 52, 3, 32
     index = rng.choice(16 * ks, count, replace=False).astype(np.uint16)
@@ -260,10 +275,10 @@ def test_outliers(machine, count):
     assert (panel_values(machine, mask[0]) == masked).all()
 
 
-@pytest.mark.parametrize("head_dim", [8, 20, 32, 64])
-def test_attention(machine, head_dim):
+@every_shape
+def test_attention(machine: Any, shape: KernelShape) -> None:
+    head_dim = shape.head_dim
     rng = np.random.default_rng(9)
-    shape = KernelShape(64, head_dim, "relu", 1e-5, 1e-5)
     calls, expected = [], []
     for rows in ROWS:
         tiles = tiles_of(rows)
@@ -282,9 +297,27 @@ def test_attention(machine, head_dim):
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_target_has_every_kernel(name):
+def test_every_target_has_every_kernel(name: str) -> None:
     symbols = [str(function.attrs["global_symbol"]) for function in kernels_for(load(name), SHAPE)]
     unpack = {f"stic_unpack_b{bits}" for bits in range(2, 9)}
     rest = "embed quantize activation outlier_mask dot outliers matmul_f16 matmul_f32 bias attention add_norm"
     assert sorted(symbols) == sorted(unpack | {f"stic_{name}" for name in rest.split()})
     assert set(load(name).features) <= set(FEATURES)
+
+
+def test_objects_need_nothing(machine: Any) -> None:
+    """The library exports stic_* alone and has no undefined symbol: no libm, no libc, no TVM."""
+    tool = "aarch64-linux-gnu-nm" if machine.emulator else "nm"
+    library = machine.kernels(SHAPE)
+    listed = subprocess.run([tool, "-D", library], capture_output=True, text=True, check=True).stdout
+    kinds = {line.split()[-1]: line.split()[-2] for line in listed.splitlines()}
+    assert kinds and all(kind == "T" and name.startswith("stic_") for name, kind in kinds.items())
+
+
+def test_shape_refusals() -> None:
+    with pytest.raises(ValueError, match="not one of"):
+        KernelShape(16, 16, "swish", 1e-5, 1e-5)
+    with pytest.raises(ValueError, match="must be positive"):
+        KernelShape(0, 16, "gelu", 1e-5, 1e-5)
+    with pytest.raises(ValueError, match="epsilon"):
+        KernelShape(16, 16, "gelu", 0.0, 1e-5)

@@ -1,0 +1,228 @@
+"""DeviceProfile -> costs of every choice: what was measured where the shape was measured, scaled where it was not.
+
+A profile is the JSON that `stic probe` writes:
+
+    {"format": 1, "device": "...",
+     "io": {"direct": true, "lanes": 2, "points": [{"bytes", "lanes", "median_us", "spread_us"}, ...],
+            "request_us": .., "bytes_per_s": .., "row_us": ..},          fitted with `lanes` lanes in use
+     "compute": {"threads": 2, "shapes": [{"hidden", "heads_per_slice", "head_dim", "neurons_per_slice", "slices",
+                 "rows", "layer_us", "slice_us": {"2": ..}, "embed_us", "head_us", "submit_us", "spread"}, ...]}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stic.compiler.plan import ComputeCost, IoCost
+from stic.runtime.errors import InputError
+from stic.runtime.format import BLOCK, MATRICES, Shape
+from stic.targets.target import Target
+
+IO_DERATING = 0.95  # share of the measured bandwidth that a plan counts on
+REQUEST_BYTES = 1 << 20  # larger reads gain nothing and delay what follows
+# Estimates only: share of the multiplier's peak that kernels reach, and codes unpacked in a cycle and core.
+KERNEL_EFFICIENCY = 0.4
+CODES_PER_CYCLE = 4.0
+FLOAT_SLOWDOWN = 4.0  # a full-precision multiplication against an int8 one
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What a planner needs to know of a device, and how sure it is."""
+
+    io: IoCost
+    compute: ComputeCost
+    measured: bool  # False: at least a part is scaled or estimated, as `notes` say
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ShapeProfile:
+    """Times of one shape at one input length."""
+
+    shape: Shape
+    slices: int
+    rows: int
+    compute: ComputeCost
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceProfile:
+    """What `stic probe` measured."""
+
+    device: str
+    direct: bool  # False: reads may have come from the page cache
+    lanes: int
+    request_us: float
+    bytes_per_s: float
+    row_us: float
+    threads: int
+    shapes: tuple[ShapeProfile, ...]
+
+
+def load(path: Path) -> DeviceProfile:
+    """Read a profile. Raises InputError for a file that `stic probe` did not write."""
+    try:
+        return parse(json.loads(Path(path).read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a device profile: {error}; write one with `stic probe`") from error
+
+
+def parse(data: Mapping[str, Any]) -> DeviceProfile:
+    """Build a profile from its JSON data. Raises InputError for missing fields and impossible values."""
+    try:
+        if data["format"] != 1:
+            raise ValueError(f"format {data['format']} is not known")
+        io, compute = data["io"], data["compute"]
+        profile = DeviceProfile(
+            str(data["device"]),
+            bool(io["direct"]),
+            int(io["lanes"]),
+            float(io["request_us"]),
+            float(io["bytes_per_s"]),
+            float(io["row_us"]),
+            int(compute["threads"]),
+            tuple(_shape(entry) for entry in compute["shapes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"this is not a device profile: {error!r}; write one with `stic probe`") from error
+    numbers = [profile.request_us, profile.row_us, *(u for s in profile.shapes for u in _times(s.compute))]
+    if not (profile.bytes_per_s > 0 and profile.threads > 0 and all(math.isfinite(n) and n >= 0 for n in numbers)):
+        raise InputError("this device profile holds a negative or infinite time; measure again with `stic probe`")
+    return profile
+
+
+def _times(cost: ComputeCost) -> Iterable[float]:
+    return (cost.layer_us, cost.embed_us, cost.head_us, cost.submit_us, *cost.slice_us.values())
+
+
+def _shape(entry: Mapping[str, Any]) -> ShapeProfile:
+    shape = Shape(entry["hidden"], entry["heads_per_slice"], entry["head_dim"], entry["neurons_per_slice"])
+    slice_us = {int(bits): float(us) for bits, us in entry["slice_us"].items()}
+    if not slice_us:
+        raise ValueError("a shape without slice_us")
+    single = [float(entry[name]) for name in ("layer_us", "embed_us", "head_us", "submit_us")]
+    cost = ComputeCost(single[0], slice_us, single[1], single[2], single[3])
+    return ShapeProfile(shape, int(entry["slices"]), int(entry["rows"]), cost)
+
+
+def weights_of(shape: Shape) -> int:
+    """Weights of one shard, padding included."""
+    return sum(n * k for n, k in (shape.matrix(name) for name in MATRICES))
+
+
+def macs_of(shape: Shape, rows: int) -> int:
+    """Multiplications of one slice of one layer for an input of `rows` tokens, attention included."""
+    return rows * weights_of(shape) + 2 * rows * rows * shape.attention_width
+
+
+def _compute(measured: ShapeProfile, shape: Shape, rows: int) -> ComputeCost:
+    """Times of another shape: slices by multiplications, norms and embedding by activations, head by weights."""
+    by_macs = macs_of(shape, rows) / macs_of(measured.shape, measured.rows)
+    by_activations = shape.hidden * rows / (measured.shape.hidden * measured.rows)
+    by_head = (shape.hidden / measured.shape.hidden) ** 2
+    cost = measured.compute
+    return ComputeCost(
+        cost.layer_us * by_activations,
+        {bits: us * by_macs for bits, us in cost.slice_us.items()},
+        cost.embed_us * by_activations,
+        cost.head_us * by_head,
+        cost.submit_us,
+    )
+
+
+def _fill(cost: ComputeCost, bits: Iterable[int]) -> tuple[ComputeCost, list[int]]:
+    """Add bitwidths that were not measured: the next larger one measured stands in, else the largest."""
+    known = dict(cost.slice_us)
+    missing = [b for b in bits if b not in cost.slice_us]
+    for b in missing:
+        larger = [x for x in cost.slice_us if x > b]
+        known[b] = cost.slice_us[min(larger) if larger else max(cost.slice_us)]
+    return replace(cost, slice_us=known), missing
+
+
+def costs(
+    profile: DeviceProfile,
+    shape: Shape,
+    slices: int,
+    rows: int,
+    threads: int,
+    bits: tuple[int, ...] = (),
+    derating: float = IO_DERATING,
+) -> Costs:
+    """Costs of `shape` with `slices` slices a layer for inputs of `rows` tokens on `threads` threads.
+
+    A measured shape at the measured length is used as it is; otherwise the nearest one by multiplications is
+    scaled, and a note says so. `bits` names fidelities that must have a time. Raises InputError for a profile
+    without shapes.
+    """
+    if not profile.shapes:
+        raise InputError(f"the profile of {profile.device} holds no compute times; run `stic probe` with a model")
+    notes = []
+    exact = [s for s in profile.shapes if (s.shape, s.slices, s.rows) == (shape, slices, rows)]
+    wanted = macs_of(shape, rows)
+    nearest = exact[0] if exact else min(
+        profile.shapes, key=lambda s: (abs(math.log(macs_of(s.shape, s.rows) / wanted)), abs(s.rows - rows))
+    )  # fmt: skip
+    compute = nearest.compute if exact else _compute(nearest, shape, rows)
+    if not exact:
+        notes.append(
+            f"compute times are scaled from hidden {nearest.shape.hidden}, {nearest.rows} tokens, not measured; "
+            "probe this model for better ones"
+        )
+    if threads != profile.threads:
+        ratio = profile.threads / threads
+        compute = replace(
+            compute,
+            layer_us=compute.layer_us * ratio,
+            slice_us={b: us * ratio for b, us in compute.slice_us.items()},
+            embed_us=compute.embed_us * ratio,
+        )
+        notes.append(f"compute times are scaled from {profile.threads} to {threads} threads")
+    compute, missing = _fill(compute, bits)
+    if missing:
+        notes.append(f"bits {', '.join(map(str, missing))} were not measured; the next larger ones stand in")
+    if not profile.direct:
+        notes.append("IO was measured through the page cache (no O_DIRECT); real storage may be slower")
+    io = IoCost(profile.request_us, profile.bytes_per_s * derating, REQUEST_BYTES, profile.row_us)
+    return Costs(io, compute, not notes, tuple(notes))
+
+
+def estimate(
+    target: Target,
+    shape: Shape,
+    slices: int,
+    rows: int,
+    threads: int,
+    lanes: int,
+    bits: tuple[int, ...],
+    derating: float = IO_DERATING,
+) -> Costs:
+    """Costs from a target file's facts alone, where nothing was measured; always marked as an estimate.
+
+    Raises InputError where the file lacks a fact that this needs.
+    """
+    facts = {**target.storage, **target.compute}
+    needed = ("read_bytes_per_s", "request_us", "clock_hz", "int8_macs_per_cycle")
+    missing = [name for name in needed if name not in facts]
+    if missing:
+        raise InputError(
+            f"target {target.name} says nothing of {', '.join(missing)}, so no plan can be timed for it; "
+            "measure it with `stic probe` and pass the profile"
+        )
+    speed, request_us, clock, macs_per_cycle = (facts[name].value for name in needed)
+    macs_per_us = threads * clock * macs_per_cycle * KERNEL_EFFICIENCY / 1e6
+    unpack_us = weights_of(shape) / (CODES_PER_CYCLE * threads * clock / 1e6)
+    multiply_us = macs_of(shape, rows) / macs_per_us
+    slice_us = {b: multiply_us * FLOAT_SLOWDOWN if b > 8 else multiply_us + unpack_us * b / 8 for b in bits}
+    # Norms, residuals and quantisation pass over a few dozen values a hidden value, four at a time.
+    layer_us = rows * shape.hidden * 32 / (4 * threads * clock / 1e6)
+    row_us = request_us / lanes + BLOCK * 1e6 / speed
+    io = IoCost(request_us, speed * derating, REQUEST_BYTES, row_us)
+    compute = ComputeCost(layer_us, slice_us, layer_us, layer_us, 50.0)
+    return Costs(io, compute, False, (f"times are estimated from facts about {target.name}, nothing was measured",))

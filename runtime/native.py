@@ -1,0 +1,180 @@
+"""Find the C engine, or build it, and declare its functions to ctypes.
+
+`$STIC_LIBRARY` names a libstic.so to use. Without it the engine is compiled from the sources beside this file with
+the machine's C compiler, once: the result lies in the user's cache, keyed by everything it was made from.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from stic.runtime.errors import EngineError, ToolchainError
+
+FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-shared")
+_ROOT = Path(__file__).resolve().parent
+_TIMEOUT_S = 120
+
+
+class Options(ctypes.Structure):
+    """stic_options of stic.h."""
+
+    _fields_ = (
+        ("struct_bytes", ctypes.c_uint32),
+        ("threads", ctypes.c_uint32),
+        ("lanes", ctypes.c_uint32),
+        ("buffered", ctypes.c_uint32),
+        ("io_bytes_per_s", ctypes.c_uint64),
+    )
+
+
+_INFO_NUMBERS = (
+    "struct_bytes hidden layers slices vocabulary types max_length output_features output_per_token threads lanes"
+    " deadline_us predicted_us"
+).split()
+_STATS_NUMBERS = (
+    "arena_bytes bookkeeping_bytes stack_bytes peak_bytes claimed_bytes resident_bytes runs run_us stall_us io_bytes"
+    " io_requests"
+).split()
+
+
+class Info(ctypes.Structure):
+    """stic_info of stic.h."""
+
+    _fields_ = (*((name, ctypes.c_uint32) for name in _INFO_NUMBERS), ("claimed_bytes", ctypes.c_uint64))
+
+
+class Stats(ctypes.Structure):
+    """stic_stats of stic.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint32) for name in ("struct_bytes", "direct", "emulated", "reserved")),
+        *((name, ctypes.c_uint64) for name in _STATS_NUMBERS),
+    )
+
+
+class Event(ctypes.Structure):
+    """stic_event of stic.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("layer", ctypes.c_int32),
+        ("track", ctypes.c_int32),
+        *((name, ctypes.c_uint16) for name in ("level", "first", "count", "reserved")),
+        ("bytes", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("submit_ns", "begin_ns", "end_ns")),
+    )
+
+
+_SESSION = ctypes.c_void_p
+_IDS = ctypes.POINTER(ctypes.c_int32)
+_PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
+    "stic_session_open": (
+        ctypes.c_int,
+        (ctypes.c_char_p, ctypes.POINTER(Options), ctypes.POINTER(_SESSION)),
+    ),
+    "stic_session_run": (
+        ctypes.c_int,
+        (_SESSION, _IDS, _IDS, ctypes.c_int32, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t),
+    ),
+    "stic_session_output_size": (ctypes.c_size_t, (_SESSION, ctypes.c_int32)),
+    "stic_session_evict": (ctypes.c_int, (_SESSION, ctypes.c_uint64)),
+    "stic_session_info": (ctypes.c_int, (_SESSION, ctypes.POINTER(Info))),
+    "stic_session_stats": (ctypes.c_int, (_SESSION, ctypes.POINTER(Stats))),
+    "stic_session_trace": (
+        ctypes.c_int,
+        (_SESSION, ctypes.POINTER(Event), ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t)),
+    ),
+    "stic_session_close": (ctypes.c_int, (_SESSION,)),
+    "stic_error_message": (ctypes.c_char_p, (_SESSION,)),
+    "stic_version": (ctypes.c_uint32, ()),
+}
+
+
+def cache_dir() -> Path:
+    """Folder of built files: $STIC_CACHE, else stic/ under $XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("STIC_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stic"
+
+
+def header_version() -> tuple[int, int]:
+    """(major, minor) that stic.h declares."""
+    text = (_ROOT / "include" / "stic.h").read_text(encoding="utf-8").split()
+    major, minor = (int(text[text.index(f"STIC_VERSION_{part}") + 1]) for part in ("MAJOR", "MINOR"))
+    return major, minor
+
+
+def find_library() -> Path:
+    """Path of libstic.so, built if need be. Raises ToolchainError if it can be neither found nor built."""
+    if chosen := os.environ.get("STIC_LIBRARY"):
+        if not Path(chosen).is_file():
+            raise ToolchainError(f"$STIC_LIBRARY names {chosen}, which is not a file: unset it, or correct it")
+        return Path(chosen)
+    command = _compiler()
+    sources = sorted(path for path in (_ROOT / "src").glob("*.c") if path.name != "stic_run.c")
+    if not sources:
+        raise ToolchainError(f"the engine's sources are missing at {_ROOT / 'src'}: install stic again")
+    key = hashlib.sha256(repr((command, FLAGS, platform.machine())).encode())
+    for path in (*sources, *sorted((_ROOT / "src").glob("*.h")), *sorted((_ROOT / "include").glob("*.h"))):
+        content = path.read_bytes()
+        key.update(f"{path.name}:{len(content)}:".encode() + content)
+    library = cache_dir() / "native" / key.hexdigest()[:32] / "libstic.so"
+    if not library.is_file():
+        _build(command, sources, library)
+    return library
+
+
+def _compiler() -> tuple[str, ...]:
+    if command := os.environ.get("STIC_HOST_CC"):
+        return tuple(shlex.split(command))
+    for name in ("cc", "gcc", "clang"):
+        if path := shutil.which(name):
+            return (path,)
+    raise ToolchainError(
+        "the engine has to be built once and no C compiler was found (cc, gcc, clang): install one (Debian: apt-get"
+        " install gcc), or set STIC_LIBRARY to a libstic.so"
+    )
+
+
+def _build(command: tuple[str, ...], sources: list[Path], library: Path) -> None:
+    """Compile beside the destination, then rename: the library is there whole or not at all."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
+        partial = Path(folder) / library.name
+        line = [*command, *FLAGS, "-o", str(partial), *map(str, sources), "-ldl"]
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ToolchainError(f"the engine could not be built with {shlex.join(command)}: {error}") from error
+        if done.returncode:
+            raise ToolchainError(f"the engine could not be built with {shlex.join(command)}: {done.stderr.strip()}")
+        os.replace(partial, library)
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The engine, loaded. Raises ToolchainError, or EngineError if the library is not this stic's."""
+    path = find_library()
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"{path} is not the stic engine: {error}") from error
+    version = divmod(int(library.stic_version()), 65536)
+    if version != header_version():
+        raise EngineError(
+            f"{path} is engine {version[0]}.{version[1]}; this stic needs {'.'.join(map(str, header_version()))}:"
+            " unset STIC_LIBRARY, or build it again"
+        )
+    return library

@@ -1,0 +1,196 @@
+"""Run a package with the C engine.
+
+>>> with Session("model.stic") as session:
+...     output = session.run([101, 7592, 102])
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stic.runtime import native
+from stic.runtime.errors import EngineError, InputError, PackageError, SticError
+from stic.runtime.trace import Event, Trace
+
+# Kinds of stic_status in stic.h, by tens.
+_INPUT, _PACKAGE = range(10, 20), range(30, 40)
+_BUSY = 20
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the package is; fields as stic_info of stic.h."""
+
+    hidden: int
+    layers: int
+    slices: int
+    vocabulary: int
+    types: int
+    max_length: int
+    output_features: int
+    output_per_token: bool
+    threads: int
+    lanes: int
+    deadline_us: int
+    predicted_us: int
+    claimed_bytes: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the session holds and what its last run cost; fields as stic_stats of stic.h."""
+
+    direct: bool
+    emulated: bool
+    arena_bytes: int
+    bookkeeping_bytes: int
+    stack_bytes: int
+    peak_bytes: int
+    claimed_bytes: int
+    resident_bytes: int
+    runs: int
+    run_us: int
+    stall_us: int
+    io_bytes: int
+    io_requests: int
+
+
+def _error(status: int, message: str) -> SticError:
+    if status in _INPUT:
+        return InputError(message)
+    return PackageError(message) if status in _PACKAGE else EngineError(message, status)
+
+
+def _int32(values: ArrayLike, name: str) -> NDArray[np.int32]:
+    """A flat int32 array. Raises InputError for anything that is not whole numbers of that size."""
+    given = np.asarray(values)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise InputError(f"{name} must be a flat list of whole numbers, not {given.dtype} of shape {given.shape}")
+    bounds = np.iinfo(np.int32)
+    if given.size and (int(given.min()) < bounds.min or int(given.max()) > bounds.max):
+        raise InputError(f"{name} must fit in 32 bits: {given.min()} to {given.max()} do not")
+    return np.ascontiguousarray(given, np.int32)
+
+
+class Session:
+    """A package being run. Use it as a context manager, or call `close`.
+
+    threads, lanes: at most, and by default, as many as the package was compiled for. io_bytes_per_s: emulate storage
+    of this bandwidth. direct: read past the page cache where that works. Raises PackageError, EngineError,
+    ToolchainError.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        lanes: int | None = None,
+        io_bytes_per_s: int | None = None,
+        direct: bool = True,
+    ) -> None:
+        self._session: ctypes.c_void_p | None = None
+        for name, value in (("threads", threads), ("lanes", lanes), ("io_bytes_per_s", io_bytes_per_s)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        self._engine = native.load()
+        size = ctypes.sizeof(native.Options)
+        options = native.Options(size, threads or 0, lanes or 0, not direct, io_bytes_per_s or 0)
+        session = ctypes.c_void_p()
+        status = self._engine.stic_session_open(os.fsencode(path), ctypes.byref(options), ctypes.byref(session))
+        if status:
+            raise _error(status, self._engine.stic_error_message(None).decode(errors="replace"))
+        self._session = session
+        info = native.Info(struct_bytes=ctypes.sizeof(native.Info))
+        self._check(self._engine.stic_session_info(session, ctypes.byref(info)))
+        facts = {name: getattr(info, name) for name in Info.__dataclass_fields__}
+        self.info = Info(**facts | {"output_per_token": bool(info.output_per_token)})
+
+    def _handle(self) -> ctypes.c_void_p:
+        if self._session is None:
+            raise EngineError("the session is closed: open another one to run the package again")
+        return self._session
+
+    def _check(self, status: int) -> None:
+        if status == _BUSY:
+            raise EngineError("the session is running in another thread: open a session for each thread", status)
+        if status:
+            raise _error(status, self._engine.stic_error_message(self._handle()).decode(errors="replace"))
+
+    def run(self, ids: ArrayLike, types: ArrayLike | None = None) -> NDArray[np.float32]:
+        """Run one input.
+
+        ids: (tokens,) token ids; types: (tokens,) token types, default zeros. Returns (tokens, features) if the
+        package pools nothing, else (features,). Raises InputError for an input that the package cannot take,
+        PackageError where a part of it turns out to be corrupt, EngineError; the session stays usable.
+        """
+        session = self._handle()
+        tokens = _int32(ids, "ids")
+        kinds = None if types is None else _int32(types, "types")
+        if kinds is not None and len(kinds) != len(tokens):
+            raise InputError(f"{len(tokens)} ids but {len(kinds)} types: each token has one type")
+        features = self.info.output_features
+        shape = (len(tokens), features) if self.info.output_per_token else (features,)
+        output = np.empty(shape, np.float32)
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        status = self._engine.stic_session_run(
+            session,
+            tokens.ctypes.data_as(pointer),
+            None if kinds is None else kinds.ctypes.data_as(pointer),
+            len(tokens),
+            output.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            output.size,
+        )
+        self._check(status)
+        return output
+
+    def stats(self) -> Stats:
+        """What the session holds, and what the last run cost."""
+        stats = native.Stats(struct_bytes=ctypes.sizeof(native.Stats))
+        self._check(self._engine.stic_session_stats(self._handle(), ctypes.byref(stats)))
+        facts = {name: getattr(stats, name) for name in Stats.__dataclass_fields__}
+        return Stats(**facts | {"direct": bool(stats.direct), "emulated": bool(stats.emulated)})
+
+    def trace(self) -> Trace:
+        """The events of the last run."""
+        count = ctypes.c_size_t()
+        session = self._handle()
+        self._check(self._engine.stic_session_trace(session, None, 0, ctypes.byref(count)))
+        events = (native.Event * count.value)()
+        self._check(self._engine.stic_session_trace(session, events, count.value, ctypes.byref(count)))
+        names = Event.__dataclass_fields__
+        found = (Event(**{name: getattr(event, name) for name in names}) for event in events)
+        return Trace(tuple(sorted(found, key=lambda event: event.begin_ns)))
+
+    def write_trace(self, path: str | Path) -> None:
+        """Write the trace of the last run as JSON that ui.perfetto.dev opens."""
+        self.trace().save(path)
+
+    def evict(self, size_bytes: int | None = None) -> None:
+        """Give back at least so much of the preload buffer (default: all), top layers first; the next run reads it."""
+        most = 2**64 - 1
+        self._check(self._engine.stic_session_evict(self._handle(), most if size_bytes is None else size_bytes))
+
+    def close(self) -> None:
+        """End the session and free its memory; a second call does nothing."""
+        if self._session is not None:
+            self._check(self._engine.stic_session_close(self._session))
+            self._session = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None) is not None:
+            self._engine.stic_session_close(self._session)

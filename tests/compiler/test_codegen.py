@@ -1,0 +1,63 @@
+"""kernels.so: written, cached, and dependent on what it should depend on. Needs apache-tvm and a C compiler."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tvm", reason="needs apache-tvm")
+
+from stic.compiler import codegen
+from stic.runtime.errors import ToolchainError
+from stic.schedules.shape import KernelShape
+from stic.targets import toolchain
+from stic.targets.target import load
+
+SHAPE = KernelShape(32, 16, "gelu", 1e-12, 1e-12)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STIC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def test_library_loads_and_is_cached(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "a" / "kernels.so", tmp_path / "b" / "kernels.so"
+    codegen.generate(SHAPE, load("host"), first)
+    assert hasattr(ctypes.CDLL(str(first)), "stic_dot")
+    monkeypatch.setattr(codegen, "build", lambda *_: pytest.fail("the cache was not used"))
+    codegen.generate(SHAPE, load("host"), second)
+    assert first.read_bytes() == second.read_bytes()
+    assert [path.name for path in first.parent.iterdir()] == ["kernels.so"] and len(list(cache.iterdir())) == 1
+
+
+def test_same_input_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("STIC_CACHE", str(tmp_path / name))
+        codegen.generate(SHAPE, load("x86-64-v3"), tmp_path / "kernels.so")
+        contents.append((tmp_path / "kernels.so").read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_key_follows_shape_and_target() -> None:
+    host = load("host")
+    keys = {
+        codegen._key(shape, target)
+        for shape in (SHAPE, replace(SHAPE, hidden=48), replace(SHAPE, norm_epsilon=1e-5))
+        for target in (host, replace(host, tvm={"kind": "llvm"}), replace(host, features=()))
+    }
+    assert len(keys) == 9
+
+
+def test_missing_linker(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("STIC_CC", raising=False)
+    with pytest.raises(ToolchainError, match="no C compiler for target host"):
+        codegen.generate(SHAPE, load("host"), tmp_path / "kernels.so")
+    assert not (tmp_path / "kernels.so").exists() and not cache.exists()

@@ -1,0 +1,76 @@
+"""STI's planner as published."""
+
+from dataclasses import replace
+
+import pytest
+
+from stic.compiler.plan import Budget
+from stic.compiler.planner import greedy, solve
+from stic.compiler.planner.closed_form import claim_of
+from stic.compiler.planner.synthetic import BERT_BASE, DEVICES, MINILM, problem_of
+from stic.compiler.simulate import check
+from stic.runtime.errors import InfeasibleError
+
+CASES = [
+    (MINILM, DEVICES[1], Budget(40_000, None, 1 << 20), False),
+    (MINILM, DEVICES[1], Budget(40_000, 12 << 20, None), False),
+    (BERT_BASE, DEVICES[0], Budget(200_000, None, 1 << 20), True),
+    (BERT_BASE, DEVICES[1], Budget(None, 20 << 20, None), False),
+    (BERT_BASE, DEVICES[1], Budget(150_000, None, 0), False),
+]
+
+
+@pytest.mark.parametrize(("geometry", "device", "budget", "elastic"), CASES)
+@pytest.mark.parametrize("nested", [True, False])
+def test_greedy_plans_replay_within_budget(geometry, device, budget, elastic, nested):
+    problem = problem_of(geometry, device, 1, budget, elastic, nested=nested)
+    plan = greedy.solve(problem)
+    assert plan is not None and plan.proof.bound is None and plan.proof.status == "heuristic"
+    check(plan, problem, claim_of(plan, problem))
+
+
+def test_slack_buys_quality_where_nothing_can_be_preloaded():
+    problem = problem_of(MINILM, DEVICES[0], 1, Budget(120_000, None, 0))
+    assert greedy.solve(problem, (True,)) is not None
+    assert greedy.solve(problem, (False,)) is None  # layer 0 would have to be there at once
+
+
+def test_the_yardstick_takes_the_best_variant():
+    problem = problem_of(MINILM, DEVICES[0], 2, Budget(120_000, None, 2 << 20))
+    best, slack, eager = (solve(problem, name) for name in ("greedy", "greedy-slack", "greedy-no-slack"))
+    assert best.proof.objective == max(slack.proof.objective, eager.proof.objective)
+    assert slack.planner == "greedy-slack" and "with start slack" in slack.notes[0]
+
+
+def test_preloading_is_from_the_bottom_in_slice_order():
+    planes = (2, 3, 4, 5, 6, 8)  # a shard raised to full precision is no longer resident
+    problem = problem_of(MINILM, DEVICES[0], 1, Budget(120_000, None, 1 << 20), bits=planes)
+    plan = greedy.solve(problem)
+    assert plan is not None
+    held = [r > 0 for layer in plan.layers for r in layer.resident]
+    assert held == sorted(held, reverse=True) and any(held)
+
+
+def test_leaves_out_layers_of_least_presence():
+    problem = problem_of(BERT_BASE, DEVICES[0], 1, Budget(150_000, None, 1 << 20), elastic=True)
+    plan = greedy.solve(problem)
+    assert plan is not None
+    kept = [k for k, layer in enumerate(plan.layers) if layer.bits]
+    width = len(plan.layers[kept[0]].bits)
+    value = problem.presence[:, :width].sum(axis=1)
+    assert 0 < len(kept) < 12
+    assert min(value[kept]) >= max(v for k, v in enumerate(value) if k not in kept)
+
+
+def test_nothing_fits():
+    problem = problem_of(MINILM, DEVICES[0], 1, Budget(1000, None, 0))
+    assert greedy.solve(problem) is None
+    with pytest.raises(InfeasibleError, match="planner greedy"):
+        solve(problem, "greedy")
+
+
+def test_gains_that_disagree_with_slice_order_keep_prefixes():
+    problem = problem_of(MINILM, DEVICES[0], 1, Budget(110_000, None, 1 << 20))
+    reversed_gain = problem.gain[:, ::-1].copy()
+    plan = greedy.solve(replace(problem, gain=reversed_gain))  # LayerPlan refuses bits that rise
+    assert plan is not None

@@ -1,0 +1,75 @@
+/* libFuzzer harness for the package reader: the input is index.bin, and what is left over is one record.
+ *
+ *   clang -g -O1 -std=c11 -fsanitize=fuzzer,address,undefined -Iruntime/src tests/runtime/fuzz_package.c \
+ *         runtime/src/{package,package_memory,package_extents,record,crc,error}.c -pthread -o fuzz && ./fuzz CORPUS
+ *
+ * The checksum is set right, so that the checks behind it are reached. An index that is accepted must then bear what
+ * the engine does with it: walking its tables, checking a record, and reading that record's outliers. */
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "crc.h"
+#include "package.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* What the engine does with each planned shard: find its record and where an extent puts it. */
+static void walk(const stic_package *p) {
+  volatile uint64_t sum = 0;
+  for (uint32_t l = 0; l < p->header->layers; l++)
+    for (uint32_t s = 0; s < p->layers[l].slices; s++) {
+      uint32_t level, last;
+      for (stic_levels_of(p, stic_bits(p, l, s), &level, &last); level <= last; level++)
+        sum += p->records[stic_record_index(p, l, level, s)].offset;
+    }
+  for (uint32_t i = 0; i < p->header->extents; i++) sum += p->extents[i].destination;
+}
+
+static void try_record(const stic_package *p, const uint8_t *data, size_t size) {
+  stic_error error;
+  for (uint32_t level = 0; level < STIC_LEVELS; level++) {
+    const stic_layout *layout = &p->layouts[level];
+    if (layout->end == 0 || layout->end > 1 << 20) continue;
+    const size_t whole = layout->end + (layout->has_outliers ? size / STIC_ALIGN * STIC_ALIGN : 0);
+    uint8_t *record = aligned_alloc(STIC_ALIGN, whole);
+    if (!record) continue;
+    memset(record, 0, whole);
+    memcpy(record + layout->end, data, whole - layout->end);
+    /* The input's bytes also stand where block starts are, so that their checks see something. */
+    const size_t starts = layout->has_outliers ? layout->end - layout->blocks_at[0] : 0;
+    if (starts) memcpy(record + layout->blocks_at[0], data, starts < size ? starts : size);
+    if (!stic_record_check(p, level, record, (uint32_t)whole, &error) && layout->has_outliers) {
+      volatile uint32_t sum = 0;
+      for (uint32_t m = 0; m < STIC_MATRICES; m++) {
+        const uint16_t *entries;
+        const uint32_t *blocks = stic_record_outliers(p, level, record, m, &entries);
+        for (uint32_t i = 0; i < blocks[p->rows[m] / STIC_TILE]; i++) sum += entries[2 * i];
+      }
+    }
+    free(record);
+  }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  stic_header header;
+  stic_error error;
+  stic_package package;
+  if (size < sizeof header) return 0;
+  memcpy(&header, data, sizeof header);
+  const size_t index_bytes = header.index_bytes < size && header.index_bytes >= sizeof header ? header.index_bytes : size;
+  uint8_t *index = malloc(index_bytes); /* of exactly this size, so that one byte too far is seen */
+  if (!index) return 0;
+  memcpy(index, data, index_bytes);
+  header.index_bytes = (uint32_t)index_bytes;
+  header.index_crc = 0;
+  memcpy(index, &header, sizeof header);
+  header.index_crc = stic_crc32(0, index, index_bytes);
+  memcpy(index, &header, sizeof header);
+  if (!stic_package_parse(index, index_bytes, &package, &error)) {
+    walk(&package);
+    try_record(&package, data + index_bytes, size - index_bytes);
+  }
+  free(index);
+  return 0;
+}

@@ -1,0 +1,148 @@
+"""Damaged packages under ASan and UBSan: refused with a sentence, never a crash. Needs a compiler with sanitizers.
+
+The sanitized engine runs in a program that opens and runs many packages in one process, so that thousands of
+damaged ones are a matter of seconds.
+"""
+
+import random
+import shutil
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+
+from stic.runtime.format import HEADER, LEVELS
+from stic.runtime.package import Package
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ("-g", "-O1", "-std=c11", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+@pytest.fixture(scope="module")
+def damage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/runtime/damage.c with the engine, both under sanitizers."""
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("needs gcc or clang")
+    program = tmp_path_factory.mktemp("sanitized") / "damage"
+    sources = [path for path in (ROOT / "runtime" / "src").glob("*.c") if path.name != "stic_run.c"]
+    harness = ROOT / "tests" / "runtime" / "damage.c"
+    line = [compiler, *FLAGS, f"-I{ROOT / 'runtime' / 'include'}", str(harness), *map(str, sources), "-o", str(program)]
+    built = subprocess.run([*line, "-ldl"], capture_output=True, text=True, timeout=300)
+    if built.returncode and ("asan" in built.stderr or "ubsan" in built.stderr):
+        pytest.skip(f"needs the sanitizers' libraries: {built.stderr[-200:]}")
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+def call(program: Path, *arguments: str | Path) -> list[str]:
+    done = subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def copy(package: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package, tmp_path / "copy.stic"))
+
+
+def test_good_package_runs(damage: Path, package: Path) -> None:
+    assert call(damage, "run", package, "index.bin") == ["ok"]
+
+
+def test_index_truncated_at_every_byte(damage: Path, copy: Path) -> None:
+    assert call(damage, "truncate", copy, "index.bin", "1") == ["0 accepted"]
+
+
+@pytest.mark.parametrize("name", ("trunk.bin", "embeddings.bin", "shards.bin", "kernels.so", "plan.json"))
+def test_files_truncated(damage: Path, copy: Path, name: str) -> None:
+    step = max(1, (copy / name).stat().st_size // 40)
+    assert call(damage, "truncate", copy, name, str(step)) == ["0 accepted"]
+
+
+@pytest.mark.parametrize("name", ("index.bin", "trunk.bin", "kernels.so"))
+def test_bit_flips_are_refused(damage: Path, copy: Path, name: str) -> None:
+    assert call(damage, "flip", copy, name, "400") == ["0 accepted"]
+
+
+def test_bit_flips_in_shards_are_refused_before_use(damage: Path, copy: Path) -> None:
+    package = Package.open(copy)
+    chance = random.Random(4)
+    good = (copy / "shards.bin").read_bytes()
+    for extent in package.extents[::3]:
+        record = package.records[extent["layer"], extent["level"], extent["first"]]
+        at = int(record["offset"]) + chance.randrange(int(record["bytes"]))
+        data = bytearray(good)
+        data[at] ^= 1 << chance.randrange(8)
+        (copy / "shards.bin").write_bytes(data)
+        (message,) = call(damage, "run", copy, "index.bin")
+        assert f"corrupt at layer {extent['layer']}" in message and "checksum" in message
+
+
+def with_header(index: bytes, **values: int) -> bytes:
+    """The index with header fields changed and its checksum right again."""
+    data = bytearray(index)
+    for name, value in values.items():
+        kind, at = HEADER.fields[name][:2]
+        data[at : at + kind.itemsize] = value.to_bytes(kind.itemsize, "little")
+    at = HEADER.fields["index_crc"][1]
+    data[at : at + 4] = bytes(4)
+    data[at : at + 4] = struct.pack("<I", zlib.crc32(data))
+    return bytes(data)
+
+
+def test_newer_format(damage: Path, copy: Path) -> None:
+    index = copy / "index.bin"
+    index.write_bytes(with_header(index.read_bytes(), minor=9))
+    (message,) = call(damage, "run", copy, "index.bin")
+    assert "format 1.9" in message and "update stic" in message
+
+
+@pytest.mark.parametrize("name", HEADER.names[5:])
+def test_hostile_header_fields(damage: Path, copy: Path, name: str) -> None:
+    """Any value in any field, with a right checksum: the engine may refuse or run, but not crash."""
+    good = (copy / "index.bin").read_bytes()
+    kind = HEADER.fields[name][0]
+    size = kind.itemsize if kind.shape == () else 4
+    old = int.from_bytes(good[HEADER.fields[name][1] :][:size], "little")
+    top = (1 << (8 * size)) - 1
+    for value in {0, 1, max(0, old - 1), old + 1, old * 2, 64, 4096, 1 << 20, 1 << 31, top}:
+        if value <= top and value != old and kind.shape == ():
+            (copy / "index.bin").write_bytes(with_header(good, **{name: value}))
+            call(damage, "survive", copy, "index.bin")
+
+
+def test_hostile_tables(damage: Path, copy: Path) -> None:
+    """Random bytes of the tables changed, with a right checksum."""
+    good = (copy / "index.bin").read_bytes()
+    chance = random.Random(5)
+    for _ in range(60):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(HEADER.itemsize, len(data))] = chance.randrange(256)
+        (copy / "index.bin").write_bytes(with_header(bytes(data)))
+        call(damage, "survive", copy, "index.bin")
+
+
+def test_hostile_outliers(damage: Path, copy: Path) -> None:
+    """Records with wrong block starts or entries and right checksums are refused."""
+    package = Package.open(copy)
+    extent = next(e for e in package.extents if e["level"] == 0)
+    layer, s = int(extent["layer"]), int(extent["first"])
+    record = package.records[layer, 0, s]
+    shards = bytearray((copy / "shards.bin").read_bytes())
+    start, size = int(record["offset"]), int(record["bytes"])
+    index = bytearray((copy / "index.bin").read_bytes())
+    number = (layer * LEVELS + 0) * int(package.header["slices"]) + s
+    crc_at = int(package.header["records_at"]) + number * 16 + 12
+    refused = 0
+    for at in range(start + size // 2 // 4 * 4, start + size - 4, 64):
+        data = bytearray(shards)
+        data[at : at + 4] = b"\xff\xff\xff\xff"
+        (copy / "shards.bin").write_bytes(data)
+        index[crc_at : crc_at + 4] = struct.pack("<I", zlib.crc32(data[start : start + size]))
+        (copy / "index.bin").write_bytes(with_header(bytes(index)))
+        refused += "outlier" in call(damage, "survive", copy, "index.bin")[0]
+    assert refused > 0

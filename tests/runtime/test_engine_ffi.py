@@ -1,0 +1,97 @@
+"""libstic.so is a TVM-FFI module as it stands. Needs tvm_ffi (and tvm for one test)."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stic.runtime.session import Session
+from stic.targets.target import load
+from stic.targets.toolchain import build_engine, find_c_compiler
+
+tvm_ffi = pytest.importorskip("tvm_ffi")
+ROOT = Path(__file__).resolve().parents[2]
+
+ASSERTS = """
+#include <stddef.h>
+#include <tvm/ffi/c_api.h>
+#include "tvm_ffi.h"
+#define SAME(a, b) _Static_assert((a) == (b), #a " is not " #b)
+#define FIELD(mine, field, theirs, other) SAME(offsetof(mine, field), offsetof(theirs, other))
+SAME(sizeof(stic_ffi_any), sizeof(TVMFFIAny));
+FIELD(stic_ffi_any, type_index, TVMFFIAny, type_index);
+FIELD(stic_ffi_any, small_string_size, TVMFFIAny, small_str_len);
+FIELD(stic_ffi_any, v_int64, TVMFFIAny, v_int64);
+SAME(sizeof(stic_ffi_object), sizeof(TVMFFIObject));
+SAME(sizeof(stic_ffi_bytes), sizeof(TVMFFIByteArray));
+FIELD(stic_ffi_bytes, size, TVMFFIByteArray, size);
+SAME(sizeof(stic_ffi_tensor), sizeof(DLTensor));
+FIELD(stic_ffi_tensor, device_type, DLTensor, device);
+FIELD(stic_ffi_tensor, ndim, DLTensor, ndim);
+FIELD(stic_ffi_tensor, code, DLTensor, dtype);
+FIELD(stic_ffi_tensor, shape, DLTensor, shape);
+FIELD(stic_ffi_tensor, strides, DLTensor, strides);
+FIELD(stic_ffi_tensor, byte_offset, DLTensor, byte_offset);
+SAME(STIC_FFI_NONE, kTVMFFINone);
+SAME(STIC_FFI_INT, kTVMFFIInt);
+SAME(STIC_FFI_TENSOR_POINTER, kTVMFFIDLTensorPtr);
+SAME(STIC_FFI_RAW_STRING, kTVMFFIRawStr);
+SAME(STIC_FFI_SMALL_STRING, kTVMFFISmallStr);
+SAME(STIC_FFI_STRING, kTVMFFIStr);
+SAME(STIC_FFI_TENSOR, kTVMFFITensor);
+SAME(STIC_FFI_CPU, kDLCPU);
+SAME(STIC_FFI_CODE_INT, kDLInt);
+SAME(STIC_FFI_CODE_FLOAT, kDLFloat);
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_engine(load("host"), tmp_path_factory.mktemp("engine")).library
+
+
+def test_structures_are_those_of_tvm(tmp_path: Path) -> None:
+    source = tmp_path / "asserts.c"
+    source.write_text(ASSERTS)
+    includes = [tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()]
+    includes.append(str(ROOT / "runtime" / "src"))
+    line = ["-std=c11", *(f"-I{folder}" for folder in includes), "-c", str(source), "-o", str(tmp_path / "asserts.o")]
+    find_c_compiler(load("host")).run(line, "asserts.c")
+
+
+@pytest.mark.parametrize("loader", ("tvm_ffi", "tvm"))
+def test_runs_as_a_module(loader: str, library: Path, package: Path) -> None:
+    if loader == "tvm":
+        tvm = pytest.importorskip("tvm")
+        module, tensor = tvm.runtime.load_module(str(library)), tvm.runtime.tensor
+    else:
+        module, tensor = tvm_ffi.load_module(str(library)), tvm_ffi.from_dlpack
+    ids = np.arange(9, dtype=np.int32)
+    with Session(package) as session:
+        expected = session.run(ids)
+    handle = module["stic_open"](str(package), 1, 2)
+    output = np.zeros(module["stic_output_size"](handle, 9), np.float32)
+    target = tensor(output)
+    count = module["stic_run"](handle, tensor(ids), None, target)
+    result = target.numpy() if loader == "tvm" else output
+    assert count == len(expected) and np.array_equal(result, expected)
+    assert module["stic_run"](handle, tensor(ids), tensor(np.zeros_like(ids)), target) == count
+    assert module["stic_stat"](handle, "runs") == 2
+    assert module["stic_evict"](handle, 1 << 30) == 0
+    with pytest.raises(ValueError, match="vocabulary"):
+        module["stic_run"](handle, tensor(ids + 5000), None, target)
+    with pytest.raises(TypeError, match="int32 tensor"):
+        module["stic_run"](handle, target, None, target)
+    assert module["stic_close"](handle) == 0
+    with pytest.raises(TypeError, match="handle"):
+        module["stic_close"](handle)
+    with pytest.raises(RuntimeError, match="cannot be opened"):
+        module["stic_open"]("/nonexistent")
+
+
+def test_exports_nothing_else(library: Path) -> None:
+    done = subprocess.run(["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True)
+    names = [line.split()[-1] for line in done.stdout.splitlines()]
+    public = ("stic_session_", "stic_error_message", "stic_version", "__tvm_ffi_stic_")
+    assert names and all(name.startswith(public) for name in names), names

@@ -1,0 +1,133 @@
+"""Finding compilers, linking, and building the engine. Needs a C compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stic.runtime.errors import ToolchainError
+from stic.targets import toolchain
+from stic.targets.target import load
+from stic.targets.toolchain import Compiler, build_engine, find_c_compiler, link_shared
+
+HOST = load("host")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STIC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("STIC_CC", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small runtime folder in place of the real one."""
+    root = tmp_path / "runtime"
+    (root / "src").mkdir(parents=True)
+    (root / "include").mkdir()
+    (root / "include" / "answer.h").write_text("int answer(void);\n")
+    body = '#include "answer.h"\n__attribute__((visibility("default"))) int answer(void) { return 42; }\n'
+    (root / "src" / "answer.c").write_text(body)
+    (root / "src" / "stic_run.c").write_text('#include "answer.h"\nint main(void) { return answer(); }\n')
+    monkeypatch.setattr(toolchain, "_runtime_root", lambda: root)
+    return root
+
+
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
+
+
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert toolchain.cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("STIC_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert toolchain.cache_dir() == tmp_path / "stic"
+
+
+def test_missing_compiler_says_what_was_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_installed(monkeypatch)
+    with pytest.raises(ToolchainError, match="looked for cc, gcc and clang"):
+        find_c_compiler(HOST)
+    if HOST.arch != "aarch64":
+        with pytest.raises(ToolchainError, match=r"aarch64-linux-gnu-gcc.*NDK clang.*ziglang.*install"):
+            find_c_compiler(load("odroid-n2plus"))
+
+
+@pytest.mark.skipif(HOST.arch == "aarch64", reason="on aarch64 its own compiler is used")
+def test_ndk_then_zig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_installed(monkeypatch)
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
+    assert find_c_compiler(load("odroid-n2plus")).name == "zig cc"
+    clang = tmp_path / "toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android28-clang"
+    clang.parent.mkdir(parents=True)
+    clang.write_text("")
+    monkeypatch.setenv("ANDROID_NDK_HOME", str(tmp_path))
+    assert find_c_compiler(load("odroid-n2plus")) == Compiler((str(clang),), "NDK clang")
+
+
+def test_chosen_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STIC_CC", "gcc -m64")
+    assert find_c_compiler(HOST).command == ("gcc", "-m64")
+
+
+def test_link_failure_shows_the_messages_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bad.o").write_text("not an object")
+    with pytest.raises(ToolchainError, match=r"failed at linking k\.so .*bad\.o"):
+        link_shared([tmp_path / "bad.o"], tmp_path / "out" / "k.so", HOST)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_link_refuses_a_missing_symbol(tmp_path: Path) -> None:
+    (tmp_path / "f.c").write_text("float expf(float); float stic_f(float x) { return expf(x); }")
+    find_c_compiler(HOST).run(["-c", "-fPIC", "-o", str(tmp_path / "f.o"), str(tmp_path / "f.c")], "f.c")
+    with pytest.raises(ToolchainError, match="expf"):
+        link_shared([tmp_path / "f.o"], tmp_path / "f.so", HOST)
+
+
+def test_compiler_that_cannot_start() -> None:
+    with pytest.raises(ToolchainError, match="cannot start"):
+        Compiler(("/nonexistent/cc",), "cc").run(["--version"], "nothing")
+
+
+def test_compiler_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "_TIMEOUT_S", 0.05)
+    with pytest.raises(ToolchainError, match="did not finish"):
+        Compiler(("sleep",), "sleep").run(["5"], "a nap")
+
+
+def test_engine_is_built_and_cached(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = build_engine(HOST, tmp_path / "out")
+    assert ctypes.CDLL(str(build.library)).answer() == 42
+    assert subprocess.run([build.runner], check=False, timeout=20).returncode == 42
+    with monkeypatch.context() as patch:
+        patch.setattr(toolchain, "_compile_engine", lambda *_: pytest.fail("the cache was not used"))
+        build_engine(HOST, tmp_path / "again")
+    (engine / "include" / "answer.h").write_text("int answer(void); /* changed */\n")
+    build_engine(HOST, tmp_path / "third")
+    assert len(list((tmp_path / "cache" / "engine").iterdir())) == 2
+
+
+def test_engine_warning_is_an_error(engine: Path, tmp_path: Path) -> None:
+    (engine / "src" / "answer.c").write_text("int answer(void) { int unused; return 0; }\n")
+    with pytest.raises(ToolchainError, match="unused"):
+        build_engine(HOST, tmp_path / "out")
+    assert not list((tmp_path / "cache" / "engine").iterdir())
+
+
+def test_engine_without_sources(engine: Path, tmp_path: Path) -> None:
+    shutil.rmtree(engine / "src")
+    with pytest.raises(ToolchainError, match="sources are missing"):
+        build_engine(HOST, tmp_path / "out")
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="needs aarch64-linux-gnu-gcc")
+def test_engine_for_another_machine(engine: Path, tmp_path: Path) -> None:
+    library = build_engine(load("odroid-n2plus"), tmp_path / "out").library.read_bytes()
+    assert library[:4] == b"\x7fELF" and library[18] == 183  # EM_AARCH64
