@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stic.compiler.cost_model import REQUEST_BYTES
 from stic.compiler.memory_check import verify_extents, verify_regions
 from stic.compiler.memory_plan import Placement, Sizes, fixed_bytes, place_extents, regions
 from stic.compiler.packager import Parts
@@ -19,7 +20,6 @@ from stic.runtime.format import MATRICES, row_stride
 from stic.schedules.shape import KernelShape
 from stic.targets.target import Target
 
-REQUEST_BYTES = 256 << 10  # least size at which phone flash reads at full speed (STI, FlexInfer section 7)
 STACK_BYTES = 128 << 10
 
 

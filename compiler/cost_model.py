@@ -24,7 +24,7 @@ from stic.runtime.format import BLOCK, MATRICES, Shape
 from stic.targets.target import Target
 
 IO_DERATING = 0.95  # share of the measured bandwidth that a plan counts on
-REQUEST_BYTES = 1 << 20  # larger reads gain nothing and delay what follows
+REQUEST_BYTES = 256 << 10  # least size at which phone flash reads at full speed (FlexInfer, arXiv 2503.03777)
 # Estimates only: share of the multiplier's peak that kernels reach, and codes unpacked in a cycle and core.
 KERNEL_EFFICIENCY = 0.4
 CODES_PER_CYCLE = 4.0

@@ -49,6 +49,8 @@ class CompileOptions:
     lanes: int | None = None  # IO lanes; None: the target's
     method: Method = "curves"
     jobs: int = 1  # processes that measure importance
+    cluster: str | None = None  # address of a Dask scheduler that measures it instead
+    checks: int = 0  # random plans of the additivity check
     time_limit_s: float = 10.0  # of the planner
     margin: float = 0.05  # share of the latency budget kept back for jitter
     until: str | None = None  # stop after this stage

@@ -15,21 +15,27 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stic.compiler import device, importance, task
-from stic.compiler.assembly import Materials, assemble_package, collect
+from stic.compiler import cost_model, device, importance, task
+from stic.compiler.assembly import Materials, assemble_package, claim, collect
 from stic.compiler.codegen import generate
+from stic.compiler.contributions import unit_order
 from stic.compiler.export import export_model
 from stic.compiler.frontend import load_model
+from stic.compiler.memory_plan import place_extents
 from stic.compiler.model import Model
+from stic.compiler.moments import input_moments
 from stic.compiler.options import CompileOptions, Progress, silent
 from stic.compiler.packager import write_package
-from stic.compiler.plan import ComputeCost, IoCost, Plan, Problem, to_json
+from stic.compiler.plan import Plan, Problem, to_json
 from stic.compiler.planner import solve
 from stic.compiler.quantize import QuantizedModel, bytes_per_weight, quantize
 from stic.compiler.sharding import ShardedModel, shard
-from stic.compiler.simulate import Timeline, simulate
+from stic.compiler.simulate import Claim, Timeline, check, simulate
 from stic.runtime.errors import InputError
-from stic.targets.target import Target, load
+from stic.runtime.format import LEVEL_BITS
+from stic.targets.target import Target
+from stic.targets.target import load as load_target
+from stic.targets.toolchain import find_c_compiler
 
 STAGES = {
     "load": "read the graph and recognise the encoder in it",
@@ -42,7 +48,8 @@ STAGES = {
     "generate": "compile kernels for the target",
     "package": "write the package",
 }
-BITS = (2, 3, 4, 5, 6, 8)
+BITS = (2, 3, 4, 5, 6, 8)  # on offer; 7 is stored on the way to 8, and buys little (docs/planner.md)
+MOMENT_SEQUENCES = 256  # calibration sequences that input moments are taken from
 
 T = TypeVar("T")
 
@@ -90,14 +97,14 @@ class _Run:
             raise _Stop
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path, output: str | None = None) -> Model:
     """Read MODEL: an .onnx file, or a Hugging Face directory, which is exported to a temporary file first."""
     if not path.is_dir():
-        return load_model(path)
+        return load_model(path, output)
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
-        onnx = Path(folder) / f"{path.name or 'model'}.onnx"
+        onnx = Path(folder) / f"{path.resolve().name}.onnx"
         export_model(path, onnx)
-        model = load_model(onnx)
+        model = load_model(onnx, output)
     tokenizer = path / "tokenizer.json"
     return replace(model, tokenizer=tokenizer if tokenizer.exists() else None, source=path)
 
@@ -112,49 +119,195 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
 
     Raises a kind of SticError for whatever the user can mend; the output is written whole or not at all.
     """
+    if options.output is None:
+        raise InputError("compiling needs a directory for the package: name one with -o")
     return _compile(options, progress, write=True)
 
 
 def _compile(options: CompileOptions, progress: Progress, write: bool) -> CompileResult:
     run = _Run(options, progress)
-    target = load(options.target)
-    threads = options.threads or target.threads
-    lanes = options.lanes or device.DEFAULT_LANES
-    model = run.stage("load", lambda _: read_model(options.model))
+    target = load_target(options.target)
+    threads, lanes = options.threads or target.threads, options.lanes or device.DEFAULT_LANES
+    if write:
+        find_c_compiler(target)  # missing tools are worth knowing before minutes of measuring
+    model = run.stage("load", lambda _: read_model(options.model, options.model_output))
     result = CompileResult(model, target)
     try:
         run.finished("load", _describe(model))
         length = min(options.max_length, model.max_length)
-        examples = _calibration(options, model)
+        examples, batches = _calibration(options, model, length)
 
-        sharded = run.stage("shard", lambda _: _shard(options, model, examples, length))
+        sharded = run.stage("shard", lambda _: _shard(options, model, batches))
         run.finished("shard", asdict(sharded.geometry))
 
-        quantized = run.stage("quantize", lambda _: _quantize(options, sharded, examples, length))
+        quantized = run.stage("quantize", lambda tick: _quantize(options, sharded, batches, tick))
         materials = collect(quantized, options.full_bits, length, threads, lanes)
         result = replace(result, materials=materials)
-        run.finished("quantize", {"bits_per_weight": {b: 8 * bytes_per_weight(quantized, b) for b in BITS}})
+        run.finished("quantize", {"bits_per_weight": {b: 8 * bytes_per_weight(quantized, b) for b in LEVEL_BITS}})
 
         bits = BITS + ((options.full_bits,) if options.full_bits else ())
-        worth = run.stage("profile", lambda tick: _importance(options, quantized, examples, length, bits, tick))
+        worth = run.stage("profile", lambda tick: _worth(options, quantized, examples, batches, bits, tick))
         result = replace(result, importance=worth)
         run.finished("profile", worth.summary())
 
-        io, compute = run.stage("device", lambda tick: _costs(options, target, materials, threads, lanes, tick))
-        run.finished("device", {"io": asdict(io), "compute": asdict(compute)})
+        costs = run.stage("device", lambda tick: _costs(options, target, materials, bits, tick))
+        run.finished("device", {"io": asdict(costs.io), "compute": asdict(costs.compute), "notes": costs.notes})
 
-        problem = _problem(options, materials, worth, io, compute, length)
+        problem = _problem(options, materials, worth, costs)
         result = replace(result, problem=problem)
-        plan = run.stage("plan", lambda _: solve(problem, options.planner, options.bits, options.time_limit_s))
+        plan = run.stage("plan", lambda _: _plan(options, problem, costs))
         result = replace(result, plan=plan)
         run.finished("plan", to_json(plan))
 
-        timeline = run.stage("check", lambda _: _check(plan, problem))
+        timeline = run.stage("check", lambda _: _check(plan, problem, materials))
         result = replace(result, timeline=timeline)
         run.finished("check", {"latency_us": timeline.latency_us, "peak_bytes": timeline.peak_bytes})
         if write:
-            package = _write(run, options, target, materials, result)
-            result = replace(result, package=package)
+            result = replace(result, package=_write(run, target, result))
     except _Stop:
         pass
     return result
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    sizes = {name: getattr(model, name) for name in ("hidden", "heads", "head_dim", "ffn", "max_length", "elastic")}
+    head = [f"{d.linear.weight.shape[0]} features, {d.activation}" for d in model.head.dense]
+    return {"name": model.name, "layers": len(model.layers), **sizes, "pooling": model.head.pooling, "head": head}
+
+
+def _calibration(options: CompileOptions, model: Model, length: int) -> tuple[task.Examples, tuple[task.Batch, ...]]:
+    """The examples that importance is measured on, tokenised; random tokens where the model brings no tokenizer."""
+    if model.tokenizer is None:
+        if options.calibration is not None:
+            raise InputError(
+                f"{options.calibration} cannot be used: there is no tokenizer.json beside {options.model};"
+                " put one there, or leave the calibration file out"
+            )
+        return importance.random_examples(model, length)
+    if options.calibration is None:
+        examples = task.built_in_examples()
+    else:
+        names = _labels(model)
+        examples = task.check_calibration(task.read_examples(options.calibration, labels=names or None))
+    return examples, task.encode(examples, model.tokenizer, length)
+
+
+def _labels(model: Model) -> tuple[str, ...]:
+    """Names of the classes of a classifier, from config.json beside the model; else empty."""
+    if model.source is None or not model.head.dense:
+        return ()
+    folder = model.source if model.source.is_dir() else model.source.parent
+    names = task.label_names(folder) or ()
+    return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
+
+
+def _shard(options: CompileOptions, model: Model, batches: tuple[task.Batch, ...]) -> ShardedModel:
+    if model.elastic:
+        return shard(model, options.slices)  # trained in the order it has
+    return shard(model, options.slices, *unit_order(model, batches))
+
+
+def _quantize(
+    options: CompileOptions, sharded: ShardedModel, batches: tuple[task.Batch, ...], tick: Callable[[int, int], None]
+) -> QuantizedModel:
+    sequences = [ids[mask].astype(np.int64) for b in batches for ids, mask in zip(b.ids, b.mask, strict=True)]
+    moments = input_moments(sharded, sequences[:: -(-len(sequences) // MOMENT_SEQUENCES)])
+    return quantize(sharded, options.quantizer, moments, progress=tick)
+
+
+def _worth(
+    options: CompileOptions,
+    quantized: QuantizedModel,
+    examples: task.Examples,
+    batches: tuple[task.Batch, ...],
+    bits: tuple[int, ...],
+    tick: Callable[[int, int], None],
+) -> importance.Importance:
+    if options.importance is not None:
+        return importance.load(options.importance).checked(quantized, bits)
+    raise NotImplementedError
+
+
+def _costs(
+    options: CompileOptions,
+    target: Target,
+    materials: Materials,
+    bits: tuple[int, ...],
+    tick: Callable[[int, int], None],
+) -> cost_model.Costs:
+    """Times from the profile that was given, from this machine, or from the target file's facts, in this order."""
+    sizes, geometry = materials.sizes, materials.quantized.sharded.geometry
+    shape = (geometry.shape, geometry.slices, sizes.max_length, sizes.threads)
+    if options.profile is not None:
+        return cost_model.costs(cost_model.load(options.profile), *shape, bits)
+    if target.name != "host":
+        return cost_model.estimate(target, *shape, sizes.lanes, bits)
+    folder = options.output.absolute().parent if options.output is not None else Path.cwd()
+    folder.mkdir(parents=True, exist_ok=True)
+    activation = materials.quantized.sharded.model.activation
+    measured = (geometry, activation, options.full_bits, sizes.max_length, sizes.threads, sizes.lanes)
+
+    def work() -> dict[str, Any]:
+        return device.measure(target, *measured, folder, tick)
+
+    return cost_model.costs(cost_model.parse(device.cached((*measured, folder.stat().st_dev), work)), *shape, bits)
+
+
+def _problem(
+    options: CompileOptions, materials: Materials, worth: importance.Importance, costs: cost_model.Costs
+) -> Problem:
+    return Problem(
+        store=materials.store,
+        bits=tuple(worth.bits),
+        gain=worth.gain,
+        presence=worth.presence,
+        elastic=materials.quantized.sharded.model.elastic,
+        io=costs.io,
+        compute=costs.compute,
+        length=materials.sizes.max_length,
+        fixed_bytes=materials.fixed_bytes,
+        table_bytes=len(materials.embeddings),
+        budget=options.budget,
+        margin=options.margin,
+    )
+
+
+def _plan(options: CompileOptions, problem: Problem, costs: cost_model.Costs) -> Plan:
+    plan = solve(problem, options.planner, options.bits, options.time_limit_s)
+    return replace(plan, notes=(*plan.notes, *costs.notes))
+
+
+def _check(plan: Plan, problem: Problem, materials: Materials) -> Timeline:
+    """Replay the plan; what the placer and the simulator say of memory must agree as well."""
+    timeline = simulate(plan, problem)
+    placement = place_extents(plan, materials.store)
+    held = Claim(
+        timeline.latency_us,
+        claim(materials, plan, placement),
+        placement.preload_bytes,
+        placement.working_bytes,
+        timeline.io_bytes,
+    )
+    return check(plan, problem, held)
+
+
+def _write(run: _Run, target: Target, result: CompileResult) -> Path:
+    """Compile the kernels and write the package."""
+    materials, plan, timeline, output = result.materials, result.plan, result.timeline, run.options.output
+    assert materials is not None and plan is not None and timeline is not None and output is not None
+    with tempfile.TemporaryDirectory(prefix="stic-") as folder:
+        kernels = Path(folder) / "kernels.so"
+        run.stage("generate", lambda _: generate(materials.kernel_shape, target, kernels))
+        run.finished("generate", {"bytes": kernels.stat().st_size})
+        parts = assemble_package(
+            materials,
+            plan,
+            target,
+            kernels,
+            predicted_us=round(timeline.latency_us),
+            timeline=tuple(asdict(event) for event in timeline.events),
+            labels=_labels(result.model),
+        )
+        run.stage("package", lambda tick: write_package(parts, output, tick))
+        run.finished("package", {"output": str(output), "claimed_bytes": parts.claimed_bytes})
+    return output

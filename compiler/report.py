@@ -129,6 +129,22 @@ def print_drawing(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """Names and values, one a line; lists are shortened."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if isinstance(value, float):
+            text = f"{value:.6g}"
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            text = f"{len(value)} values"
+        else:
+            text = "not measured" if value is None else str(value)
+        table.add_row(name.replace("_", " "), text)
+    return table
+
+
 def print_device(console: Console, data: Mapping[str, Any]) -> None:
     """Print what `stic probe` measured; `data` is the file that it writes (see `stic.compiler.cost_model`)."""
     io, compute = data["io"], data["compute"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -12,6 +13,9 @@ from stic.compiler.commands.parameters import FILE, json_option, shard_options
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.compiler.options import CompileOptions
 from stic.compiler.plan import Budget
+from stic.runtime.errors import TargetError
+
+SMALL_ENCODER = (384, 12, 32, 1536)  # hidden, heads, head_dim, FFN of the MiniLM family
 
 
 @click.command("profile")
@@ -28,7 +32,7 @@ from stic.compiler.plan import Budget
 )
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler that gets the work; default: this machine.")
 @json_option
-def profile_command(model: Path, output: Path, checks: int, cluster: str | None, as_json: bool, **chosen: Any) -> None:
+def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> None:
     """Measure what each bitwidth of each shard of MODEL is worth.
 
     With labels in the calibration file, worth is task loss; without, agreement with the full model. Results are kept as
@@ -41,19 +45,22 @@ def profile_command(model: Path, output: Path, checks: int, cluster: str | None,
       stic profile minilm.onnx --jobs 2 -o minilm.importance.json       (built-in sentences)
     """
     from stic.compiler import report
-    from stic.compiler.pipeline import profile_model
+    from stic.compiler.pipeline import plan_model
 
-    options = CompileOptions(model=model, target="host", budget=Budget(), **chosen)
+    options = CompileOptions(model=model, target="host", budget=Budget(), until="profile", **chosen)
     with progress_bar() as progress:
-        importance = profile_model(options, output, checks, cluster, progress)
+        importance = plan_model(options, progress).importance
+    assert importance is not None
+    importance.save(output)
     if as_json:
-        click.echo(output.read_text())
+        click.echo(json.dumps(importance.summary(), indent=1))
     else:
-        report.print_importance(console, importance)
+        console.print(report.facts_table(importance.summary()))
         console.print(f"wrote {output}", soft_wrap=True)
 
 
 @click.command("probe")
+@click.argument("model", type=FILE, required=False)
 @click.option("--target", default="host", show_default=True, metavar="NAME", help="Whose kernels to measure, here.")
 @click.option("-o", "--output", type=FILE, metavar="FILE.json", help="Write what was measured here.")
 @click.option(
@@ -62,34 +69,64 @@ def profile_command(model: Path, output: Path, checks: int, cluster: str | None,
     metavar="DIR",
     help="Measure the storage that holds this directory; default: the one of the output, or this one.",
 )
+@click.option("--max-length", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Tokens.")
+@click.option("--slices", type=click.IntRange(1), metavar="M", help="Slices per layer; default: the number of heads.")
+@click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: the target's.")
+@click.option("--lanes", type=click.IntRange(1), metavar="K", help="IO lanes; default: the target's.")
 @json_option
-def probe_command(target: str, output: Path | None, directory: Path | None, as_json: bool) -> None:
-    """Measure this device: storage by request size and lanes, kernels by shape, bitwidth and threads.
+def probe_command(
+    model: Path | None,
+    target: str,
+    output: Path | None,
+    directory: Path | None,
+    max_length: int,
+    slices: int | None,
+    threads: int | None,
+    lanes: int | None,
+    as_json: bool,
+) -> None:
+    """Measure this device: storage by request size and lanes, and the engine's layers at every bitwidth.
 
-    Reads bypass the page cache where the file system allows it, which is verified. `stic plan` and `stic compile` take
-    the result with --device.
+    Layers have the shape of MODEL, or without one of a small encoder (hidden 384, 12 heads, FFN 1536); a plan for
+    another shape scales the times and says so. Reads bypass the page cache where the file system allows it, which is
+    verified.
+    `stic plan` and `stic compile` take the result with --device; for `--target host` they also measure by themselves.
 
     \b
     Examples:
       stic probe
-      stic probe --directory /data -o phone.json
+      stic probe minilm.onnx --directory /data -o phone.json
     """
-    from stic.compiler import report
-    from stic.targets.probe import probe
+    from stic.compiler import device, report
+    from stic.compiler.model import Activation
+    from stic.compiler.sharding import Geometry
     from stic.targets.target import load
 
+    geometry, activation = Geometry(1, *SMALL_ENCODER, slices or SMALL_ENCODER[1]), cast(Activation, "gelu")
+    if model is not None:
+        from stic.compiler.pipeline import read_model
+
+        read = read_model(model)
+        geometry = Geometry(1, read.hidden, read.heads, read.head_dim, read.ffn, slices or read.heads)
+        activation, max_length = read.activation, min(max_length, read.max_length)
+    aim = load(target)
+    if aim.missing_features:
+        raise TargetError(f"this machine cannot run {target}: it lacks {', '.join(aim.missing_features)}; probe there")
     where = directory or (output.absolute().parent if output else Path.cwd())
+    counts = (threads or aim.threads, lanes or device.DEFAULT_LANES)
     with progress_bar() as progress:
-        profile = probe(load(target), where, progress)
-    text = json.dumps(profile.to_json(), indent=1)
+        data = device.measure(
+            aim, geometry, activation, 16, max_length, *counts, where, partial(progress, "measuring this device")
+        )
+    text = json.dumps(data, indent=1)
     if output is not None:
         output.write_text(text + "\n")
     if as_json:
         click.echo(text)
-    else:
-        report.print_device(console, profile)
-        if output is not None:
-            console.print(f"wrote {output}", soft_wrap=True)
+        return
+    report.print_device(console, data)
+    if output is not None:
+        console.print(f"wrote {output}", soft_wrap=True)
 
 
 COMMANDS = {"profile": profile_command, "probe": probe_command}

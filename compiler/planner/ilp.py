@@ -334,15 +334,23 @@ def _deadline_is_met(p: Program, aim: Aim) -> None:
         p.model.add(done >= read + p.compute[k])
         wait = k - 1 - p.read_ahead
         if wait >= 0:
-            p.model.add(read >= p.clock[wait][1] + p.io[k] - limit * (1 - p.started[wait]))
+            # While nothing has streamed, no layer up to `wait` was late: it ends within embed + its own compute.
+            prompt = min(limit, embed + (wait + 1) * _most_compute_ns(p.problem))
+            p.model.add(read >= p.clock[wait][1] + p.io[k] - prompt * (1 - p.started[wait]))
         p.clock.append((read, done))
     p.model.add(p.clock[-1][1] + head <= finish)
 
 
+def _most_compute_ns(problem: Problem) -> int:
+    """No layer computes longer."""
+    cost = problem.compute
+    return _ns(cost.layer_us) + problem.store.slices * max(_ns(cost.slice_us[b]) for b in problem.bits)
+
+
 def _most_ns(p: Program, k: int) -> int:
     """No plan spends more on layer k, reading and computing."""
-    io, cost = p.problem.io, p.problem.compute
-    total = _ns(cost.layer_us) + p.problem.store.slices * max(_ns(u) for u in cost.slice_us.values())
+    io = p.problem.io
+    total = _most_compute_ns(p.problem)
     for r in p.runs[k]:
         size = (r.last[-1] - r.first[0]) * BLOCK
         total += -(-size // io.request_bytes) * _ns(io.request_us) + size // BLOCK * _ns(BLOCK * 1e6 / io.bytes_per_s)

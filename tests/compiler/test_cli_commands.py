@@ -18,10 +18,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def device(folder):
+def device(folder, tiny_dir):
     """A probe of this machine, shared by all tests that plan."""
     path = folder / "device.json"
-    assert cli.main(["probe", "--target", "host", "-o", str(path)]) == 0
+    assert cli.main(["probe", str(tiny_dir), "--max-length", "32", "-o", str(path)]) == 0
     return path
 
 

@@ -107,3 +107,9 @@ def test_a_probe_is_printed():
     text = printed(lambda console: report.print_device(console, data))
     assert "past the page cache; 2 lanes: 520 MB/s" in text and "1MiB" in text and "524" in text
     assert "8 bits" in text and "110us" in text
+
+
+def test_facts_are_lines():
+    facts = {"rank_correlation": 0.91234567, "loss": None, "raw": [1, 2, 3], "method": "curves"}
+    text = printed(lambda console: console.print(report.facts_table(facts)))
+    assert "rank correlation" in text and "0.912346" in text and "not measured" in text and "3 values" in text

@@ -1,0 +1,193 @@
+"""Measure on this machine what the planner needs to know: run packages of random weights through the engine.
+
+Compute times come from a package that is wholly resident, one layer for each bitwidth and one of half the slices;
+storage times from the very reads of a package that streams everything, after `stic.targets.storage` has measured bare
+requests. What the engine adds (checksums, hand-over between threads) is thus in the numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stic.compiler.assembly import Materials, assemble_package, collect
+from stic.compiler.codegen import generate
+from stic.compiler.model import Activation
+from stic.compiler.packager import write_package
+from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
+from stic.compiler.sharding import Geometry
+from stic.compiler.synthetic import VOCABULARY, synthetic
+from stic.runtime.format import LEVEL_BITS
+from stic.runtime.session import Session
+from stic.runtime.trace import Trace
+from stic.targets.storage import fit, measure_storage
+from stic.targets.target import Target
+from stic.targets.toolchain import cache_dir
+
+DEFAULT_LANES = 2  # phone flash gains nothing from more (FlexInfer, arXiv 2503.03777)
+WARM_RUNS, RESIDENT_RUNS, STREAMED_RUNS = 3, 25, 10
+PARTIAL_BITS = 4  # the layer with half the slices
+MIN_STREAMED_BYTES = 64 << 20  # over all streamed runs: less is over before a throttled device settles
+
+Tick = Callable[[int, int], None]
+
+
+def measure(
+    target: Target,
+    geometry: Geometry,
+    activation: Activation,
+    full_bits: int,
+    rows: int,
+    threads: int,
+    lanes: int,
+    folder: Path,
+    tick: Tick = lambda done, total: None,
+) -> dict[str, Any]:
+    """Measure `geometry` for inputs of `rows` tokens, reading from `folder`; returns a profile (cost_model's JSON)."""
+    steps = 4
+    tick(0, steps)
+    bits = LEVEL_BITS + ((full_bits,) if full_bits else ())
+    layers = len(bits) + 1
+    quantized = synthetic(replace(geometry, layers=layers), activation, rows)
+    materials = collect(quantized, full_bits, rows, threads, lanes)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".stic-probe-") as name:
+        kernels = Path(name) / "kernels.so"
+        generate(materials.kernel_shape, target, kernels)
+        tick(1, steps)
+        compute = _compute(materials, target, kernels, Path(name) / "resident", bits)
+        tick(2, steps)
+        storage = measure_storage(folder, sorted({1, lanes, 2 * lanes}))
+        tick(3, steps)
+        io = _storage(materials, target, kernels, Path(name) / "streamed", fit(storage["points"], lanes))
+    tick(4, steps)
+    shape = {
+        "hidden": geometry.hidden,
+        "heads_per_slice": geometry.heads_per_slice,
+        "head_dim": geometry.head_dim,
+        "neurons_per_slice": geometry.neurons_per_slice,
+        "slices": geometry.slices,
+        "rows": rows,
+        **compute,
+    }
+    return {
+        "format": 1,
+        "device": f"{platform.node()}, {target.description}",
+        "io": {**storage, "lanes": lanes, **io},
+        "compute": {"threads": threads, "shapes": [shape]},
+    }
+
+
+def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the profile that was measured under `key` on this machine before, else measure and keep it."""
+    name = hashlib.sha256(repr((platform.node(), key)).encode()).hexdigest()[:24]
+    path = cache_dir() / "profiles" / f"{name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    except (OSError, ValueError):
+        profile = work()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(profile, indent=1))
+    partial.replace(path)
+    return profile
+
+
+def _package(
+    materials: Materials, target: Target, kernels: Path, output: Path, layers: tuple[LayerPlan, ...], resident: bool
+) -> Path:
+    proof = Proof("heuristic", 0.0, None, 0.0)
+    plan = Plan("probe", layers, resident, len(layers), True, Budget(), 0.0, proof)
+    write_package(assemble_package(materials, plan, target, kernels), output)
+    return output
+
+
+def _ids(rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.random.default_rng(0).permutation(max(VOCABULARY, rows))[:rows] % VOCABULARY
+
+
+def _layer_us(trace: Trace) -> dict[int, float]:
+    """Microseconds of compute by layer (-1: outside the layers), stalls excluded."""
+    spans: dict[int, float] = {}
+    for event in trace:
+        if event.track == -1 and event.name != "stall":
+            spans[event.layer] = spans.get(event.layer, 0.0) + (event.end_ns - event.begin_ns) / 1e3
+    return spans
+
+
+def _compute(
+    materials: Materials, target: Target, kernels: Path, output: Path, bits: tuple[int, ...]
+) -> dict[str, Any]:
+    """Times of layers, slices, embedding and head, everything resident."""
+    slices, rows = materials.sizes.slices, materials.sizes.max_length
+    half = max(1, slices // 2)
+    widths = [(b, slices) for b in bits] + [(PARTIAL_BITS, half)]
+    layers = tuple(LayerPlan((b,) * n, (b,) * n) for b, n in widths)
+    _package(materials, target, kernels, output, layers, True)
+    ids = _ids(rows)
+    by_layer: dict[int, list[float]] = {}
+    embed: list[float] = []
+    head: list[float] = []
+    rest: list[float] = []
+    with Session(output) as session:
+        for number in range(WARM_RUNS + RESIDENT_RUNS):
+            session.run(ids)
+            if number < WARM_RUNS:
+                continue
+            trace, stats = session.trace(), session.stats()
+            spans = _layer_us(trace)
+            for layer in range(len(layers)):
+                by_layer.setdefault(layer, []).append(spans[layer])
+            for name, times in (("embed", embed), ("head", head)):
+                times.append(sum(e.end_ns - e.begin_ns for e in trace if e.name == name) / 1e3)
+            rest.append(max(0.0, stats.run_us - sum(spans.values())))
+    middle = [statistics.median(by_layer[layer]) for layer in range(len(layers))]
+    whole, part = middle[bits.index(PARTIAL_BITS)], middle[-1]
+    slice_us = max(0.0, (whole - part) / (slices - half)) if slices > half else whole / slices
+    layer_us = max(0.0, whole - slices * slice_us)
+    low, _, high = statistics.quantiles(by_layer[bits.index(PARTIAL_BITS)], n=4)
+    return {
+        "layer_us": layer_us,
+        "slice_us": {str(b): max(0.0, m - layer_us) / slices for b, m in zip(bits, middle, strict=False)},
+        "embed_us": statistics.median(embed),
+        "head_us": statistics.median(head),
+        "submit_us": statistics.median(rest),
+        "spread": (high - low) / whole,
+    }
+
+
+def _storage(
+    materials: Materials, target: Target, kernels: Path, output: Path, bare: dict[str, float]
+) -> dict[str, float]:
+    """Bandwidth and row time as the engine's own lanes reach them; `bare` gives the cost of a request."""
+    slices, rows = materials.sizes.slices, materials.sizes.max_length
+    layers = tuple(LayerPlan((8,) * slices, (0,) * slices) for _ in range(materials.store.layers))
+    _package(materials, target, kernels, output, layers, False)
+    ids, per_byte, per_row = _ids(rows), [], []
+    with Session(output) as session:
+        session.run(ids)
+        runs = max(STREAMED_RUNS, MIN_STREAMED_BYTES // max(1, session.stats().io_bytes))
+        for _ in range(runs):
+            session.run(ids)
+            trace = session.trace()
+            blocks = [e for e in trace if e.name == "rows"]
+            reads = [e for e in trace if e.name in ("read", "check")]
+            start = max((e.end_ns for e in blocks), default=0)
+            took_us = (max(e.end_ns for e in reads) - start) / 1e3
+            requests = sum(e.name == "read" for e in reads)
+            size = sum(e.bytes for e in reads if e.name == "read")
+            per_byte.append(max(took_us - requests * bare["request_us"], 0.1 * took_us) / size)
+            if blocks:
+                per_row.append((start - min(e.begin_ns for e in blocks)) / 1e3 / len(np.unique(ids)))
+    row_us = statistics.median(per_row) if per_row else bare["row_us"]
+    return {"request_us": bare["request_us"], "bytes_per_s": 1e6 / statistics.median(per_byte), "row_us": row_us}
