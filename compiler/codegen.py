@@ -17,12 +17,13 @@ from pathlib import Path
 import tvm
 
 import stic.schedules
+from stic.runtime.native import cache_dir
 from stic.schedules.rule import kernels_for
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import build
 from stic.targets import toolchain
 from stic.targets.target import Target
-from stic.targets.toolchain import cache_dir, find_c_compiler, link_shared
+from stic.targets.toolchain import find_c_compiler, link_shared
 
 
 def generate(shape: KernelShape, target: Target, out: Path) -> None:

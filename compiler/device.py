@@ -28,11 +28,11 @@ from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.sharding import Geometry
 from stic.compiler.synthetic import VOCABULARY, synthetic
 from stic.runtime.format import LEVEL_BITS
+from stic.runtime.native import cache_dir
 from stic.runtime.session import Session
 from stic.runtime.trace import Trace
 from stic.targets.storage import fit, measure_storage
 from stic.targets.target import Target
-from stic.targets.toolchain import cache_dir
 
 DEFAULT_LANES = 2  # phone flash gains nothing from more (FlexInfer, arXiv 2503.03777)
 WARM_RUNS, RESIDENT_RUNS, STREAMED_RUNS = 3, 25, 10

@@ -252,6 +252,7 @@ def _index(parts: Parts, crcs: NDArray[np.uint32], folder: Path) -> bytes:
         "request_bytes": parts.request_bytes,
         "stack_bytes": parts.stack_bytes,
         "table_resident": int(plan.table_resident),
+        "load_first": int(not plan.overlap),
         **parts.trunk.header,
         "files": len(files),
         "extents": len(extents),

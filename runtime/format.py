@@ -171,7 +171,8 @@ HEADER = np.dtype(
         ("claimed_bytes", "<u8"),  # the plan's claim: arena, index, stacks, code
         ("deadline_us", "<u4"),  # 0: none
         ("predicted_us", "<u4"),
-        ("reserved", "<u4", (8,)),  # zero
+        ("load_first", "<u4"),  # 1: read everything before computing anything
+        ("reserved", "<u4", (7,)),  # zero
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stic.runtime.errors import ToolchainError
+from stic.runtime.native import cache_dir
 from stic.targets.target import Target
 
 _TIMEOUT_S = 120
@@ -66,13 +67,6 @@ class EngineBuild:
 
     library: Path  # libstic.so
     runner: Path  # stic_run
-
-
-def cache_dir() -> Path:
-    """Folder of built files: $STIC_CACHE, else ~/.cache/stic (or under $XDG_CACHE_HOME)."""
-    if folder := os.environ.get("STIC_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stic"
 
 
 def find_c_compiler(target: Target) -> Compiler:

@@ -40,14 +40,17 @@ class Answer:
 
 @dataclass
 class _Branch:
-    """A program under fixings. `first` = k: no layer before k streams; then k does if `exact`, else some later one."""
+    """A program under fixings: the first layer that streams is one of first .. until - 1.
+
+    `until` = depth + 1 stands for depth and none at all.
+    """
 
     program: Program
     relaxer: Relaxer
     read_ahead: int
     resident: int  # the table
     first: int
-    exact: bool
+    until: int
     bound: float = math.inf
     relaxed: list[float] = field(default_factory=list)
     exhausted: bool = False
@@ -56,9 +59,8 @@ class _Branch:
         """Fixed variables by index."""
         out = {self.program.rho.index: self.resident}
         out |= {x.index: 0 for x in self.program.streams[: self.first]}
-        if self.exact:
-            out |= {x.index: int(k >= self.first) for k, x in enumerate(self.program.started)}
-        return out
+        out |= {x.index: 0 for x in self.program.started[: self.first]}
+        return out | {x.index: 1 for x in self.program.started[self.until - 1 :]}
 
 
 class Search:
@@ -134,9 +136,8 @@ class Search:
             program = finished(base, read_ahead, self.aim)
             relaxer = Relaxer(program.model, common)
             for resident in (0, 1) if self.problem.table_bytes <= free else (0,):
-                kinds = ((0, False),) if not program.started else ((0, True), (1, False))
-                for first, exact in kinds:
-                    branch = _Branch(program, relaxer, read_ahead, resident, first, exact)
+                for first, until in ((0, 1), (1, depth + 1)) if program.started else ((0, depth + 1),):
+                    branch = _Branch(program, relaxer, read_ahead, resident, first, until)
                     branch.bound = self._most() if self.aim == "quality" else math.inf
                     self._bounded(branch)
                     if branch.bound > -math.inf:
@@ -157,17 +158,15 @@ class Search:
         return True
 
     def _split(self, branches: list[_Branch], share: float) -> list[_Branch]:
-        """Tighten the worst bounds: no layer before k streams = layer k does, or no layer before k + 1 does."""
-        until = time.perf_counter() + share * self._left()
-        depth = self.problem.store.layers
+        """Tighten the worst bounds by halving which layer may be the first that streams."""
+        end = time.perf_counter() + share * self._left()
         out = list(branches)
-        while time.perf_counter() < until:
+        while time.perf_counter() < end:
             worst = max(out, key=lambda b: b.bound, default=None)
-            if worst is None or not self._open(worst) or worst.exact or not worst.program.started:
+            if worst is None or not self._open(worst) or worst.until <= worst.first + 1 or not worst.program.started:
                 break
-            children = [replace(worst, exact=True)]
-            if worst.first + 1 < depth:
-                children.append(replace(worst, first=worst.first + 1))
+            middle = (worst.first + worst.until) // 2
+            children = [replace(worst, until=middle), replace(worst, first=middle)]
             if not all(self._bounded(child) for child in children):
                 break
             out.remove(worst)

@@ -86,7 +86,8 @@ typedef struct STIC_PACKED stic_header {
   uint32_t regions_at;
   uint64_t arena_bytes, claimed_bytes;
   uint32_t deadline_us, predicted_us;
-  uint32_t reserved[8];
+  uint32_t load_first; /* 1: read everything before computing anything */
+  uint32_t reserved[7];
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {

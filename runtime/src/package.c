@@ -67,7 +67,8 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
   STIC_REQUIRE(h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
                "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
   STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
-  for (int i = 0; i < 8; i++) STIC_REQUIRE(h->reserved[i] == 0, "index.bin: a reserved field is set");
+  STIC_REQUIRE(h->load_first <= 1, "index.bin: load_first is %u", h->load_first);
+  for (int i = 0; i < 7; i++) STIC_REQUIRE(h->reserved[i] == 0, "index.bin: a reserved field is set");
   return STIC_OK;
 }
 

@@ -56,6 +56,9 @@ static stic_status compute(stic_session *s, uint32_t n) {
   stic_status status;
   uint64_t begin = stic_trace_now(&s->trace);
   if ((status = stic_io_wait_rows(&s->io))) return status;
+  if (p->header->load_first)
+    for (uint32_t l = 0; l < layers; l++)
+      if ((status = stic_io_wait_layer(&s->io, l))) return status;
   stalled(s, -1, begin);
   stic_compute_embedding(s, n);
   uint32_t last = layers; /* layer that is computed last */

@@ -37,11 +37,12 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         activation: str = "gelu",
         threads: int = 2,
         lanes: int = 2,
+        seed: int = 0,
     ) -> Path:
         folder = tmp_path_factory.mktemp("package")
         geometry = Geometry(len(bits), hidden, heads, head_dim, ffn, slices)
         chosen = load(target)
-        quantized = synthetic(geometry, activation, MAX_LENGTH)
+        quantized = synthetic(geometry, activation, MAX_LENGTH, seed)
         materials = collect(quantized, full_bits, MAX_LENGTH, threads, lanes)
         held = resident or tuple(tuple(0 for _ in layer) for layer in bits)
         layers = tuple(LayerPlan(b, r) for b, r in zip(bits, held, strict=True))
