@@ -67,6 +67,8 @@ def verify_extents(plan: Plan, store: Store, placement: Placement) -> None:
             _require(aligned, f"{where} is not aligned to {BLOCK}")
             _require(0 <= x.destination and x.destination + x.bytes <= limit, f"{where} leaves its region")
             _require(0 <= x.file_offset and x.file_offset + x.bytes <= store.total_bytes, f"{where} leaves the file")
+            kept = len(plan.layers[x.layer].bits)
+            _require(0 <= x.first and x.first + x.count <= kept, f"{where} reads slices that are not kept")
             for s in range(x.first, x.first + x.count):
                 start, size = int(store.offset[x.layer, x.level, s]), int(store.bytes[x.layer, x.level, s])
                 inside = x.file_offset <= start and start + size <= x.file_offset + x.bytes

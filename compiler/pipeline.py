@@ -28,11 +28,13 @@ from stic.compiler.options import CompileOptions, Progress, silent
 from stic.compiler.packager import write_package
 from stic.compiler.plan import Plan, Problem, to_json
 from stic.compiler.planner import solve
+from stic.compiler.profile_jobs import Workers
 from stic.compiler.quantize import QuantizedModel, bytes_per_weight, quantize
 from stic.compiler.sharding import ShardedModel, shard
 from stic.compiler.simulate import Claim, Timeline, check, simulate
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
+from stic.runtime.native import cache_dir
 from stic.targets.target import Target
 from stic.targets.target import load as load_target
 from stic.targets.toolchain import find_c_compiler
@@ -189,7 +191,19 @@ def _calibration(options: CompileOptions, model: Model, length: int) -> tuple[ta
     else:
         names = _labels(model)
         examples = task.check_calibration(task.read_examples(options.calibration, labels=names or None))
-    return examples, task.encode(examples, model.tokenizer, length)
+    return _affordable(examples, model.tokenizer, length, options.calibration_tokens)
+
+
+def _affordable(
+    examples: task.Examples, tokenizer: Path, length: int, most: int
+) -> tuple[task.Examples, tuple[task.Batch, ...]]:
+    """Tokenise the examples; of more than `most` tokens take every n-th example."""
+    batches = task.encode(examples, tokenizer, length)
+    step = -(-sum(batch.tokens for batch in batches) // most)
+    if step == 1:
+        return examples, batches
+    fewer = examples.pick(range(0, len(examples), step))
+    return fewer, task.encode(fewer, tokenizer, length)
 
 
 def _labels(model: Model) -> tuple[str, ...]:
@@ -225,7 +239,15 @@ def _worth(
 ) -> importance.Importance:
     if options.importance is not None:
         return importance.load(options.importance).checked(quantized, bits)
-    raise NotImplementedError
+    settings = importance.Settings(
+        method=options.method,
+        objective=options.objective,
+        exact=options.exact,
+        checks=options.checks,
+        elastic=quantized.sharded.model.elastic,
+    )
+    workers = Workers(options.jobs, options.cluster)
+    return importance.measure(quantized, examples, batches, bits, settings, cache_dir() / "importance", workers, tick)
 
 
 def _costs(

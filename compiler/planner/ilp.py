@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from stic.compiler.plan import Problem
-from stic.compiler.planner.closed_form import deadline_us, embedding_us
 from stic.runtime.format import BLOCK, FULL, LEVEL_BITS, levels_of
 
 Aim = Literal["quality", "memory", "latency"]
@@ -81,7 +80,8 @@ class Program:
         self.model.add(a >= b)
 
 
-def _ns(us: float) -> int:
+def nanoseconds(us: float) -> int:
+    """Whole nanoseconds, rounded up."""
     return math.ceil(us * 1000 - 1e-9)
 
 
@@ -101,18 +101,6 @@ def build(problem: Problem, floor: float | None = None) -> Program:
     _layers_cost(p)
     _preload_fits(p)
     _quality(p, floor)
-    return p
-
-
-def finished(base: Program, read_ahead: int, aim: Aim) -> Program:
-    """A copy of `base` with the rows that depend on read-ahead, to maximise quality or minimise another aim."""
-    p = replace(base, read_ahead=read_ahead, model=base.model.clone(), clock=[], started=[])
-    _memory_fits(p, aim)
-    _deadline_is_met(p, aim)
-    if aim == "quality":
-        p.model.maximize(p.quality)
-    else:
-        p.model.minimize(p.memory if aim == "memory" else p.finish)
     return p
 
 
@@ -210,9 +198,9 @@ def _blocks(p: Program, r: Run, lower: list[Term], upper: list[Term], used: Any,
 def _layers_cost(p: Program) -> None:
     """Bytes, reads and compute of every layer."""
     io, cost, bits = p.problem.io, p.problem.compute, p.problem.bits
-    block_ns = _ns(BLOCK * 1e6 / io.bytes_per_s)
-    request_ns = _ns(io.request_us)
-    steps = [_ns(cost.slice_us[b]) - _ns(cost.slice_us[a]) for a, b in pairwise(bits)]
+    block_ns = nanoseconds(BLOCK * 1e6 / io.bytes_per_s)
+    request_ns = nanoseconds(io.request_us)
+    steps = [nanoseconds(cost.slice_us[b]) - nanoseconds(cost.slice_us[a]) for a, b in pairwise(bits)]
     for k in range(p.problem.store.layers):
         held, streamed, requests = [], [], []
         on = p.bool(f"streams{k}")
@@ -253,9 +241,9 @@ def _layers_cost(p: Program) -> None:
         p.held.append(sum(held))
         p.streamed.append(sum(streamed))
         p.io.append(block_ns * sum(streamed) + request_ns * sum(requests))
-        compute = _ns(cost.layer_us) * p.y[k][0][0]
+        compute = nanoseconds(cost.layer_us) * p.y[k][0][0]
         for row in p.y[k]:
-            compute = compute + _sum(row, [_ns(cost.slice_us[bits[0]]), *steps])
+            compute = compute + _sum(row, [nanoseconds(cost.slice_us[bits[0]]), *steps])
         p.compute.append(compute)
 
 
@@ -263,98 +251,6 @@ def _preload_fits(p: Program) -> None:
     """What is resident fits the preload buffer."""
     if p.problem.budget.preload_bytes is not None:
         p.model.add(sum(p.held) <= p.problem.budget.preload_bytes // BLOCK)
-
-
-def _memory_fits(p: Program, aim: Aim) -> None:
-    """Fixed parts, resident extents, table and working buffer together fit the memory budget.
-
-    Slot k mod (R + 1) holds layer k; two neighbouring slots share a stretch that is large enough for any two
-    of their layers that are held together.
-    """
-    budget, depth = p.problem.budget.memory_bytes, p.problem.store.layers
-    if budget is None and aim != "memory":
-        return
-    slots = min(p.read_ahead, depth - 1) + 1
-    working: Any = 0
-    if slots == depth:
-        working = sum(p.streamed)
-    else:
-        most = [sum(r.last[-1] - r.first[0] for r in p.runs[k]) for k in range(depth)]
-        for slot in range(0, slots, 2):
-            group = [k for k in range(depth) if k % slots in (slot, slot + 1)]
-            size = p.model.new_int_var(0, 2 * max(most), f"stretch{slot}")
-            for i in group:
-                partners = [j for j in group if i < j < i + slots]
-                for j in partners:
-                    p.model.add(size >= p.streamed[i] + p.streamed[j])
-                if not partners:
-                    p.model.add(size >= p.streamed[i])
-            working = working + size
-    p.memory = sum(p.held) + working + (p.problem.table_bytes // BLOCK) * p.rho
-    if budget is not None:
-        p.model.add(p.memory <= (budget - p.problem.fixed_bytes) // BLOCK)
-
-
-def _deadline_is_met(p: Program, aim: Aim) -> None:
-    """AIB(k) >= 0 for every stage k, written as: reads up to k and compute from k on end in time.
-
-    With read-ahead R < layers, reads of layer k also wait until layer k - 1 - R is computed, once any layer up
-    to there has streamed; the longest chain is then followed by one clock for reads and one for compute.
-    """
-    deadline, cost, depth = deadline_us(p.problem), p.problem.compute, p.problem.store.layers
-    if math.isinf(deadline) and aim != "latency":
-        return
-    rows = _ns(embedding_us(p.problem, False))
-    start = _ns(cost.submit_us) + rows - rows * p.rho
-    head, embed = _ns(cost.head_us), _ns(cost.embed_us)
-    serial = _ns(cost.submit_us) + rows + head + embed + sum(_most_ns(p, k) for k in range(depth))
-    # Twice the serial time bounds every clock, however large the budget.
-    limit = 2 * serial if math.isinf(deadline) else min(2 * serial, math.floor(deadline * 1000 + 1e-6))
-    if limit < 0:
-        p.model.add_bool_or([])
-        return
-    finish: Any = limit
-    if aim == "latency":
-        finish = p.finish = p.model.new_int_var(0, limit, "finish")
-    p.model.add(start + embed + sum(p.compute) + head <= finish)
-    for k in range(depth):
-        p.model.add(start + sum(p.io[: k + 1]) + sum(p.compute[k:]) + head <= finish)
-    if p.read_ahead >= depth - 1:
-        return
-    for k in range(depth):
-        p.started.append(p.bool(f"started{k}"))
-        p.at_least(p.started[k], p.streams[k])
-        if k:
-            p.at_least(p.started[k], p.started[k - 1])
-    for k in range(depth):
-        read, done = (p.model.new_int_var(0, limit, f"{n}{k}") for n in ("read", "done"))
-        p.model.add(read >= (p.clock[k - 1][0] if k else start) + p.io[k])
-        p.model.add(done >= (p.clock[k - 1][1] if k else start + embed) + p.compute[k])
-        # A layer that streams nothing waits for nothing; then `read` may be late, but nobody looks at it.
-        p.model.add(done >= read + p.compute[k])
-        wait = k - 1 - p.read_ahead
-        if wait >= 0:
-            # While nothing has streamed, no layer up to `wait` was late: it ends within embed + its own compute.
-            prompt = min(limit, embed + (wait + 1) * _most_compute_ns(p.problem))
-            p.model.add(read >= p.clock[wait][1] + p.io[k] - prompt * (1 - p.started[wait]))
-        p.clock.append((read, done))
-    p.model.add(p.clock[-1][1] + head <= finish)
-
-
-def _most_compute_ns(problem: Problem) -> int:
-    """No layer computes longer."""
-    cost = problem.compute
-    return _ns(cost.layer_us) + problem.store.slices * max(_ns(cost.slice_us[b]) for b in problem.bits)
-
-
-def _most_ns(p: Program, k: int) -> int:
-    """No plan spends more on layer k, reading and computing."""
-    io = p.problem.io
-    total = _most_compute_ns(p.problem)
-    for r in p.runs[k]:
-        size = (r.last[-1] - r.first[0]) * BLOCK
-        total += -(-size // io.request_bytes) * _ns(io.request_us) + size // BLOCK * _ns(BLOCK * 1e6 / io.bytes_per_s)
-    return total
 
 
 def _weights(problem: Problem) -> NDArray[np.float64]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,18 +32,34 @@ class Outcome:
     values: list[float] | None  # by variable of the program
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what C++ prints to nowhere: HiGHS 1.12 prints a line whenever it repairs a solution, whatever it is told."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+class _Quiet:
+    """Sends what C++ prints to nowhere: HiGHS 1.12 prints a line whenever it repairs a solution, whatever it is told.
+
+    Several threads may be inside at once; the last one out restores standard output.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.kept = threading.Lock(), 0, -1
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                sys.stdout.flush()
+                self.kept = os.dup(1)
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 1)
+                os.close(nowhere)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                os.dup2(self.kept, 1)
+                os.close(self.kept)
+
+
+_QUIET = _Quiet()
 
 
 class Relaxer:
@@ -112,7 +127,7 @@ class Relaxer:
             parameters.glop.use_preprocessing = False
         program = mathopt.Model.from_model_proto(model)
         solver = mathopt.SolverType.HIGHS if integral else mathopt.SolverType.GLOP
-        with _quiet():
+        with _QUIET:
             result = mathopt.solve(program, solver, params=parameters)
         finished = result.termination.reason == mathopt.TerminationReason.OPTIMAL
         least = result.best_objective_bound() if integral or finished else float("-inf")

@@ -1,23 +1,26 @@
 """Search for the best plan: branch over (read-ahead, table, first layer that streams), bound, and search inside.
 
-CP-SAT alone is weak on these programs, whose rows are long sums; their relaxation is within a few tenths of a
-percent of the optimum. So each branch is relaxed first, CP-SAT searches near the relaxed solution, then near
-the best plan so far, and what time is left goes to whole branches. A bound is proved either by a relaxation or
-by CP-SAT on a whole branch, never by a search near something.
+The relaxation of a branch is within a few tenths of a percent of its optimum, so each is relaxed first; plans
+are sought near the relaxed solutions and then near the best plan so far, by branch and bound (HiGHS) and by
+CP-SAT in turn, while a second thread lowers the worst bound. A bound is proved by a relaxation or by a search
+of a whole branch, never by a search near something.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
-from dataclasses import dataclass, field, replace
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
 from stic.compiler.plan import LayerPlan, Plan, Problem, Proof
-from stic.compiler.planner.closed_form import claim_of, objective, within
-from stic.compiler.planner.ilp import Aim, Program, bound_of, build, finished
+from stic.compiler.planner.branch import Branch, box, values_of
+from stic.compiler.planner.budget_rows import finished
+from stic.compiler.planner.closed_form import CostTable, claim_of, objective, within
+from stic.compiler.planner.ilp import Aim, Program, bound_of, build
 from stic.compiler.planner.relax import Relaxer
 from stic.compiler.planner.solution import decode, hint
 from stic.runtime.format import BLOCK
@@ -36,31 +39,6 @@ class Answer:
     value: float
     bound: float | None  # None: none was found in time
     proved: bool  # the search was exhausted: `plan` is the best up to the gap limit, or None for certain
-
-
-@dataclass
-class _Branch:
-    """A program under fixings: the first layer that streams is one of first .. until - 1.
-
-    `until` = depth + 1 stands for depth and none at all.
-    """
-
-    program: Program
-    relaxer: Relaxer
-    read_ahead: int
-    resident: int  # the table
-    first: int
-    until: int
-    bound: float = math.inf
-    relaxed: list[float] = field(default_factory=list)
-    exhausted: bool = False
-
-    def fixed(self) -> dict[int, int]:
-        """Fixed variables by index."""
-        out = {self.program.rho.index: self.resident}
-        out |= {x.index: 0 for x in self.program.streams[: self.first]}
-        out |= {x.index: 0 for x in self.program.started[: self.first]}
-        return out | {x.index: 1 for x in self.program.started[self.until - 1 :]}
 
 
 class Search:
@@ -82,6 +60,7 @@ class Search:
         self.best: Plan | None = None
         self.best_value = -math.inf
         self.deadline = 0.0
+        self._lock = threading.Lock()
         if start is not None:
             self._offer(start.layers, start.table_resident, start.read_ahead)
             self.best = start if self.best is not None else None
@@ -94,13 +73,13 @@ class Search:
         branches = self._roots()
         if branches and len(branches[0].program.model.Proto().variables) >= SMALL:
             self._lowest_bits(branches)
-            branches = self._split(branches, 0.15)
+            branches = self._split(branches, 0.15 * self._left())
             self._near_relaxations(branches)
-            branches = self._split(branches, 0.3)
-            self._near_best(branches)
-        for i, b in enumerate(branches):
-            if self._open(b) and self._left() > 0.05:
-                self._whole(b, self._left() / (len(branches) - i))
+            branches = self._from_both_sides(branches)
+        else:
+            for i, b in enumerate(branches):
+                if self._open(b) and self._left() > 0.05:
+                    self._solve(b, self._left() / (len(branches) - i), {}, self.workers)
         proved = not any(self._open(b) for b in branches)
         bound = max([b.bound for b in branches] + [self.best_value])
         known = math.isfinite(bound)
@@ -109,7 +88,7 @@ class Search:
     def _left(self) -> float:
         return self.deadline - time.perf_counter()
 
-    def _open(self, b: _Branch) -> bool:
+    def _open(self, b: Branch) -> bool:
         """Whether a branch may still hold something better."""
         if b.exhausted or self.best is None:
             return not b.exhausted
@@ -120,7 +99,7 @@ class Search:
         whole = self.problem.gain.max(axis=2)
         return float((whole + self.problem.presence).clip(0).sum() if self.problem.elastic else whole.sum())
 
-    def _roots(self) -> list[_Branch]:
+    def _roots(self) -> list[Branch]:
         """Branches that may hold a plan, most promising first.
 
         Without a limit on memory, reading ahead freely is best. The table is decided before relaxing, since a
@@ -128,7 +107,7 @@ class Search:
         """
         depth, budget = self.problem.store.layers, self.problem.budget
         limited = budget.memory_bytes is not None or self.aim == "memory"
-        out: list[_Branch] = []
+        out: list[Branch] = []
         free = math.inf if budget.memory_bytes is None else budget.memory_bytes - self.problem.fixed_bytes
         base = build(self.problem, self.floor)
         common = Relaxer(base.model)
@@ -137,14 +116,14 @@ class Search:
             relaxer = Relaxer(program.model, common)
             for resident in (0, 1) if self.problem.table_bytes <= free else (0,):
                 for first, until in ((0, 1), (1, depth + 1)) if program.started else ((0, depth + 1),):
-                    branch = _Branch(program, relaxer, read_ahead, resident, first, until)
+                    branch = Branch(program, relaxer, read_ahead, resident, first, until)
                     branch.bound = self._most() if self.aim == "quality" else math.inf
                     self._bounded(branch)
                     if branch.bound > -math.inf:
                         out.append(branch)
         return sorted(out, key=lambda b: -b.bound)
 
-    def _bounded(self, b: _Branch) -> bool:
+    def _bounded(self, b: Branch) -> bool:
         """Relax a branch; False if there is no time for it, and its bound stays what it was."""
         if self._left() < 0.05:
             return False
@@ -157,9 +136,9 @@ class Search:
             b.bound, b.relaxed = self.sign * self._in_units(b.program, relaxed.bound), relaxed.values
         return True
 
-    def _split(self, branches: list[_Branch], share: float) -> list[_Branch]:
+    def _split(self, branches: list[Branch], seconds: float) -> list[Branch]:
         """Tighten the worst bounds by halving which layer may be the first that streams."""
-        end = time.perf_counter() + share * self._left()
+        end = time.perf_counter() + seconds
         out = list(branches)
         while time.perf_counter() < end:
             worst = max(out, key=lambda b: b.bound, default=None)
@@ -190,10 +169,11 @@ class Search:
         claim = claim_of(plan, self.problem)
         kept = self.floor is None or proof.objective >= self.floor - TIE * abs(self.floor)
         value = {"quality": proof.objective, "memory": -claim.peak_bytes, "latency": -claim.latency_us}[self.aim]
-        if kept and value > self.best_value and within(self.problem, claim):
-            self.best, self.best_value = plan, value
+        with self._lock:
+            if kept and value > self.best_value and within(self.problem, claim):
+                self.best, self.best_value = plan, value
 
-    def _lowest_bits(self, branches: list[_Branch]) -> None:
+    def _lowest_bits(self, branches: list[Branch]) -> None:
         """Least memory and least latency are nearly always at the lowest bits: decide residence alone."""
         if self.aim == "quality" or self.floor is not None:
             return
@@ -202,110 +182,110 @@ class Search:
                 lowest = {x.index: 0 for rows in b.program.y for row in rows for x in row[1:]}
                 self._branch_and_bound(b, 0.5 * self._left() / len(branches), lowest)
 
-    def _near_relaxations(self, branches: list[_Branch]) -> None:
-        """Branch and bound in boxes around relaxed solutions, widening where a box is empty."""
-        for i, b in enumerate(branches):
+    def _near_relaxations(self, branches: list[Branch]) -> None:
+        """Branch and bound in boxes around relaxed solutions, several at a time, widening where a box is empty."""
+
+        def search(b: Branch) -> None:
             for width in (1, 3):
-                if not b.relaxed or not self._open(b) or self._left() <= 0.05:
-                    break
-                share = 1 / (1 + sum(self._open(other) for other in branches[i:]))
-                seconds = max(share, 0.3) * self._left()
-                if not self._branch_and_bound(b, seconds, _box(b.program, b.relaxed, width)):
-                    break
+                if b.relaxed and self._open(b) and self._left() > 0.05:
+                    seconds = max(self.workers / (1 + len(branches)), 0.3) * self._left()
+                    if not self._branch_and_bound(b, seconds, box(b.program, b.relaxed, width)):
+                        break
 
-    def _near_best(self, branches: list[_Branch]) -> None:
-        """Both solvers in boxes around the best plan so far, until neither helps."""
-        while self.best is not None and self._left() > 0.5:
-            before = self.best_value
-            for b in [b for b in branches if self._holds_best(b) and self._open(b)][:1]:
-                around = _values(b.program, self.best)
-                self._branch_and_bound(b, 0.4 * self._left(), _box(b.program, around, 1))
-                if self._left() > 0.2:
-                    self._solve(b, 0.4 * self._left(), _box(b.program, around, 2))
-            if self.best_value <= before:
-                return
+        with ThreadPoolExecutor(self.workers) as pool:
+            list(pool.map(search, branches))
 
-    def _whole(self, b: _Branch, seconds: float) -> None:
-        """A whole branch: small ones by CP-SAT, which is exact; large ones first by branch and bound."""
-        if len(b.program.model.Proto().variables) >= SMALL:
-            self._branch_and_bound(b, 0.7 * seconds, {})
-            seconds *= 0.3
-        if self._open(b) and self._left() > 0.05:
-            self._solve(b, seconds, {})
+    def _from_both_sides(self, branches: list[Branch]) -> list[Branch]:
+        """Improve the best plan and the worst bound, at the same time, until they meet or time is up."""
+        with ThreadPoolExecutor(1) as pool:
+            turn = 0
+            while self._left() > 0.3 and any(self._open(b) for b in branches):
+                seconds = min(self._left(), max(1.0, 0.35 * self._left()))
+                if self.workers > 1:
+                    bounds = pool.submit(self._tighten, branches, seconds)
+                    self._near_best(branches, seconds, turn)
+                    branches = bounds.result()
+                else:
+                    self._near_best(branches, 0.6 * seconds, turn)
+                    branches = self._tighten(branches, 0.4 * seconds)
+                turn += 1
+        return branches
 
-    def _holds_best(self, b: _Branch) -> bool:
-        return self.best is not None and (self.best.read_ahead, int(self.best.table_resident)) == (
-            b.read_ahead,
-            b.resident,
-        )
+    def _near_best(self, branches: list[Branch], seconds: float, turn: int) -> None:
+        """One solver in a box around the best plan so far; the next turn takes the other, or a wider box."""
+        here = [b for b in branches if self._holds_best(b) and self._open(b)]
+        if self.best is None or not here:
+            likely = [b for b in branches if self._open(b)]
+            for b in likely[turn % max(1, len(likely)) :][:1]:
+                self._solve(b, seconds, {}, max(1, self.workers - 1))
+            return
+        around = values_of(here[0].program, self.best)
+        if turn % 3 == 1:
+            self._solve(here[0], seconds, box(here[0].program, around, 2), max(1, self.workers - 1))
+        else:
+            self._branch_and_bound(here[0], seconds, box(here[0].program, around, 1 + turn // 3))
 
-    def _branch_and_bound(self, b: _Branch, seconds: float, box: dict[int, int]) -> bool:
+    def _tighten(self, branches: list[Branch], seconds: float) -> list[Branch]:
+        """Lower the worst bound: halve the branch it belongs to, or else branch and bound on the whole of it."""
+        end = time.perf_counter() + seconds
+        out = self._split(branches, seconds)
+        while time.perf_counter() < end - 0.3:
+            worst = max((b for b in out if self._open(b)), key=lambda b: b.bound, default=None)
+            if worst is None:
+                break
+            before = worst.bound
+            self._branch_and_bound(worst, end - time.perf_counter(), {})
+            if worst.bound >= before:
+                break
+        return sorted(out, key=lambda b: -b.bound)
+
+    def _holds_best(self, b: Branch) -> bool:
+        """Whether the best plan lies in this branch."""
+        if self.best is None or self.best.read_ahead != b.read_ahead or self.best.table_resident != bool(b.resident):
+            return False
+        if not b.program.started:
+            return True
+        table = CostTable(self.problem)
+        layers = enumerate(self.best.layers)
+        first = [k for k, layer in layers if table.layer(k, layer.bits, layer.resident).streamed_bytes]
+        return b.first <= (first[0] if first else self.problem.store.layers) < b.until
+
+    def _branch_and_bound(self, b: Branch, seconds: float, fence: dict[int, int]) -> bool:
         """HiGHS on a branch, whole or in a box; keep what it finds. True if there is nothing in it."""
         fixed = b.fixed()
-        if any(box.get(i, v) != v for i, v in fixed.items()):
+        if any(fence.get(i, v) != v for i, v in fixed.items()):
             return True
-        outcome = b.relaxer.solve(box | fixed, min(seconds, self._left()), True, self.gap_limit / 2)
+        outcome = b.relaxer.solve(fence | fixed, min(seconds, self._left()), True, self.gap_limit / 2)
         if outcome.values is not None:
             values = outcome.values
             layers, table_resident = decode(b.program, lambda x: round(values[x.index]))
             self._offer(layers, table_resident, b.read_ahead)
-        if not box and outcome.bound is not None:
-            b.bound = min(b.bound, self.sign * self._in_units(b.program, outcome.bound))
+        if not fence:
+            if outcome.infeasible:
+                b.bound, b.exhausted = -math.inf, True
+            elif outcome.bound is not None:
+                b.bound = min(b.bound, self.sign * self._in_units(b.program, outcome.bound))
         return outcome.infeasible
 
-    def _solve(self, b: _Branch, seconds: float, box: dict[int, int]) -> None:
+    def _solve(self, b: Branch, seconds: float, fence: dict[int, int], workers: int) -> None:
         """CP-SAT on a branch, whole or in a box; keep what it finds, and what it proves of a whole one."""
         model = b.program.model.clone()
-        for i, value in (box | b.fixed()).items():
+        for i, value in (fence | b.fixed()).items():
             model.add(model.get_bool_var_from_proto_index(i) == value)
         model.clear_hints()
         if self.best is not None:
             hint(b.program, model, self.best)
         solver = cp_model.CpSolver()
         solver.parameters.max_time_in_seconds = max(0.05, min(seconds, self._left()))
-        solver.parameters.num_workers = self.workers
+        solver.parameters.num_workers = workers
         solver.parameters.linearization_level = 2
         solver.parameters.relative_gap_limit = self.gap_limit / 2
         status = solver.solve(model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             layers, table_resident = decode(b.program, solver.value)
             self._offer(layers, table_resident, b.read_ahead)
-        if not box and status == cp_model.INFEASIBLE:
+        if not fence and status == cp_model.INFEASIBLE:
             b.bound, b.exhausted = -math.inf, True
-        elif not box and status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        elif not fence and status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             b.bound = min(b.bound, self.sign * self._in_units(b.program, solver.best_objective_bound))
             b.exhausted = status == cp_model.OPTIMAL
-
-
-def _box(program: Program, around: list[float], width: int) -> dict[int, int]:
-    """Fixings that keep every shard's fidelity and every resident run within `width` of a solution."""
-    box: dict[int, int] = {}
-
-    def fence(variables: list[Any]) -> None:
-        count = sum(x if isinstance(x, int) else around[x.index] for x in variables)
-        low, high = math.floor(count + 1e-6) - width, math.ceil(count - 1e-6) + width
-        for i, x in enumerate(variables):
-            if not isinstance(x, int) and not low <= i < high:
-                box[x.index] = int(i < low)
-
-    for rows in program.y:
-        for row in rows:
-            fence(row)
-    for layer in program.runs:
-        for r in layer:
-            # Where nothing can be resident, `split` holds the very variables of `base`: y, fenced above.
-            if any(a is not b for a, b in zip(r.split, r.base, strict=True)):
-                fence(r.split)
-    return box
-
-
-def _values(program: Program, plan: Plan) -> list[float]:
-    """The plan's values of the program's variables (of those that `hint` sets)."""
-    model = program.model.clone()
-    model.clear_hints()
-    hint(program, model, plan)
-    proto = model.Proto()
-    values = [0.0] * len(proto.variables)
-    for i, v in zip(list(proto.solution_hint.vars), list(proto.solution_hint.values), strict=True):
-        values[i] = float(v)
-    return values
