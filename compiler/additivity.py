@@ -1,101 +1,98 @@
-"""Do summed gains rank whole plans as their measured loss does? A planner that adds gains is only as good as this.
-
-Random plans are measured and their loss is compared with the sum of their gains (Spearman's rho). Below 0.8 one
-factor a layer is fitted on every second plan and the check is repeated on the others; both results are kept.
-"""
+"""Do gains add up? Random assignments, their summed gains against their measured loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.evaluate import Assignment
-from stic.compiler.quantize import QuantizedModel
 from stic.compiler.task import spearman
 
 Doubles = NDArray[np.float64]
-ENOUGH = 0.8
-LEAST_PLANS = 8  # fewer say nothing about factors
+
+MAX_LEFT_OUT = 3  # of an elastic model's layers at most one in three is left out
 
 
 @dataclass(frozen=True)
-class Check:
-    """How well sums of gains predict."""
+class Additivity:
+    """How well summed gains order random plans by their measured loss."""
 
+    rho: float  # Spearman of summed gains with minus the loss, over all plans
+    rho_near: float  # the same over the half of the plans whose mean bits are near the operating level
+    residual: float  # of a straight line through (summed gains, loss): root mean square error over spread; 0 is perfect
     plans: int
-    rho: float  # Spearman's, of summed gains against -loss
-    calibrated_rho: float | None  # on held-out plans, with one factor a layer; None: not needed or too few plans
-
-    def summary(self) -> dict[str, Any]:
-        """For people and scripts."""
-        return {"additivity_plans": self.plans, "additivity_rho": self.rho, "calibrated_rho": self.calibrated_rho}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
-def random_assignments(quantized: QuantizedModel, bits: Sequence[int], count: int, elastic: bool) -> list[Assignment]:
-    """Draw plans as a planner could make them: bits that fall along a layer's slices, around a level of each layer.
+def random_assignments(
+    seed: int, count: int, bits: Sequence[int], level: int, layers: int, slices: int, elastic: bool
+) -> list[Assignment]:
+    """Return plans as planners make them: bits that do not increase with the slice, of an elastic model a prefix.
 
-    Elastic models lose slices too, and up to a third of their layers, but never the first.
+    Every second plan scatters around `level`, the others around any bitwidth but full precision. A layer's mean and
+    each shard deviate from it by a level or so. Half of an elastic model's plans cut layers to 1/4 .. 1 of their
+    width and leave out up to a third of the layers, never the first.
     """
-    g = quantized.sharded.geometry
-    rng = np.random.default_rng(0)
-    steps = [b for b in bits if b <= 8]
-    plans: list[Assignment] = []
-    for _ in range(count):
-        centre = rng.integers(0, len(steps))
-        layers = []
-        for layer in range(g.layers):
-            around = np.clip(centre + rng.integers(-2, 3, g.slices), 0, len(steps) - 1)
-            row = sorted((steps[i] for i in around), reverse=True)
-            kept = g.slices
-            if elastic:
-                kept = int(rng.integers(g.slices // 4 + 1, g.slices + 1))
-                if layer and rng.random() < 1 / 6:
-                    kept = 0
-            layers.append(tuple(row[:kept]) + (0,) * (g.slices - kept))
-        plans.append(tuple(layers))
-    return list(dict.fromkeys(plans))
+    rng = np.random.default_rng(seed)
+    result = []
+    for number in range(count):
+        centre = list(bits).index(level) if number % 2 else rng.uniform(0, max(len(bits) - 2, 0))
+        place = centre + rng.normal(0, 1, (layers, 1)) + rng.normal(0, 1, (layers, slices))
+        picked = np.asarray(bits)[np.clip(np.rint(place), 0, len(bits) - 1).astype(np.intp)]
+        picked = -np.sort(-picked, axis=1)
+        if elastic and number % 4 >= 2:
+            width = rng.integers(-(-slices // 4), slices + 1, layers)
+            left_out = rng.permutation(np.arange(1, layers))[: rng.integers(0, layers // MAX_LEFT_OUT + 1)]
+            width[left_out] = 0
+            picked[np.arange(slices) >= width[:, None]] = 0
+        result.append(tuple(tuple(int(b) for b in row) for row in picked))
+    return result
 
 
-def layer_sums(plans: Sequence[Assignment], bits: Sequence[int], gain: Doubles, presence: Doubles) -> Doubles:
-    """Summed gains of every plan by layer, (plans, layers)."""
-    place = {b: j for j, b in enumerate(bits)}
-    sums = np.zeros((len(plans), gain.shape[0]))
-    for p, plan in enumerate(plans):
-        for layer, row in enumerate(plan):
-            for index, b in enumerate(row):
-                if b:
-                    sums[p, layer] += gain[layer, index, place[b]] + presence[layer, index]
-    return sums
+def layer_sums(assignment: Assignment, bits: Sequence[int], gain: Doubles, presence: Doubles) -> Doubles:
+    """Return the value (layers,) that gains (layers, slices, bits) and presence (layers, slices) give an assignment."""
+    chosen = np.asarray(assignment)
+    kept = chosen > 0
+    place = np.searchsorted(np.asarray(bits), np.where(kept, chosen, bits[0]))
+    found = np.take_along_axis(gain, place[:, :, None], axis=2)[:, :, 0]
+    return np.where(kept, found + presence, 0.0).sum(axis=1)
 
 
-def check_additivity(
-    plans: Sequence[Assignment], measured: Doubles, bits: Sequence[int], gain: Doubles, presence: Doubles
-) -> tuple[Check, Doubles]:
-    """Compare sums with measured losses; returns the check and the factor of each layer (1 where none was needed)."""
-    sums = layer_sums(plans, bits, gain, presence)
-    ones = np.ones(sums.shape[1])
-    rho = spearman(sums.sum(axis=1), -measured)
-    if rho >= ENOUGH or len(plans) < LEAST_PLANS:
-        return Check(len(plans), rho, None), ones
-    fitted, held_out = slice(0, None, 2), slice(1, None, 2)
-    factors = _factors(sums[fitted], -measured[fitted])
-    again = spearman(sums[held_out] @ factors, -measured[held_out])
-    plain = spearman(sums[held_out].sum(axis=1), -measured[held_out])
-    return Check(len(plans), rho, again), factors if again > plain else ones
+def check(sums: Doubles, losses: Doubles) -> Additivity:
+    """Compare values (plans, layers) with losses (plans,), in the order of `random_assignments`."""
+    value = sums.sum(axis=1)
+    spread = value.std() * losses.std()
+    correlation = float(np.mean((value - value.mean()) * (losses - losses.mean())) / spread) if spread > 0 else 0.0
+    near = slice(1, None, 2)
+    return Additivity(
+        spearman(value, -losses),
+        spearman(value[near], -losses[near]),
+        float(np.sqrt(max(0.0, 1 - correlation**2))),
+        len(losses),
+    )
 
 
-def _factors(sums: Doubles, target: Doubles) -> Doubles:
-    """Positive factors of layers by ridge regression towards 1."""
-    scale = sums.std(axis=0).max() or 1.0
-    a = (sums - sums.mean(axis=0)) / scale
-    b = (target - target.mean()) / scale - a.sum(axis=1)
-    ridge = 0.1 * len(a) * np.eye(a.shape[1])
-    return np.maximum(1 + np.linalg.solve(a.T @ a + ridge, a.T @ b), 0.05)
+def layer_factors(sums: Doubles, losses: Doubles, rounds: int = 500) -> Doubles:
+    """Return factors (layers,), all positive, that make the sums (plans, layers) fit minus the losses (plans,).
+
+    Least squares of ranks' worth: both sides centred, the losses logarithmic since a plan's worst layer multiplies
+    the rest; a ridge keeps layers that the plans hardly tell apart near the common factor. Their mean is 1.
+    """
+    spread = float(np.sqrt(sums.var(axis=0).sum()))
+    x = (sums - sums.mean(axis=0)) / (spread or 1.0)
+    y = -np.log(np.maximum(losses, 1e-12))
+    y = y - y.mean()
+    total = x.sum(axis=1)
+    common = max(float(total @ y) / max(float(total @ total), 1e-12), 0.0)
+    if common == 0:
+        return np.ones(sums.shape[1])
+    factors = np.full(sums.shape[1], common)
+    ridge = 0.1 * float(np.square(x).sum()) / sums.shape[1]
+    for _ in range(rounds):
+        for layer in range(len(factors)):
+            rest = y - x @ factors + x[:, layer] * factors[layer]
+            best = (x[:, layer] @ rest + ridge * common) / (x[:, layer] @ x[:, layer] + ridge)
+            factors[layer] = max(float(best), 0.1 * common)
+    return factors / factors.mean()

@@ -1,7 +1,7 @@
 """What heads, neurons and slices add to a layer's residual stream: importance without gradients.
 
-Like Wanda (arXiv 2306.11695), a unit is scored by weight times activation, here as the size of what it adds to the hidden
-state, and like HAWQ-V3 (arXiv 2011.10680) a bitwidth by the error it makes locally, here after the slice's own
+Like Wanda (arXiv 2306.11695), a unit is scored by weight times activation, here as the size of what it adds to the
+hidden state, and like HAWQ-V3 (arXiv 2011.10680) a bitwidth by the error it makes locally, here after the slice's own
 nonlinearities and relative to the spread of the stream that the following layer norm divides by.
 """
 

@@ -1,7 +1,7 @@
 """From measured losses to gain curves: fill in what was not measured, then make the curve rise and flatten.
 
-A planner that upgrades by value per byte is right only if upgrades have falling value per byte, so curves are made concave
-over the bits, which bytes are proportional to; raw losses are kept beside them.
+A planner that upgrades by value per byte is right only if upgrades have falling value per byte, so curves are made
+concave over the bits, which bytes are proportional to; raw losses are kept beside them.
 """
 
 from __future__ import annotations

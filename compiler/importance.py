@@ -1,296 +1,319 @@
-"""What each bitwidth of each shard is worth: gain curves measured on calibration inputs.
+"""What each shard is worth at each bitwidth: `stic profile`.
 
-With all other shards at an operating level (4 bits), one shard at a time is moved to another bitwidth and the model's
-loss is measured. The loss is, by default, disagreement with the full model (KL divergence of a classifier's
-probabilities, 1 - cosine of embeddings): to first order a change of weights moves the task loss up or down by chance,
-and at 4 bits and above that chance outweighs the second-order damage that a plan can avoid. `objective="task"` measures
-cross entropy with the labels all the same; accuracy is reported wherever there are labels.
+Gain curves: every shard is varied over the bits while all others stay at an operating level u, and the loss on calibration
+examples is measured. Cheaper than measuring all bits: the lowest, u and the highest are measured, the ones between
+follow the shard's local error (`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether gains
+add up (`additivity`). The method "sti" is the published ranking (arXiv 2207.05022): everything at the lowest bits, one
+shard at a time at full precision.
 
-Bits 2, the level and the highest are measured; the loss between them follows the slice's local error
-(`stic.compiler.gain_curves.fill_in`), unless `exact` asks for every one. `method="sti"` is the published ranking
-instead (STI, arXiv 2207.05022, section 4): every shard at 2 bits, one at full precision, ranked by the model's score.
+The same settings give the same results, whether a profile was stopped in between or not; the number of threads that
+a matrix product runs on may move the last digits.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from stic.compiler.additivity import Check, check_additivity, random_assignments
-from stic.compiler.evaluate import (
-    Assignment,
-    Measurement,
-    Objective,
-    agreement_objective,
-    prepare,
-    uniform_assignment,
-)
+from stic.compiler.additivity import Additivity, check, layer_factors, layer_sums, random_assignments
+from stic.compiler.evaluate import BATCH_TOKENS, Assignment, Measurement, Objective, prepare, uniform_assignment
 from stic.compiler.gain_curves import concave_gains, fill_in, presence_values
-from stic.compiler.model import Model
 from stic.compiler.profile_cache import EvaluationLog, digest
-from stic.compiler.profile_jobs import ErrorJob, LossJob, Workers, run_jobs
+from stic.compiler.profile_jobs import ErrorJob, Job, LossJob, Progress, Workers, run_jobs
 from stic.compiler.quantize import QuantizedModel
-from stic.compiler.task import Batch, Examples
+from stic.compiler.task import Batch, Examples, built_in_examples, check_calibration, encode, open_tokenizer
 from stic.runtime.errors import InputError
-
-LEVEL = 4  # bits of the shards that stand still
-RANDOM_SEQUENCES, RANDOM_LENGTH = 48, 24
+from stic.runtime.format import LEVEL_BITS
 
 Doubles = NDArray[np.float64]
-Progress = Callable[[int, int], None]
+Method = Literal["curves", "sti"]
+
+BITS = (2, 3, 4, 5, 6, 8, 16)
+GOOD_RHO = 0.8  # below, gains get a factor per layer
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProfileSettings:
     """How importance is measured."""
 
-    method: Literal["curves", "sti"] = "curves"
-    objective: Literal["agreement", "task"] = "agreement"
-    exact: bool = False  # measure every bitwidth
-    checks: int = 0  # random plans of the additivity check
-    elastic: bool = False  # measure presence too
+    method: Method = "curves"
+    bits: tuple[int, ...] = BITS  # ascending: the fidelities on offer
+    level: int = 4  # operating level u of all shards but the one under test
+    exact: bool = False  # measure every bitwidth of every shard
+    tokens: int = 1024  # of calibration text at most; more is slower and steadier
+    plans: int = 64  # random plans of the additivity check; 0: none
+    max_length: int = 128  # tokens of one input
+    objective: Objective | None = None  # None: see `evaluate.prepare`
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.bits or list(self.bits) != sorted(set(self.bits)) or set(self.bits) - {*LEVEL_BITS, 16, 32}:
+            raise InputError(f"bits {self.bits} are not ascending bitwidths out of 2..8, 16 and 32")
+        if self.level not in self.bits:
+            raise InputError(f"the operating level of {self.level} bits is not among the bits on offer: {self.bits}")
+        if self.tokens < 1 or self.plans < 0 or self.max_length < 1:
+            raise InputError("a profile needs at least one token and no negative number of plans")
+
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """Bits at which every shard is measured."""
+        return self.bits if self.exact else tuple(sorted({self.bits[0], self.level, self.bits[-1]}))
 
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """Gains of every shard, and how far they can be trusted."""
+    """What shards are worth, in units of the loss that `objective` names (for "sti": in ranks)."""
 
+    method: Method
     bits: tuple[int, ...]
-    gain: Doubles  # (layers, slices, bits): value over bits[0]; rises, concave over the bits
-    presence: Doubles  # (layers, slices): value at bits[0] over leaving the slice out; 0 unless elastic
-    losses: Doubles  # (layers, slices, bits): as measured or filled in, before the curves were made concave
-    method: str
-    objective: str
-    calibration: str  # what it was measured on
-    key: str  # digest of the weights; a file is for one model only
-    base_loss: float  # every shard at LEVEL
-    base_metric: float | None  # accuracy or Spearman there; None without labels
-    evaluations: int
-    additivity: Check | None
-    seconds: float
+    level: int
+    gain: Doubles  # (layers, slices, bits) over bits[0]; rising and concave over the bits
+    presence: Doubles  # (layers, slices): value at bits[0] over leaving it out; 0 unless the model is elastic
+    raw: Doubles  # (layers, slices, bits): measured losses; NaN: not measured, hence filled in
+    raw_width: Doubles | None  # (layers, slices + 1): losses with the first 0.. slices of a layer, if elastic
+    objective: Objective
+    calibration: str  # for people: source, examples, tokens
+    metric: float | None  # accuracy or Spearman of the base assignment on the calibration examples
+    additivity: tuple[Additivity, ...]  # as measured, then with layer factors on new plans, if that was needed
+    layer_factor: tuple[float, ...]  # already in gain and presence
+    evaluations: int  # that the result rests on
+    seconds: float  # of this run, 0 work if all was cached
+    key: str  # digest of weights, calibration inputs and objective
 
-    def checked(self, quantized: QuantizedModel, bits: Sequence[int]) -> Importance:
-        """Return self, or raise InputError if it was measured for another model or other bitwidths."""
-        if self.key != weights_key(quantized):
-            raise InputError(
-                "the importance file was measured on another model, quantizer or number of slices: run `stic profile`"
-                f" on {quantized.sharded.model.name} again"
-            )
-        if tuple(bits) != self.bits:
-            raise InputError(
-                f"the importance file covers {self.bits} bits, the plan offers {tuple(bits)}: run `stic profile` again"
-            )
-        return self
+    @property
+    def rho(self) -> float | None:
+        """Spearman of summed gains with measured quality over random plans, after any layer factors."""
+        return self.additivity[-1].rho if self.additivity else None
 
-    def summary(self) -> dict[str, Any]:
-        """The numbers a person or a script asks for first."""
-        rho = {} if self.additivity is None else self.additivity.summary()
-        return {
-            "method": self.method,
-            "objective": self.objective,
-            "calibration": self.calibration,
-            "evaluations": self.evaluations,
-            "base_loss": self.base_loss,
-            "base_metric": self.base_metric,
-            **rho,
-            "seconds": round(self.seconds, 1),
-        }
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        data: dict[str, Any] = {"format": 1}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            data[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
-        data["additivity"] = None if self.additivity is None else self.additivity.to_json()
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(data))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    def value(self, assignment: Assignment) -> float:
+        """Return the summed gain of an assignment."""
+        return float(layer_sums(assignment, self.bits, self.gain, self.presence).sum())
 
 
-def load(path: Path) -> Importance:
-    """Read what `Importance.save` wrote. Raises InputError for anything else."""
-    try:
-        data = json.loads(path.read_text())
-        if data.pop("format") != 1:
-            raise ValueError("unknown format")
-        for name in ("gain", "presence", "losses"):
-            data[name] = np.asarray(data[name], np.float64)
-        data["bits"] = tuple(data["bits"])
-        if data["additivity"] is not None:
-            data["additivity"] = Check(**data["additivity"])
-        found = Importance(**data)
-        shape = (*found.presence.shape, len(found.bits))
-        if found.gain.shape != shape or found.losses.shape != shape or not np.all(np.isfinite(found.gain)):
-            raise ValueError("its tables have the wrong shape")
-        return found
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not an importance file: {error}; write one with `stic profile`") from error
-
-
-def weights_key(quantized: QuantizedModel) -> str:
-    """A digest of everything about a quantised model that importance depends on."""
-    codes = [[shard["up"].codes for shard in layer] for layer in quantized.matrices]
-    return digest(quantized.sharded, quantized.quantizer, codes)
-
-
-def random_examples(model: Model, length: int) -> tuple[Examples, tuple[Batch, ...]]:
-    """Random tokens, for a model that brings no tokenizer: worse than text, better than nothing."""
-    rng = np.random.default_rng(0)
-    shape = (RANDOM_SEQUENCES, min(RANDOM_LENGTH, length))
-    ids = rng.integers(0, model.embeddings.word.shape[0], shape).astype(np.int32)
-    rows = np.arange(RANDOM_SEQUENCES)
-    batch = Batch(rows, ids, np.ones(shape, np.bool_), np.zeros(shape, np.int32))
-    return Examples("unlabelled", (("", None),) * RANDOM_SEQUENCES, None, "random tokens"), (batch,)
-
-
-def measure(
+def profile(
     quantized: QuantizedModel,
-    examples: Examples,
-    batches: tuple[Batch, ...],
-    bits: tuple[int, ...],
-    settings: Settings,
-    folder: Path | None = None,
+    examples: Examples | None = None,
+    settings: ProfileSettings | None = None,
+    tokenizer: Path | Tokenizer | None = None,
     workers: Workers | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Importance:
-    """Measure the importance of every shard at `bits` (ascending).
+    """Measure the importance of every shard.
 
-    Evaluations are kept in `folder` as they are made; a measurement that was stopped goes on from there. `progress`
-    hears (done, total) in layer runs over the calibration set.
+    `examples` None: the built-in sentences. `tokenizer` None: the model's. Evaluations are kept in the folder `cache`,
+    and taken from there. `progress` is called after every few evaluations. Raises InputError.
     """
     started = time.monotonic()
+    settings = settings or ProfileSettings()
     model = quantized.sharded.model
-    wanted: Objective | None = agreement_objective(model) if settings.objective == "agreement" else None
-    low = bits[0] if settings.method == "sti" else LEVEL
-    base = uniform_assignment(quantized, low)
-    key = weights_key(quantized)
-    measurement = prepare(quantized, examples, batches, base, objective=wanted)
-    name = digest(key, [b.ids for b in batches], examples.targets, measurement.objective, low)
-    measurement = replace(measurement, key=name)
-    log = EvaluationLog(folder, name)
-    plans = random_assignments(quantized, bits, settings.checks, settings.elastic)
-    curve_jobs = _curve_jobs(measurement, bits, settings)
-    width_jobs = _width_jobs(measurement) if settings.elastic else {}
-    errors = _error_jobs(measurement, bits) if settings.method == "curves" and not settings.exact else []
-    losses_wanted = [LossJob(base), *curve_jobs.values(), *width_jobs.values(), *(LossJob(plan) for plan in plans)]
-    results = run_jobs(measurement, [*losses_wanted, *errors], log, workers or Workers(1), progress)
-    found = {job.assignment: result for job, result in zip(losses_wanted, results, strict=False)}
-    base_loss = found[base]["loss"]
-
-    shape = (len(base), len(base[0]), len(bits))
-    losses = np.full(shape, np.nan)
-    for (layer, index, b), job in curve_jobs.items():
-        losses[layer, index, bits.index(b)] = found[job.assignment]["loss"]
-    if low in bits:
-        losses[:, :, bits.index(low)] = base_loss
-    if settings.method == "sti":
-        scores = _sti_scores(found, curve_jobs, base, shape[:2])
-        gain = _gains_of_ranking(scores, bits)
-        losses = np.nan_to_num(losses, nan=base_loss)
-    else:
-        if errors:
-            losses = fill_in(losses, np.asarray(results[len(losses_wanted) :], np.float64))
-        gain = concave_gains(losses, bits)
-    presence = np.zeros(shape[:2])
-    if settings.elastic:
-        widths = np.full((shape[0], shape[1] + 1), base_loss)
-        for (layer, kept), job in width_jobs.items():
-            widths[layer, kept] = found[job.assignment]["loss"]
-        level = bits.index(low)
-        presence = presence_values(widths, gain[:, :, level])
-    additivity = None
-    if plans:
-        measured = np.array([found[plan]["loss"] for plan in plans])
-        additivity, factors = check_additivity(plans, measured, bits, gain, presence)
-        gain, presence = gain * factors[:, None, None], presence * factors[:, None]
-    return Importance(
-        bits,
-        gain,
-        presence,
-        losses,
-        settings.method,
-        measurement.objective,
-        examples.source,
-        key,
-        base_loss,
-        found[base]["metric"],
-        len(losses_wanted) + len(errors),
-        additivity,
-        time.monotonic() - started,
+    coder = tokenizer or model.tokenizer
+    if coder is None:
+        raise InputError(f"{model.name} has no tokenizer.json beside it, so text cannot be turned into tokens")
+    source = built_in_examples() if examples is None else check_calibration(examples)
+    examples, batches = sample(source, coder, min(settings.max_length, model.max_length), settings)
+    lowest = settings.bits[0]
+    base = uniform_assignment(quantized, lowest if settings.method == "sti" else settings.level)
+    measurement = prepare(quantized, examples, batches, base, objective=settings.objective)
+    key = digest(quantized, batches, examples.targets, measurement.objective)
+    measurement = replace(measurement, key=f"{key} {LossJob(base).name}")
+    log = EvaluationLog(cache, key)
+    measure = _sti if settings.method == "sti" else _curves
+    found = measure(measurement, settings, log, workers or Workers(), progress)
+    name = LossJob(base).name
+    tokens = measurement.tokens
+    return replace(
+        found,
+        calibration=f"{examples.source}: {len(examples)} of {len(source)} examples, {tokens} tokens, {examples.kind}",
+        metric=log.results[name]["metric"],
+        seconds=time.monotonic() - started,
+        key=key,
     )
 
 
-def _changed(base: Assignment, layer: int, bits: tuple[int, ...]) -> Assignment:
+def sample(
+    examples: Examples, tokenizer: Path | Tokenizer, max_length: int, settings: ProfileSettings
+) -> tuple[Examples, tuple[Batch, ...]]:
+    """Draw examples until `settings.tokens` are reached, at least one of every kind of label that there are two of."""
+    coder = open_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+    order = np.random.default_rng(settings.seed).permutation(len(examples))
+    coder.no_padding()
+    coder.enable_truncation(max_length)
+    picked: list[int] = []
+    tokens = 0
+    for row in order.tolist():
+        one = examples.pick([row])
+        size = sum(len(coder.encode(a, b).ids) for a, b in one.sequences)
+        varied = examples.targets is None or len(np.unique(examples.targets[picked])) > 1
+        if picked and tokens + size > settings.tokens and varied:
+            break
+        picked.append(row)
+        tokens += size
+    chosen = examples.pick(sorted(picked))
+    return chosen, encode(chosen, coder, max_length, BATCH_TOKENS)
+
+
+def _with(base: Assignment, layer: int, bits: tuple[int, ...]) -> Assignment:
     return (*base[:layer], bits, *base[layer + 1 :])
 
 
-def _curve_jobs(
-    measurement: Measurement, bits: tuple[int, ...], settings: Settings
-) -> dict[tuple[int, int, int], LossJob]:
-    """One evaluation a shard and measured bitwidth, all others at the base; by (layer, slice, bits)."""
-    base = measurement.base
-    if settings.method == "sti":
-        tried: tuple[int, ...] = (bits[-1],)
-    else:
-        tried = bits if settings.exact else (bits[0], bits[-1])
-    jobs = {}
-    for layer, row in enumerate(base):
-        for index, level in enumerate(row):
-            for b in tried:
-                if b != level:
-                    changed = (*row[:index], b, *row[index + 1 :])
-                    jobs[layer, index, b] = LossJob(_changed(base, layer, changed))
-    return jobs
+def _with_shard(base: Assignment, layer: int, index: int, bits: int) -> Assignment:
+    return _with(base, layer, (*base[layer][:index], bits, *base[layer][index + 1 :]))
 
 
-def _width_jobs(measurement: Measurement) -> dict[tuple[int, int], LossJob]:
-    """One evaluation for each layer cut to its first 0 .. M - 1 slices."""
-    base = measurement.base
-    return {
-        (layer, kept): LossJob(_changed(base, layer, row[:kept] + (0,) * (len(row) - kept)))
-        for layer, row in enumerate(base)
-        for kept in range(len(row))
-    }
+def _losses(found: Sequence[dict[str, Any]]) -> Doubles:
+    return np.array([result["loss"] for result in found], np.float64)
 
 
-def _error_jobs(measurement: Measurement, bits: tuple[int, ...]) -> list[ErrorJob]:
-    return [ErrorJob(layer, bits, measurement.base) for layer in range(len(measurement.base))]
+def _curves(
+    m: Measurement, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
+) -> Importance:
+    g, elastic = m.quantized.sharded.geometry, m.quantized.sharded.model.elastic
+    bits, level = settings.bits, settings.bits.index(settings.level)
+    shards = [(layer, index) for layer in range(g.layers) for index in range(g.slices)]
+    varied: list[Job] = [LossJob(_with_shard(m.base, *shard, b)) for shard in shards for b in settings.measured]
+    cut: list[Job] = []
+    if elastic:
+        rows = [((settings.level,) * kept + (0,) * (g.slices - kept)) for kept in range(g.slices + 1)]
+        cut = [LossJob(_with(m.base, layer, row)) for layer in range(g.layers) for row in rows]
+    errors: list[Job] = [] if settings.exact else [ErrorJob(layer, bits, m.base) for layer in range(g.layers)]
+    plans = _plans(m, settings, settings.seed)
+    jobs = [*varied, *cut, *errors, *map(LossJob, plans)]
+    found = iter(run_jobs(m, jobs, log, workers, progress))
+
+    raw = np.full((g.layers, g.slices, len(bits)), np.nan)
+    places = [bits.index(b) for b in settings.measured]
+    raw[:, :, places] = _losses([next(found) for _ in varied]).reshape(g.layers, g.slices, -1)
+    raw_width = _losses([next(found) for _ in cut]).reshape(g.layers, g.slices + 1) if elastic else None
+    local = np.array([next(found) for _ in errors]) if errors else np.zeros_like(raw)
+    gain = concave_gains(fill_in(raw, local), bits)
+    presence = np.zeros(gain.shape[:2]) if raw_width is None else presence_values(raw_width, gain[:, :, level])
+    importance = Importance(
+        "curves", bits, settings.level, gain, presence, raw, raw_width, m.objective, "", None, (), (1.0,) * g.layers,
+        len({job.name for job in jobs if isinstance(job, LossJob)}), 0.0, "",
+    )  # fmt: skip
+    if not plans:
+        return importance
+    losses = _losses(list(found))
+    sums = np.array([layer_sums(plan, bits, gain, presence) for plan in plans])
+    importance = replace(importance, additivity=(check(sums, losses),))
+    if importance.additivity[0].rho >= GOOD_RHO or math.isnan(importance.additivity[0].rho):
+        return importance
+    return _with_factors(importance, layer_factors(sums, losses), m, settings, log, workers, progress)
 
 
-def _sti_scores(
-    found: dict[Assignment, dict[str, Any]],
-    jobs: dict[tuple[int, int, int], LossJob],
-    base: Assignment,
-    shape: tuple[int, ...],
-) -> Doubles:
-    """The model's score with one shard at full precision: the task's metric where there are labels, else -loss."""
-    metric = found[base]["metric"] is not None
-    scores = np.zeros(shape)
-    for (layer, index, _), job in jobs.items():
-        result = found[job.assignment]
-        scores[layer, index] = result["metric"] if metric else -result["loss"]
-    return scores
+def _with_factors(
+    importance: Importance, factors: Doubles, m: Measurement, settings: ProfileSettings, log: EvaluationLog,
+    workers: Workers, progress: Progress | None,
+) -> Importance:  # fmt: skip
+    """Scale gains by layer and check again on plans that the factors were not fitted to; keep whatever is better."""
+    gain = importance.gain * factors[:, None, None]
+    presence = importance.presence * factors[:, None]
+    plans = _plans(m, settings, settings.seed + 1)
+    losses = _losses(run_jobs(m, list(map(LossJob, plans)), log, workers, progress))
+    before, after = (
+        check(np.array([layer_sums(plan, settings.bits, *values) for plan in plans]), losses)
+        for values in ((importance.gain, importance.presence), (gain, presence))
+    )
+    counted = replace(importance, evaluations=importance.evaluations + len(plans))
+    if not after.rho > before.rho:
+        return replace(counted, additivity=(*importance.additivity, before))
+    return replace(
+        counted, gain=gain, presence=presence, layer_factor=tuple(factors.tolist()),
+        additivity=(*importance.additivity, after),
+    )  # fmt: skip
 
 
-def _gains_of_ranking(scores: Doubles, bits: Sequence[int]) -> Doubles:
-    """Turn STI's ranking, which has no magnitudes, into gains: rank times what is left of a uniform quantiser's error.
+def _plans(m: Measurement, settings: ProfileSettings, seed: int) -> list[Assignment]:
+    g = m.quantized.sharded.geometry
+    elastic = m.quantized.sharded.model.elastic
+    return random_assignments(seed, settings.plans, settings.bits, settings.level, g.layers, g.slices, elastic)
 
-    The best of n shards weighs 1, the last 1/n, ties in order; squared error falls fourfold with every bit.
+
+def _sti(
+    m: Measurement, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
+) -> Importance:
+    """Rank shards by the score with that shard alone at full precision: the metric, else agreement.
+
+    A rank has no magnitude: the last shard is worth 1/shards at full precision, the first 1, in equal steps per bit.
+    Every shard's presence is worth more than any upgrade, since STI takes the largest submodel in time first.
     """
-    order = np.argsort(-scores.ravel(), kind="stable")
-    weight = np.empty(scores.size)
-    weight[order] = 1 - np.arange(scores.size) / scores.size
-    share = 1 - 4.0 ** -(np.asarray(bits, np.float64) - bits[0])
-    return weight.reshape(scores.shape)[..., None] * share
+    g, bits = m.quantized.sharded.geometry, settings.bits
+    shards = [(layer, index) for layer in range(g.layers) for index in range(g.slices)]
+    jobs: list[Job] = [LossJob(m.base), *(LossJob(_with_shard(m.base, *shard, bits[-1])) for shard in shards)]
+    base, *found = run_jobs(m, jobs, log, workers, progress)
+    losses = _losses(found)
+    metrics = [result["metric"] for result in found]
+    score = -losses if any(value is None for value in metrics) else np.array(metrics, np.float64)
+    order = np.lexsort((losses, -score))  # ties, frequent in a metric, are broken by the loss
+    rank = np.empty(len(shards))
+    rank[order] = np.arange(len(shards), 0, -1) / len(shards)
+    share = (np.asarray(bits, np.float64) - bits[0]) / max(bits[-1] - bits[0], 1)
+    raw = np.full((g.layers, g.slices, len(bits)), np.nan)
+    raw[:, :, 0], raw[:, :, -1] = base["loss"], losses.reshape(g.layers, g.slices)
+    elastic = m.quantized.sharded.model.elastic
+    return Importance(
+        "sti", bits, bits[0], rank.reshape(g.layers, g.slices, 1) * share,
+        np.full((g.layers, g.slices), 2.0 * len(shards) if elastic else 0.0), raw, None, m.objective, "", None, (),
+        (1.0,) * g.layers, len(jobs), 0.0, "",
+    )  # fmt: skip
+
+
+def save(importance: Importance, path: Path) -> None:
+    """Write JSON, whole or not at all."""
+    data = {"format": 1, **asdict(importance)}
+    for name in ("gain", "presence", "raw", "raw_width"):
+        data[name] = None if data[name] is None else _without_nan(data[name].tolist())
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def load(path: Path) -> Importance:
+    """Read what `save` wrote. Raises InputError for anything else: unknown or missing fields, shapes that disagree."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("format") != 1:
+            raise ValueError("unknown format")
+        for name in ("gain", "presence", "raw", "raw_width"):
+            data[name] = None if data[name] is None else np.array(data[name], np.float64)
+        data["additivity"] = tuple(Additivity(**entry) for entry in data["additivity"])
+        data["bits"], data["layer_factor"] = tuple(data["bits"]), tuple(data["layer_factor"])
+        importance = Importance(**data)
+        layers, slices, bits = importance.gain.shape
+        if importance.presence.shape != (layers, slices) or bits != len(importance.bits):
+            raise ValueError("shapes of gain, presence and bits disagree")
+        return importance
+    except OSError as error:
+        raise InputError(f"cannot read the importance file {path}: {error.strerror}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not an importance file that this stic wrote: {error}; profile again") from error
+
+
+def digest_of(importance: Importance) -> str:
+    """Return a digest of the values that a planner sees."""
+    return sha256(importance.gain.tobytes() + importance.presence.tobytes()).hexdigest()[:16]
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_without_nan(value) for value in values]
+    return None if math.isnan(values) else values

@@ -48,7 +48,7 @@ class CompileOptions:
     threads: int | None = None  # compute threads; None: the target's
     lanes: int | None = None  # IO lanes; None: the target's
     method: Method = "curves"
-    jobs: int = 1  # processes that measure importance
+    jobs: int | None = None  # processes that measure importance; None: one a core
     cluster: str | None = None  # address of a Dask scheduler that measures it instead
     checks: int = 0  # random plans of the additivity check
     objective: Literal["agreement", "task"] = "agreement"  # what a gain is measured in

@@ -1,7 +1,8 @@
 """The stages of the compiler, in order; this file alone knows the order.
 
-A stage is a function from frozen values to a frozen value. `--until STAGE` stops after one, `--dump DIR` keeps what
-each one has to say, as JSON.
+A stage is a function from frozen values to a frozen value. Linear algebra runs on one thread: its matrices are small, and
+threads that meet at every product cost more than they save; processes share the work instead. `--until STAGE` stops
+after one stage, `--dump DIR` keeps what each one has to say, as JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from stic.compiler import cost_model, device, importance, task
 from stic.compiler.assembly import Materials, assemble_package, claim, collect
@@ -113,7 +115,8 @@ def read_model(path: Path, output: str | None = None) -> Model:
 
 def plan_model(options: CompileOptions, progress: Progress = silent) -> CompileResult:
     """Run the stages up to the checked plan; see `compile_model`."""
-    return _compile(options, progress, write=False)
+    with threadpool_limits(1):
+        return _compile(options, progress, write=False)
 
 
 def compile_model(options: CompileOptions, progress: Progress = silent) -> CompileResult:
@@ -123,7 +126,8 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
     """
     if options.output is None:
         raise InputError("compiling needs a directory for the package: name one with -o")
-    return _compile(options, progress, write=True)
+    with threadpool_limits(1):
+        return _compile(options, progress, write=True)
 
 
 def _compile(options: CompileOptions, progress: Progress, write: bool) -> CompileResult:

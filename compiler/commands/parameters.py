@@ -114,7 +114,7 @@ _METHOD = click.option(
     help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
 )
 _JOBS = click.option(
-    "--jobs", type=int, default=1, show_default=True, metavar="K", help="Processes that measure importance."
+    "--jobs", type=int, metavar="K", help="Processes that measure importance; default: one a core."
 )
 _SHARDS = (
     click.option("--model-output", metavar="NAME", help="Which of the graph's outputs is wanted; default: the first."),

@@ -19,8 +19,16 @@ from rich.progress import (
 
 from stic.compiler.options import Progress as Report
 
+
+class _Console(Console):
+    """A console that leaves a reader who went away to `stic.compiler.cli.main`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 # Texts of users may hold brackets, so no markup. Where no terminal gives a width, tables get enough.
-console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 110)
+console = _Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 110)
 
 
 @contextmanager
