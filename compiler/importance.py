@@ -1,7 +1,7 @@
 """What each shard is worth at each bitwidth: `stic profile`.
 
-Gain curves: every shard is varied over the bits while all others stay at an operating level u, and the loss on calibration
-examples is measured. Cheaper than measuring all bits: the lowest, u and the highest are measured, the ones between
+Gain curves: every shard is varied over the bits while all others stay at an operating level u, and the loss on
+calibration examples is measured. Cheaper than measuring all bits: the lowest, u and the highest are measured, the ones between
 follow the shard's local error (`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether gains
 add up (`additivity`). The method "sti" is the published ranking (arXiv 2207.05022): everything at the lowest bits, one
 shard at a time at full precision.
@@ -18,7 +18,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -306,11 +305,6 @@ def load(path: Path) -> Importance:
         raise InputError(f"cannot read the importance file {path}: {error.strerror}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not an importance file that this stic wrote: {error}; profile again") from error
-
-
-def digest_of(importance: Importance) -> str:
-    """Return a digest of the values that a planner sees."""
-    return sha256(importance.gain.tobytes() + importance.presence.tobytes()).hexdigest()[:16]
 
 
 def _without_nan(values: Any) -> Any:

@@ -53,7 +53,7 @@ class CompileOptions:
     checks: int = 0  # random plans of the additivity check
     objective: Literal["agreement", "task"] = "agreement"  # what a gain is measured in
     exact: bool = False  # measure every bitwidth; False: three, the others follow the local error
-    calibration_tokens: int = 4096  # of the calibration file, spread over it
+    calibration_tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
     time_limit_s: float = 10.0  # of the planner
     margin: float = 0.05  # share of the latency budget kept back for jitter
     until: str | None = None  # stop after this stage

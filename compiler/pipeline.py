@@ -1,7 +1,7 @@
 """The stages of the compiler, in order; this file alone knows the order.
 
-A stage is a function from frozen values to a frozen value. Linear algebra runs on one thread: its matrices are small, and
-threads that meet at every product cost more than they save; processes share the work instead. `--until STAGE` stops
+A stage is a function from frozen values to a frozen value. Linear algebra runs on one thread: its matrices are small,
+and threads that meet at every product cost more than they save; processes share the work instead. `--until STAGE` stops
 after one stage, `--dump DIR` keeps what each one has to say, as JSON.
 """
 
@@ -21,6 +21,7 @@ from stic.compiler import cost_model, device, importance, task
 from stic.compiler.assembly import Materials, assemble_package, claim, collect
 from stic.compiler.codegen import generate
 from stic.compiler.contributions import unit_order
+from stic.compiler.evaluate import agreement_objective
 from stic.compiler.export import export_model
 from stic.compiler.frontend import load_model
 from stic.compiler.memory_plan import place_extents
@@ -141,7 +142,10 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     try:
         run.finished("load", _describe(model))
         length = min(options.max_length, model.max_length)
-        examples, batches = _calibration(options, model, length)
+        examples = _calibration(options, model)
+        bits = BITS + ((options.full_bits,) if options.full_bits else ())
+        settings = _settings(options, model, bits, length)
+        examples, batches = importance.sample(examples, model.tokenizer or Path(), length, settings)
 
         sharded = run.stage("shard", lambda _: _shard(options, model, batches))
         run.finished("shard", asdict(sharded.geometry))
@@ -151,10 +155,9 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         result = replace(result, materials=materials)
         run.finished("quantize", {"bits_per_weight": {b: 8 * bytes_per_weight(quantized, b) for b in LEVEL_BITS}})
 
-        bits = BITS + ((options.full_bits,) if options.full_bits else ())
-        worth = run.stage("profile", lambda tick: _worth(options, quantized, examples, batches, bits, tick))
+        worth = run.stage("profile", lambda tick: _worth(options, quantized, examples, settings, tick))
         result = replace(result, importance=worth)
-        run.finished("profile", worth.summary())
+        run.finished("profile", {"rho": worth.rho, "metric": worth.metric, "calibration": worth.calibration})
 
         costs = run.stage("device", lambda tick: _costs(options, target, materials, bits, tick))
         run.finished("device", {"io": asdict(costs.io), "compute": asdict(costs.compute), "notes": costs.notes})
@@ -181,33 +184,16 @@ def _describe(model: Model) -> dict[str, Any]:
     return {"name": model.name, "layers": len(model.layers), **sizes, "pooling": model.head.pooling, "head": head}
 
 
-def _calibration(options: CompileOptions, model: Model, length: int) -> tuple[task.Examples, tuple[task.Batch, ...]]:
-    """The examples that importance is measured on, tokenised; random tokens where the model brings no tokenizer."""
+def _calibration(options: CompileOptions, model: Model) -> task.Examples:
+    """The examples that importance is measured on."""
     if model.tokenizer is None:
-        if options.calibration is not None:
-            raise InputError(
-                f"{options.calibration} cannot be used: there is no tokenizer.json beside {options.model};"
-                " put one there, or leave the calibration file out"
-            )
-        return importance.random_examples(model, length)
+        raise InputError(
+            f"there is no tokenizer.json beside {options.model}, so calibration texts cannot be turned into tokens:"
+            " put the model's there (a Hugging Face directory has one)"
+        )
     if options.calibration is None:
-        examples = task.built_in_examples()
-    else:
-        names = _labels(model)
-        examples = task.check_calibration(task.read_examples(options.calibration, labels=names or None))
-    return _affordable(examples, model.tokenizer, length, options.calibration_tokens)
-
-
-def _affordable(
-    examples: task.Examples, tokenizer: Path, length: int, most: int
-) -> tuple[task.Examples, tuple[task.Batch, ...]]:
-    """Tokenise the examples; of more than `most` tokens take every n-th example."""
-    batches = task.encode(examples, tokenizer, length)
-    step = -(-sum(batch.tokens for batch in batches) // most)
-    if step == 1:
-        return examples, batches
-    fewer = examples.pick(range(0, len(examples), step))
-    return fewer, task.encode(fewer, tokenizer, length)
+        return task.built_in_examples()
+    return task.check_calibration(task.read_examples(options.calibration, labels=_labels(model) or None))
 
 
 def _labels(model: Model) -> tuple[str, ...]:
@@ -217,6 +203,18 @@ def _labels(model: Model) -> tuple[str, ...]:
     folder = model.source if model.source.is_dir() else model.source.parent
     names = task.label_names(folder) or ()
     return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
+
+
+def _settings(options: CompileOptions, model: Model, bits: tuple[int, ...], length: int) -> importance.ProfileSettings:
+    return importance.ProfileSettings(
+        method=options.method,
+        bits=bits,
+        exact=options.exact,
+        tokens=options.calibration_tokens,
+        plans=options.checks,
+        max_length=length,
+        objective=agreement_objective(model) if options.objective == "agreement" else None,
+    )
 
 
 def _shard(options: CompileOptions, model: Model, batches: tuple[task.Batch, ...]) -> ShardedModel:
@@ -237,21 +235,20 @@ def _worth(
     options: CompileOptions,
     quantized: QuantizedModel,
     examples: task.Examples,
-    batches: tuple[task.Batch, ...],
-    bits: tuple[int, ...],
+    settings: importance.ProfileSettings,
     tick: Callable[[int, int], None],
 ) -> importance.Importance:
-    if options.importance is not None:
-        return importance.load(options.importance).checked(quantized, bits)
-    settings = importance.Settings(
-        method=options.method,
-        objective=options.objective,
-        exact=options.exact,
-        checks=options.checks,
-        elastic=quantized.sharded.model.elastic,
-    )
-    workers = Workers(options.jobs, options.cluster)
-    return importance.measure(quantized, examples, batches, bits, settings, cache_dir() / "importance", workers, tick)
+    if options.importance is None:
+        workers, cache = Workers(options.jobs, options.cluster), cache_dir() / "importance"
+        return importance.profile(quantized, examples, settings, None, workers, cache, tick)
+    found, geometry = importance.load(options.importance), quantized.sharded.geometry
+    if found.presence.shape != (geometry.layers, geometry.slices) or found.bits != settings.bits:
+        raise InputError(
+            f"{options.importance} covers {found.presence.shape[0]} layers of {found.presence.shape[1]} slices at"
+            f" {found.bits} bits, but this model has {geometry.layers} of {geometry.slices} and the plan offers"
+            f" {settings.bits}: run `stic profile` on it again"
+        )
+    return found
 
 
 def _costs(
