@@ -32,7 +32,7 @@ class CompileOptions:
     """
 
     model: Path  # an .onnx file or a Hugging Face directory
-    target: str  # name of a target, or path of a target file
+    target: str  # name of a target
     budget: Budget
     output: Path | None = None  # package directory; None: plan only
     planner: str = "ilp"

@@ -71,6 +71,12 @@ class Problem:
     budget: Budget
     margin: float = 0.0  # share of the latency budget kept back for jitter
 
+    @property
+    def table_may_stay(self) -> bool:
+        """May the word embedding table be resident? Not under a cap on |S|, which STI means for shards alone:
+        a table outside it would make the cap meaningless."""
+        return self.budget.preload_bytes is None
+
 
 @dataclass(frozen=True)
 class LayerPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,9 @@ from stic.compiler.quantities import format_bytes, format_time
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
 from stic.compiler.sweep import Point, on_front
 from stic.runtime.trace import Trace
+
+if TYPE_CHECKING:  # the module brings the tokenizer and the process pool with it
+    from stic.compiler.importance import Importance
 
 FULL_MARK = "F"  # full precision in a grid
 LEFT_OUT = "."
@@ -129,8 +132,25 @@ def print_drawing(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
+def importance_facts(importance: Importance) -> dict[str, Any]:
+    """What a profile found, in a few facts; `rank_correlation` is that of the additivity check."""
+    gain = importance.gain[:, :, -1].sum(axis=1)
+    return {
+        "method": importance.method,
+        "objective": importance.objective,
+        "calibration": importance.calibration,
+        "bits": list(importance.bits),
+        "evaluations": importance.evaluations,
+        "metric_at_base": importance.metric,
+        "rank_correlation": importance.rho,
+        "layer_factors": list(importance.layer_factor),
+        "gain_by_layer": [float(value) for value in gain],
+        "seconds": importance.seconds,
+    }
+
+
 def facts_table(facts: Mapping[str, Any]) -> Table:
-    """Names and values, one a line; lists are shortened."""
+    """Names and values, one a line; lists hold numbers."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -138,7 +158,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
         if isinstance(value, float):
             text = f"{value:.6g}"
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            text = f"{len(value)} values"
+            text = ", ".join(f"{item:.4g}" for item in value)
         else:
             text = "not measured" if value is None else str(value)
         table.add_row(name.replace("_", " "), text)

@@ -30,13 +30,12 @@ SMALL_ENCODER = (384, 12, 32, 1536)  # hidden, heads, head_dim, FFN of the MiniL
     metavar="N",
     help="Random plans of the additivity check: does the sum of gains rank plans as their measured loss does?",
 )
-@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler that gets the work; default: this machine.")
 @json_option
 def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> None:
     """Measure what each bitwidth of each shard of MODEL is worth.
 
-    With labels in the calibration file, worth is task loss; without, agreement with the full model. Results are kept as
-    they come: a run that was stopped goes on where it was. `stic plan` and `stic compile` take the result with
+    Worth is agreement with the full model, or with --objective task what the calibration file's labels say. Results are
+    kept as they come: a run that was stopped goes on where it was. `stic plan` and `stic compile` take the result with
     --importance.
 
     \b
@@ -45,17 +44,22 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
       stic profile minilm.onnx --jobs 2 -o minilm.importance.json       (built-in sentences)
     """
     from stic.compiler import report
+    from stic.compiler.importance import save
     from stic.compiler.pipeline import plan_model
 
-    options = CompileOptions(model=model, target="host", budget=Budget(), until="profile", **chosen)
+    full_bits = int(chosen.pop("full_bits"))
+    options = CompileOptions(
+        model=model, target="host", budget=Budget(), until="profile", full_bits=full_bits, **chosen
+    )
     with progress_bar() as progress:
         importance = plan_model(options, progress).importance
     assert importance is not None
-    importance.save(output)
+    save(importance, output)
+    facts = report.importance_facts(importance)
     if as_json:
-        click.echo(json.dumps(importance.summary(), indent=1))
+        click.echo(json.dumps(facts, indent=1))
     else:
-        console.print(report.facts_table(importance.summary()))
+        console.print(report.facts_table(facts))
         console.print(f"wrote {output}", soft_wrap=True)
 
 

@@ -100,21 +100,38 @@ budget_options = compose(
     )
 )
 
-_CALIBRATION = click.option(
-    "--calibration",
-    type=FILE,
-    metavar="FILE",
-    help="TSV that importance is measured on; default: sentences built into stic.",
-)
-_METHOD = click.option(
-    "--method",
-    type=click.Choice(["curves", "sti"]),
-    default="curves",
-    show_default=True,
-    help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
-)
-_JOBS = click.option(
-    "--jobs", type=int, metavar="K", help="Processes that measure importance; default: one a core."
+_IMPORTANCE = (
+    click.option(
+        "--calibration",
+        type=FILE,
+        metavar="FILE",
+        help="TSV that importance is measured on; default: sentences built into stic.",
+    ),
+    click.option(
+        "--calibration-tokens",
+        type=click.IntRange(1),
+        default=1536,
+        show_default=True,
+        metavar="N",
+        help="Use at most so many tokens of it; more is slower and steadier.",
+    ),
+    click.option(
+        "--objective",
+        type=click.Choice(["agreement", "task"]),
+        default="agreement",
+        show_default=True,
+        help="What a gain is measured in: agreement with the full model, or the loss of the file's labels.",
+    ),
+    click.option(
+        "--method",
+        type=click.Choice(["curves", "sti"]),
+        default="curves",
+        show_default=True,
+        help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
+    ),
+    click.option("--exact", is_flag=True, help="Measure every bitwidth; else three, the others follow local errors."),
+    click.option("--jobs", type=int, metavar="K", help="Processes that measure importance; default: one a core."),
+    click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler (tcp://host:port) that measures it instead."),
 )
 _SHARDS = (
     click.option("--model-output", metavar="NAME", help="Which of the graph's outputs is wanted; default: the first."),
@@ -129,9 +146,16 @@ _SHARDS = (
         show_default=True,
         help="nested: one store serves every bitwidth; gobo: independent copies, as published.",
     ),
+    click.option(
+        "--full-bits",
+        type=click.Choice(["0", "16", "32"]),
+        default="16",
+        show_default=True,
+        help="Width of the full-precision level; 0: none.",
+    ),
 )
 # What decides the shards and what they are worth.
-shard_options = compose((_CALIBRATION, _METHOD, _JOBS, *_SHARDS))
+shard_options = compose((*_IMPORTANCE, *_SHARDS))
 # What decides a plan, budgets aside.
 model_options = compose(
     (
@@ -163,13 +187,6 @@ model_options = compose(
             help="Share of the latency budget kept back for jitter.",
         ),
         *_SHARDS,
-        click.option(
-            "--full-bits",
-            type=click.Choice(["0", "16", "32"]),
-            default="16",
-            show_default=True,
-            help="Width of the full-precision level; 0: none.",
-        ),
         click.option("--threads", type=int, metavar="K", help="Compute threads; default: the target's."),
         click.option("--lanes", type=int, metavar="K", help="IO lanes; default: the target's."),
         click.option(
@@ -179,8 +196,6 @@ model_options = compose(
             help="What `stic probe` wrote; default: probe this host, else the target file.",
         ),
         click.option("--importance", type=FILE, metavar="FILE", help="What `stic profile` wrote; skips measuring it."),
-        _CALIBRATION,
-        _METHOD,
-        _JOBS,
+        *_IMPORTANCE,
     )
 )

@@ -166,7 +166,7 @@ def _submodels(problem: Problem) -> Iterator[list[int]]:
 def _settings(problem: Problem, table: CostTable, slack: tuple[bool, ...]) -> Iterator[Settings]:
     """Everything that the yardstick may try."""
     budget, depth = problem.budget, problem.store.layers
-    for table_resident in (False, True):
+    for table_resident in (False, True) if problem.table_may_stay else (False,):
         for read_ahead in (depth,) if budget.memory_bytes is None else (depth, 1):
             if budget.memory_bytes is None:
                 sizes = [float("inf") if budget.preload_bytes is None else float(budget.preload_bytes)]

@@ -248,7 +248,9 @@ def _layers_cost(p: Program) -> None:
 
 
 def _preload_fits(p: Program) -> None:
-    """What is resident fits the preload buffer."""
+    """What is resident fits the preload buffer, and a table that may not stay does not."""
+    if not p.problem.table_may_stay:
+        p.model.add(p.rho == 0)
     if p.problem.budget.preload_bytes is not None:
         p.model.add(sum(p.held) <= p.problem.budget.preload_bytes // BLOCK)
 

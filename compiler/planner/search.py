@@ -114,7 +114,7 @@ class Search:
         for read_ahead in (depth, *(r for r in READ_AHEAD if r < depth - 1 and limited)):
             program = finished(base, read_ahead, self.aim)
             relaxer = Relaxer(program.model, common)
-            for resident in (0, 1) if self.problem.table_bytes <= free else (0,):
+            for resident in (0, 1) if self.problem.table_may_stay and self.problem.table_bytes <= free else (0,):
                 for first, until in ((0, 1), (1, depth + 1)) if program.started else ((0, depth + 1),):
                     branch = Branch(program, relaxer, read_ahead, resident, first, until)
                     branch.bound = self._most() if self.aim == "quality" else math.inf

@@ -74,7 +74,8 @@ def brute_force(problem):
         if best is not None and value <= best:
             continue
         costs = [choices[k][i][1] for k, i in enumerate(picked)]
-        settings_ = itertools.product((False, True), {depth, 0, *(r for r in (1, 2) if r < depth - 1)})
+        tables = (False, True) if problem.table_may_stay else (False,)
+        settings_ = itertools.product(tables, {depth, 0, *(r for r in (1, 2) if r < depth - 1)})
         if any(within(problem, claim(problem, costs, held, ahead)) for held, ahead in settings_):
             best = value
     return best
