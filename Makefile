@@ -11,7 +11,7 @@ PIP_FLAGS ?= --disable-pip-version-check --quiet
 
 DEMO ?= build/demo
 LATENCY ?= 60ms
-MEMORY ?= 14MiB
+MEMORY ?= 6MiB
 TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks

@@ -139,10 +139,11 @@ def throttled(model: Path, bytes_per_s: int, deadline_us: int | None, folder: Pa
     from stic.runtime.session import Session
 
     with tempfile.TemporaryDirectory(dir=folder) as work, _Throttle(folder, bytes_per_s):
-        package = Path(work) / "throttled.stic"
-        result = compile_model(
-            CompileOptions(model, "host", Budget(deadline_us, None, 1 << 20), package, fresh_profile=True)
-        )
+        package, profile = Path(work) / "throttled.stic", Path(work) / "device.json"
+        probe = [sys.executable, "-m", "stic.compiler.cli", "probe", str(model), "-o", str(profile)]
+        subprocess.run(probe, check=True, stdout=subprocess.DEVNULL)
+        budget = Budget(deadline_us, None, 1 << 20)
+        result = compile_model(CompileOptions(model, "host", budget, package, profile=profile))
         assert result.timeline is not None and result.plan is not None
         times, stalls, direct = [], [], True
         with Session(package) as session:

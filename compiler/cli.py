@@ -30,7 +30,7 @@ HELP = """Plan and compile transformer encoders that run from storage within a l
 
 \b
 A first tour (a Hugging Face directory or an .onnx file will do as MODEL):
-  stic compile MODEL --target host --latency 60ms --memory 14MiB -o encoder.stic
+  stic compile MODEL --target host --latency 60ms --memory 6MiB -o encoder.stic
   stic inspect encoder.stic
   stic run encoder.stic --text "A cat sits." --text "A dog runs." --timeline
   stic bench encoder.stic --runs 50

@@ -193,6 +193,16 @@ def costs(
     return Costs(io, compute, not notes, tuple(notes))
 
 
+def paced(costs: Costs, bytes_per_s: int) -> Costs:
+    """The same costs on storage that delivers at most `bytes_per_s`, embedding rows included."""
+    io = replace(
+        costs.io,
+        bytes_per_s=min(costs.io.bytes_per_s, bytes_per_s),
+        row_us=max(costs.io.row_us, BLOCK * 1e6 / bytes_per_s),
+    )
+    return replace(costs, io=io, notes=(*costs.notes, f"storage is taken to deliver {bytes_per_s / 1e6:g} MB/s"))
+
+
 def estimate(
     target: Target,
     shape: Shape,

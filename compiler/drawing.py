@@ -68,13 +68,17 @@ def _read_row(spans: Sequence[Span], cells: int, cell_us: float) -> str:
 
 
 def _compute_row(spans: Sequence[Span], cells: int, cell_us: float) -> str:
-    """The label of what fills most of each cell; a dot where compute waits, blank where there is nothing."""
+    """The label of what fills most of each cell; a dot where compute waits, blank where there is nothing.
+
+    Waiting counts half, so that layers much shorter than their stalls stay visible.
+    """
     row = [" "] * cells
     best = [0.0] * cells
     for span in sorted(spans, key=lambda s: s.start_us):
         for i, share in enumerate(_busy([span], cells, cell_us)):
-            if share > best[i]:
-                best[i] = share
+            weight = share / 2 if span.kind == "stall" else share
+            if weight > best[i]:
+                best[i] = weight
                 row[i] = "·" if span.kind == "stall" else (span.label[-1:] or "█")
     return "".join(row)
 

@@ -54,6 +54,7 @@ class CompileOptions:
     objective: Literal["agreement", "task"] = "agreement"  # what a gain is measured in
     exact: bool = False  # measure every bitwidth; False: three, the others follow the local error
     calibration_tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
+    storage_bytes_per_s: int | None = None  # plan for storage no faster than this, as `stic run --storage` emulates it
     time_limit_s: float = 10.0  # of the planner
     margin: float = 0.05  # share of the latency budget kept back for jitter
     until: str | None = None  # stop after this stage
@@ -74,6 +75,10 @@ class CompileOptions:
         ):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: it must be at least 1")
-        for name, value in (("--latency", self.budget.latency_us), ("--memory", self.budget.memory_bytes)):
+        for name, value in (
+            ("--latency", self.budget.latency_us),
+            ("--memory", self.budget.memory_bytes),
+            ("--storage", self.storage_bytes_per_s),
+        ):
             if value is not None and value < 1:
-                raise InputError(f"{name} must be more than zero; leave it out to have it minimised")
+                raise InputError(f"{name} must be more than zero, or left out")

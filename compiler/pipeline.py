@@ -160,6 +160,8 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         run.finished("profile", {"rho": worth.rho, "metric": worth.metric, "calibration": worth.calibration})
 
         costs = run.stage("device", lambda tick: _costs(options, target, materials, bits, tick))
+        if options.storage_bytes_per_s is not None:
+            costs = cost_model.paced(costs, options.storage_bytes_per_s)
         run.finished("device", {"io": asdict(costs.io), "compute": asdict(costs.compute), "notes": costs.notes})
 
         problem = _problem(options, materials, worth, costs)

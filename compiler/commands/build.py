@@ -101,9 +101,9 @@ def plan_command(
 
     \b
     Examples:
-      stic plan minilm.onnx --target host --latency 60ms --memory 14MiB
+      stic plan minilm.onnx --target host --latency 60ms --memory 6MiB
       stic plan minilm.onnx --target odroid-n2plus --latency 200ms        (least memory)
-      stic plan minilm.onnx --target host --sweep --latencies 40ms,60ms,90ms --memories 10MiB,14MiB,20MiB
+      stic plan minilm.onnx --target host --sweep --latencies 40ms,60ms,90ms --memories 6MiB,9MiB,14MiB
     """
     if not sweep and (latencies or memories):
         raise click.UsageError("--latencies and --memories belong to --sweep")
@@ -168,7 +168,7 @@ def compile_command(model: Path, target: str, output: Path, engine: Path | None,
 
     \b
     Examples:
-      stic compile minilm.onnx --target host --latency 60ms --memory 14MiB -o minilm.stic
+      stic compile minilm.onnx --target host --latency 60ms --memory 6MiB -o minilm.stic
       stic compile sst2/ --target raspberry-pi-4 --memory 16MiB --calibration train.tsv -o sst2.stic
       stic compile minilm.onnx --target host --planner preload --bits 6 -o resident.stic   (a baseline)
     """
