@@ -63,10 +63,12 @@ class Bench:
         return table
 
 
-def measure(path: Path, runs: int, threads: int | None, tokens: int | None, cold: bool) -> Bench:
+def measure(
+    path: Path, runs: int, threads: int | None, tokens: int | None, cold: bool, storage_bytes_per_s: int | None = None
+) -> Bench:
     """Run random tokens through the package `runs` times in a process of its own.
 
-    `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
+    `storage_bytes_per_s` emulates storage of that bandwidth. `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
     Raises PackageError for what is no package, EngineError with the engine's sentence where it refuses.
     """
     package = Package.open(path)
@@ -80,6 +82,7 @@ def measure(path: Path, runs: int, threads: int | None, tokens: int | None, cold
     options = ["--ids", ",".join(map(str, ids)), "--runs", str(runs), "--json"]
     options += ["--threads", str(threads)] if threads else []
     options += ["--cold"] if cold else []
+    options += ["--io-limit", str(storage_bytes_per_s)] if storage_bytes_per_s else []
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
         runner = build_engine(load("host"), Path(folder)).runner
         done = subprocess.run([str(runner), str(path), *options], capture_output=True, text=True)

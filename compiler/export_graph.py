@@ -87,7 +87,7 @@ class GraphWriter:
         """Return what is added to scores, (batch, 1, 1, tokens): 0, or the least float32 where the mask is 0."""
         kept = self.to_float(self.add("Unsqueeze", mask, self.constant([1, 2])))
         hidden = self.add("Sub", self.number(1.0), kept)
-        return self.add("Mul", hidden, self.number(np.finfo(np.float32).min))
+        return self.add("Mul", hidden, self.number(float(np.finfo(np.float32).min)))
 
     def positions(self, ids: str, padding: int | None) -> str:
         """Return row numbers of the position table: 0.., or RoBERTa's, from `padding` + 1 over tokens in use."""

@@ -97,7 +97,7 @@ class Graph:
         try:
             _refuse_huge(node, arrays)
             with np.errstate(all="ignore"):
-                return ReferenceEvaluator(single).run(None, feeds)
+                return list(ReferenceEvaluator(single).run(None, feeds))
         except Exception as error:  # a damaged graph makes the reference operators raise anything
             text = str(error).strip().splitlines()
             raise UnsupportedModelError(

@@ -106,12 +106,12 @@ def _attention(
     width = indices[2].shape[-1]
     if any(index.shape[-1] != width for index in indices):
         raise graph.refuse(context, "queries, keys and values of one head size")
-    maps = [_projection(graph, moved, index, before) for moved, index in zip((query, key, value), indices, strict=True)]
+    q, k, v = (_projection(graph, moved, at, before) for moved, at in zip((query, key, value), indices, strict=True))
     columns = _head_columns(graph, merged, inner, heads, batch, size, width, heads_last)
     scale = softmax_factor * query.factor * key.factor
     order = np.argsort(columns)
     output = Linear(np.ascontiguousarray(last.weight[:, order] * np.float32(inner.factor * value.factor)), last.bias)
-    return AttentionHalf(before, *maps, output, layer_norm, heads, scale)
+    return AttentionHalf(before, q, k, v, output, layer_norm, heads, scale)
 
 
 def _fused(graph: Graph, inputs: Inputs, context: str) -> tuple[tuple[str, str, str], float]:

@@ -1,10 +1,10 @@
 """What each shard is worth at each bitwidth: `stic profile`.
 
 Gain curves: every shard is varied over the bits while all others stay at an operating level u, and the loss on
-calibration examples is measured. Cheaper than measuring all bits: the lowest, u and the highest are measured, the ones between
-follow the shard's local error (`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether gains
-add up (`additivity`). The method "sti" is the published ranking (arXiv 2207.05022): everything at the lowest bits, one
-shard at a time at full precision.
+calibration examples is measured. Cheaper than measuring all bits: the lowest, u and the highest are measured, the ones
+between follow the shard's local error (`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether
+gains add up (`additivity`). The method "sti" is the published ranking (arXiv 2207.05022): everything at the lowest
+bits, one shard at a time at full precision.
 
 The same settings give the same results, whether a profile was stopped in between or not; the number of threads that
 a matrix product runs on may move the last digits.

@@ -171,7 +171,7 @@ HEADER = np.dtype(
         ("claimed_bytes", "<u8"),  # the plan's claim: arena, index, stacks, code
         ("deadline_us", "<u4"),  # 0: none
         ("predicted_us", "<u4"),
-        ("load_first", "<u4"),  # 1: read everything before computing anything
+        ("load_first", "<u4"),  # 1: read everything before computing anything; then no extent waits for a layer
         ("reserved", "<u4", (7,)),  # zero
     ]
 )

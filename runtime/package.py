@@ -140,6 +140,8 @@ class Package:
         for offset, size in self.regions.values():
             if offset % 64 or offset + size > int(self.header["arena_bytes"]):
                 raise self._refuse("a memory region lies outside the arena")
+        if self.header["load_first"] and np.any(self.extents["wait_layer"] != -1):
+            raise self._refuse("it is loaded before it is computed, yet a read waits for a layer")
         total = int(self.files["shards.bin"]["bytes"])
         for layer, row in enumerate(self.layers):
             bits = self.bits[layer]

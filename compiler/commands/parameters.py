@@ -80,6 +80,9 @@ def compose(options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
     return decorate
 
 
+storage_option = click.option(
+    "--storage", type=SIZE, metavar="RATE", help="Emulate storage of RATE bytes a second (100MB); default: as it is."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 
 budget_options = compose(
@@ -194,6 +197,13 @@ model_options = compose(
             type=FILE,
             metavar="FILE",
             help="What `stic probe` wrote; default: probe this host, else the target file.",
+        ),
+        click.option(
+            "--storage",
+            "storage_bytes_per_s",
+            type=SIZE,
+            metavar="RATE",
+            help="Plan for storage of at most RATE bytes a second (100MB); `stic run --storage` emulates it.",
         ),
         click.option("--importance", type=FILE, metavar="FILE", help="What `stic profile` wrote; skips measuring it."),
         *_IMPORTANCE,

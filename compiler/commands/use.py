@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stic.compiler.commands.parameters import FILE, PICTURE, json_option
+from stic.compiler.commands.parameters import FILE, PICTURE, json_option, storage_option
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.errors import InputError
 
@@ -27,6 +27,7 @@ def _ids(text: str) -> list[int]:
 @click.option("--ids", "id_lists", multiple=True, metavar="N,N,...", help="Token numbers instead of a sentence.")
 @click.option("--truncate", is_flag=True, help="Cut a sentence that is longer than the package was compiled for.")
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@storage_option
 @click.option(
     "--trace", type=FILE, metavar="run.json", help="Write the trace of the longest input; opens in ui.perfetto.dev."
 )
@@ -46,6 +47,7 @@ def run_command(
     id_lists: tuple[str, ...],
     truncate: bool,
     threads: int | None,
+    storage: int | None,
     trace: Path | None,
     timeline: Path | None,
     as_json: bool,
@@ -80,7 +82,7 @@ def run_command(
     has_types = int(opened.header["types"]) > 0
     runs: list[dict[str, Any]] = []
     outputs, traces = [], []
-    with Session(package, threads=threads) as session:
+    with Session(package, threads=threads, io_bytes_per_s=storage) as session:
         for ids, types in inputs:
             outputs.append(session.run(ids, types if has_types else None))
             traces.append(session.trace())
@@ -158,8 +160,17 @@ def eval_command(package: Path, data: Path, task: Any, limit: int | None, thread
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
 @click.option("--length", type=click.IntRange(1), metavar="N", help="Tokens; default: what was planned for.")
 @click.option("--cold", is_flag=True, help="Empty the preload buffer before every run, as after a long pause.")
+@storage_option
 @json_option
-def bench_command(package: Path, runs: int, threads: int | None, length: int | None, cold: bool, as_json: bool) -> None:
+def bench_command(
+    package: Path,
+    runs: int,
+    threads: int | None,
+    length: int | None,
+    cold: bool,
+    storage: int | None,
+    as_json: bool,
+) -> None:
     """Measure latency and memory of PACKAGE, in a process that does nothing else.
 
     The input is random tokens. Memory is the process's own peak (VmHWM), beside what the plan claims.
@@ -173,7 +184,7 @@ def bench_command(package: Path, runs: int, threads: int | None, length: int | N
 
     with progress_bar() as progress:
         progress("measuring", 0, 0)
-        result = measure(package, runs, threads, length, cold)
+        result = measure(package, runs, threads, length, cold, storage)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:

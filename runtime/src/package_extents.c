@@ -20,7 +20,7 @@ static stic_status check_place(const stic_package *p, uint32_t i, stic_error *er
                    e->bytes <= region->bytes - (e->destination - region->offset),
                "index.bin: extent %u lies outside its memory region", i);
   STIC_REQUIRE(e->wait_layer >= -1 && e->wait_layer < (int32_t)e->layer &&
-                   (i >= h->resident_extents || e->wait_layer == -1),
+                   ((i >= h->resident_extents && !h->load_first) || e->wait_layer == -1),
                "index.bin: extent %u waits for layer %d, but is itself of layer %u", i, e->wait_layer, e->layer);
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
     const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
