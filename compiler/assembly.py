@@ -16,6 +16,7 @@ from stic.compiler.plan import Plan
 from stic.compiler.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.compiler.trunk import Trunk, build_embeddings, build_trunk
+from stic.runtime.errors import UnsupportedModelError
 from stic.runtime.format import MATRICES, row_stride
 from stic.schedules.shape import KernelShape
 from stic.targets.target import Target
@@ -42,13 +43,19 @@ class Materials:
     def kernel_shape(self) -> KernelShape:
         """What the model's kernels are compiled for."""
         model = self.quantized.sharded.model
-        norm = model.layers[0].ffn_norm
-        return KernelShape(model.hidden, model.head_dim, model.activation, model.embeddings.norm.epsilon, norm.epsilon)
+        epsilon = model.embeddings.norm.epsilon
+        return KernelShape(model.hidden, model.head_dim, model.activation, epsilon, epsilon)
 
 
 def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int) -> Materials:
-    """Lay out the store and build the trunk and the embedding rows of a quantised model."""
+    """Lay out the store and build the trunk and the embedding rows of a quantised model.
+
+    Raises UnsupportedModelError if its norms differ in epsilon, InputError if it has too few positions.
+    """
     geometry, model = quantized.sharded.geometry, quantized.sharded.model
+    norms = [model.embeddings.norm, *(n for layer in model.layers for n in (layer.attention_norm, layer.ffn_norm))]
+    if len({norm.epsilon for norm in norms}) > 1:
+        raise UnsupportedModelError(f"{model.name}: its layer norms differ in epsilon; kernels are compiled for one")
     outliers = np.array(
         [
             [[len(quantized.matrix(layer, s, name).outliers) for name in MATRICES] for s in range(geometry.slices)]

@@ -68,7 +68,8 @@ def measure(
 ) -> Bench:
     """Run random tokens through the package `runs` times in a process of its own.
 
-    `storage_bytes_per_s` emulates storage of that bandwidth. `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
+    `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
+    `storage_bytes_per_s` emulates storage of that bandwidth.
     Raises PackageError for what is no package, EngineError with the engine's sentence where it refuses.
     """
     package = Package.open(path)

@@ -114,15 +114,19 @@ def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slic
     return data.tobytes()
 
 
+def check_output(output: Path) -> None:
+    """Raise InputError if something stands at `output` that a package may not replace."""
+    if output.exists() and not (output / "index.bin").exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not a stic package: choose another output, or remove it")
+
+
 def write_package(parts: Parts, output: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Write a package to directory `output`, replacing a package that stands there.
 
     Raises InputError if `output` exists and is no package, OSError if it cannot be written; either way `output`
     is as it was.
     """
-    if output.exists() and not (output / "index.bin").exists():
-        if not output.is_dir() or any(output.iterdir()):
-            raise InputError(f"{output} exists and is not a stic package: choose another output, or remove it")
+    check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
     staging.mkdir()

@@ -28,7 +28,7 @@ from stic.compiler.memory_plan import place_extents
 from stic.compiler.model import Model
 from stic.compiler.moments import input_moments
 from stic.compiler.options import CompileOptions, Progress, silent
-from stic.compiler.packager import write_package
+from stic.compiler.packager import check_output, write_package
 from stic.compiler.plan import Plan, Problem, to_json
 from stic.compiler.planner import solve
 from stic.compiler.profile_jobs import Workers
@@ -136,7 +136,9 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     target = load_target(options.target)
     threads, lanes = options.threads or target.threads, options.lanes or device.DEFAULT_LANES
     if write:
-        find_c_compiler(target)  # missing tools are worth knowing before minutes of measuring
+        # What is bound to fail is worth knowing before minutes of measuring.
+        find_c_compiler(target)
+        check_output(options.output or Path())
     model = run.stage("load", lambda _: read_model(options.model, options.model_output))
     result = CompileResult(model, target)
     try:
