@@ -12,7 +12,6 @@ being ignored:
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -122,7 +121,9 @@ def label_names(folder: Path) -> tuple[str, ...] | None:
         return None
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{folder / 'config.json'} does not name the classes as Hugging Face does: {error}") from error
-    return tuple(names[number] for number in sorted(names)) if sorted(names) == list(range(len(names))) else None
+    if not names or sorted(names) != list(range(len(names))):
+        return None
+    return tuple(names[number] for number in sorted(names))
 
 
 def check_calibration(examples: Examples) -> Examples:
@@ -225,7 +226,7 @@ def _rows(path: Path) -> list[list[str]]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     # str.splitlines also cuts at characters that are text in some corpora, such as U+0085
     lines = text.replace("\r\n", "\n").split("\n")
-    rows = list(csv.reader([line for line in lines if line.strip()], delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [line.split("\t") for line in lines if line.strip()]
     if not rows:
         raise InputError(f"{path} is empty; give it a header line and one example a line. Columns accepted: {ACCEPTED}")
     return rows
@@ -268,7 +269,7 @@ def _classes(path: Path, values: list[str], labels: Sequence[str] | None) -> NDA
         allowed = list(range(len(labels))) if labels else None
     else:
         names = list(labels) if labels and set(values) & set(labels) else sorted(set(values) - {""})
-        if any(value.isdecimal() for value in names) or "" in values:
+        if any(value.isdecimal() for value in values) or "" in values:
             row = next(i for i, v in enumerate(values, 2) if not v or v.isdecimal() != values[0].isdecimal())
             raise InputError(f"{path}, row {row}: the label {values[row - 2]!r} is not like the others; use class "
                              "numbers or class names throughout")  # fmt: skip

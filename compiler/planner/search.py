@@ -280,6 +280,7 @@ class Search:
         solver.parameters.num_workers = workers
         solver.parameters.linearization_level = 2
         solver.parameters.relative_gap_limit = self.gap_limit / 2
+        solver.parameters.catch_sigint_signal = False  # it would take Ctrl-C from Python for good
         status = solver.solve(model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             layers, table_resident = decode(b.program, solver.value)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -209,3 +210,10 @@ def test_bert_base(budget, elastic):
     assert plan.proof.gap is not None and plan.proof.gap < 0.03  # 0.005 in the grid study, on an idle machine
     check(plan, problem, claim_of(plan, problem))
     verify_extents(plan, problem.store, place_extents(plan, problem.store))
+
+
+def test_planning_leaves_ctrl_c_to_python() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    problem = tiny(1)
+    optimal.solve(replace(problem, budget=budget_between(problem, 0.5, None)), 2.0, 2)
+    assert signal.getsignal(signal.SIGINT) is handler
