@@ -17,13 +17,14 @@ TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks
 
-.PHONY: demo test lint types check bench-quantizers bench-planner clean help
+.PHONY: demo test lint types check bench-encoder bench-quantizers bench-planner clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
 	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
 	@echo "make lint types check   the parts of it"
+	@echo "make bench-encoder      latency and memory against onnxruntime; prediction on throttled storage (root)"
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
 	@echo "make bench-planner      planners on the grid of test instances"
 	@echo "make clean              remove what was built, and the environment"
@@ -76,6 +77,13 @@ check: lint types
 
 test: check
 	$(BIN)/python -m pytest -q $(PYTEST)
+
+bench-encoder: $(DEMO)/minilm.onnx $(DEMO_PACKAGE)/index.bin | $(VENV)/test.stamp
+	$(BIN)/stic compile $(DEMO)/minilm.onnx --target host --planner preload --bits 6 -o $(DEMO)/resident.stic
+	$(BIN)/python benchmarks/encoder.py latency $(DEMO)/minilm.onnx $(DEMO)/resident.stic --threads 1
+	$(BIN)/python benchmarks/encoder.py latency $(DEMO)/minilm.onnx $(DEMO)/resident.stic --threads 2
+	$(BIN)/python benchmarks/encoder.py memory $(DEMO)/minilm.onnx $(DEMO_PACKAGE)
+	$(BIN)/python benchmarks/encoder.py throttled $(DEMO)/minilm.onnx --deadline-us 70000 --folder $(DEMO)
 
 bench-quantizers: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/quantizers.py

@@ -1,0 +1,436 @@
+"""Importance: gain curves, their additivity, the published ranking, and that a profile neither varies nor repeats work.
+
+The model is tiny and random; what is tested is the measurement, not what is measured.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from stic.compiler import profile_jobs
+from stic.compiler.additivity import check, layer_factors, layer_sums, random_assignments
+from stic.compiler.gain_curves import concave_gains, fill_in, presence_values
+from stic.compiler.importance import Importance, ProfileSettings, load, profile, sample, save
+from stic.compiler.model import Model
+from stic.compiler.pipeline import read_model
+from stic.compiler.profile_cache import EvaluationLog
+from stic.compiler.profile_jobs import LossJob, Workers
+from stic.compiler.quantize import QuantizedModel, quantize
+from stic.compiler.sharding import shard
+from stic.compiler.task import Examples, encode, open_tokenizer, score
+from stic.runtime.errors import InputError
+
+SETTINGS = ProfileSettings(bits=(2, 3, 4, 6, 16), tokens=60, plans=12)
+ONE = Workers(jobs=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the compiler runs it: matrix products on one thread."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_dir: Path) -> QuantizedModel:
+    return quantize(shard(read_model(tiny_dir), 4))
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_classifier_dir: Path) -> QuantizedModel:
+    return quantize(shard(read_model(tiny_classifier_dir), 2))
+
+
+def elastic(quantized: QuantizedModel) -> QuantizedModel:
+    sharded = quantized.sharded
+    return replace(quantized, sharded=replace(sharded, model=replace(sharded.model, elastic=True)))
+
+
+def labelled(count: int = 16) -> Examples:
+    words = "the cat sings here and a dog runs there very good movie is great".split()
+    rng = np.random.default_rng(5)
+    texts = tuple((" ".join(rng.choice(words, 4)), None) for _ in range(count))
+    return Examples("classification", texts, (np.arange(count) % 2).astype(np.float64), "random words")
+
+
+@pytest.fixture(scope="module")
+def found(encoder: QuantizedModel) -> Importance:
+    return profile(encoder, settings=SETTINGS, workers=ONE)
+
+
+def assert_same(a: Importance, b: Importance) -> None:
+    """Equal in everything but the time it took."""
+    for field in fields(Importance):
+        if field.name != "seconds":
+            np.testing.assert_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+
+
+def assert_rising_and_concave(gain: np.ndarray, bits: tuple[int, ...]) -> None:
+    slopes = np.diff(gain, axis=-1) / np.diff(bits)
+    assert not gain[..., 0].any()
+    assert (slopes >= 0).all()
+    assert (np.diff(slopes, axis=-1) <= 1e-9 * np.abs(gain).max()).all()
+
+
+def jobs_in(folder: Path) -> list[str]:
+    (log,) = folder.glob("*.jsonl")
+    return [json.loads(line)["job"] for line in log.read_text().splitlines()]
+
+
+def test_gains_rise_and_flatten(found: Importance) -> None:
+    assert found.gain.shape == found.raw.shape == (2, 4, 5)
+    assert_rising_and_concave(found.gain, SETTINGS.bits)
+    assert (found.gain[..., -1] > 0).all()
+    assert found.objective == "cosine" and found.metric is None and found.raw_width is None
+    assert not found.presence.any()
+    assert "built-in sentences: " in found.calibration and found.calibration.endswith("unlabelled")
+
+
+def test_a_profile_repeats_itself(found: Importance, encoder: QuantizedModel) -> None:
+    assert_same(profile(encoder, settings=SETTINGS, workers=ONE), found)
+    other = profile(encoder, settings=replace(SETTINGS, seed=1), workers=ONE)
+    assert other.key != found.key
+
+
+def test_more_bits_are_worth_more(found: Importance) -> None:
+    low, high = (((bits,) * 4,) * 2 for bits in (2, 16))
+    assert found.value(low) == 0 < found.value(high)
+    assert found.value(high) == pytest.approx(found.gain[..., -1].sum())
+
+
+def test_only_the_ends_and_the_operating_level_are_measured(found: Importance, encoder: QuantizedModel) -> None:
+    settings = replace(SETTINGS, exact=True, plans=0)
+    exact = profile(encoder, settings=settings, workers=ONE)
+    measured = [SETTINGS.bits.index(bits) for bits in SETTINGS.measured]
+    assert SETTINGS.measured == (2, 4, 16) and settings.measured == SETTINGS.bits
+    assert not np.isnan(exact.raw).any() and exact.evaluations == 1 + 8 * 4
+    others = [i for i in range(5) if i not in measured]
+    np.testing.assert_array_equal(found.raw[..., measured], exact.raw[..., measured])
+    assert np.isnan(found.raw[..., others]).all()
+    ends = exact.raw[..., 0] - exact.raw[..., -1]
+    for importance in (found, exact):
+        assert (importance.gain[..., -1] >= ends - 1e-12).all()
+    np.testing.assert_allclose(found.gain[..., -1], exact.gain[..., -1], atol=0.1 * found.gain.max())
+    assert exact.additivity == () and exact.rho is None
+
+
+def test_the_operating_level_is_one_evaluation(found: Importance) -> None:
+    at_level = found.raw[..., SETTINGS.bits.index(4)]
+    assert np.unique(at_level).size == 1
+
+
+def test_additivity(found: Importance) -> None:
+    (first, *_) = found.additivity
+    assert first.plans == SETTINGS.plans
+    assert -1 <= first.rho_near <= 1 and 0 <= first.residual <= 1
+    assert found.rho is not None and -1 <= found.rho <= 1
+    assert found.rho == found.additivity[-1].rho
+
+
+def test_layer_factors_are_checked_on_new_plans(encoder: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stic.compiler.importance.GOOD_RHO", 1.1)
+    again = profile(encoder, settings=SETTINGS, workers=ONE)
+    assert len(again.additivity) == 2 and all(-1 <= entry.rho <= 1 for entry in again.additivity)
+    assert np.mean(again.layer_factor) == pytest.approx(1.0) and min(again.layer_factor) > 0
+    assert_rising_and_concave(again.gain, SETTINGS.bits)
+
+
+def test_presence_of_an_elastic_model(encoder: QuantizedModel) -> None:
+    stretchy = profile(elastic(encoder), settings=SETTINGS, workers=ONE)
+    assert stretchy.presence.shape == (2, 4) and (stretchy.presence >= 0).all() and stretchy.presence.any()
+    assert stretchy.raw_width is not None and stretchy.raw_width.shape == (2, 5)
+    full = ((4,) * 4,) * 2
+    cut = ((4,) * 4, (4, 4, 0, 0))
+    assert stretchy.value(full) >= stretchy.value(cut)
+    assert stretchy.rho is not None and -1 <= stretchy.rho <= 1
+
+
+def test_the_published_ranking(classifier: QuantizedModel) -> None:
+    settings = replace(SETTINGS, method="sti", tokens=200)
+    ranked = profile(classifier, labelled(), settings, workers=ONE)
+    assert ranked.method == "sti" and ranked.level == 2 and ranked.evaluations == 5
+    assert sorted(ranked.gain[..., -1].ravel().tolist()) == [0.25, 0.5, 0.75, 1.0]
+    assert not ranked.gain[..., 0].any() and not ranked.presence.any()
+    assert ranked.rho is None
+    best = np.unravel_index(ranked.gain[..., -1].argmax(), (2, 2))
+    assert ranked.metric is not None and 0 <= ranked.metric <= 1
+    plain = profile(classifier, replace(labelled(), kind="unlabelled", targets=None), settings, workers=ONE)
+    best = np.unravel_index(plain.gain[..., -1].argmax(), (2, 2))
+    assert plain.raw[(*best, -1)] == plain.raw[..., -1].min()
+    assert plain.objective == "kl" and plain.metric is None
+    stretchy = profile(elastic(classifier), labelled(), settings, workers=ONE)
+    assert (stretchy.presence > stretchy.gain.sum()).all()
+
+
+def test_labels_give_a_metric(classifier: QuantizedModel) -> None:
+    settings = replace(SETTINGS, tokens=1000, plans=4)
+    with_labels = profile(classifier, labelled(), settings, workers=ONE)
+    assert with_labels.objective == "cross entropy" and with_labels.metric is not None
+    assert with_labels.metric * 16 == pytest.approx(round(with_labels.metric * 16))
+    assert with_labels.calibration.startswith("random words: 16 of 16 examples") and "classification" in (
+        with_labels.calibration
+    )
+    agreement = profile(classifier, labelled(), replace(settings, objective="kl"), workers=ONE)
+    assert agreement.objective == "kl" and agreement.metric == with_labels.metric
+    assert agreement.key != with_labels.key
+
+
+def test_similarity_gives_a_metric(encoder: QuantizedModel) -> None:
+    texts = tuple((a, b) for (a, _), (b, _) in zip(labelled().texts, labelled().texts[::-1], strict=True))
+    examples = Examples("similarity", texts, np.arange(16.0), "pairs")
+    similar = profile(encoder, examples, replace(SETTINGS, tokens=400, plans=0), workers=ONE)
+    assert similar.objective == "cosine" and similar.metric is not None and -1 <= similar.metric <= 1
+
+
+def test_the_metric_is_the_models(classifier: QuantizedModel) -> None:
+    from stic.compiler.evaluate import evaluate_reference
+
+    model: Model = classifier.sharded.model
+    assert model.tokenizer is not None
+    metric, scores = evaluate_reference(classifier, None, labelled(), model.tokenizer, 64)
+    assert metric.name == "accuracy" and scores.metric == metric.value
+    low, _ = evaluate_reference(classifier, ((2, 2),) * 2, labelled(), model.tokenizer, 64)
+    assert 0 <= low.value <= 1
+    with pytest.raises(InputError, match="keeps a slice after a gap"):
+        evaluate_reference(classifier, ((0, 2), (2, 2)), labelled(), model.tokenizer, 64)
+    with pytest.raises(InputError, match="needs bits for 2 layers of 2 slices"):
+        evaluate_reference(classifier, ((2, 2),), labelled(), model.tokenizer, 64)
+
+
+class _Stopped(Exception):
+    """What a user's Ctrl-C stands for."""
+
+
+def test_a_stopped_profile_goes_on(
+    found: Importance, encoder: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > total // 3:
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path, progress=stop)
+    before = jobs_in(tmp_path)
+    assert 0 < len(before) and len(set(before)) == len(before)
+    (log,) = tmp_path.glob("*.jsonl")
+    with log.open("a") as file:
+        file.write('{"job": "loss 2,2,2,2/2,2,')  # the write that a crash cut short
+
+    ran: list[str] = []
+    really = profile_jobs._run
+    monkeypatch.setattr(profile_jobs, "_run", lambda evaluator, job: ran.append(job.name) or really(evaluator, job))
+    steps: list[tuple[int, int]] = []
+    again = profile(
+        encoder, settings=SETTINGS, workers=ONE, cache=tmp_path, progress=lambda *step: steps.append(step)
+    )
+    assert_same(again, found)
+    assert not set(ran) & set(before) and len(set(ran)) == len(ran)
+    entries = EvaluationLog(tmp_path, log.stem).results
+    assert set(entries) == set(ran) | set(before)
+    assert sum(name.startswith("loss") for name in entries) == found.evaluations
+    assert steps[0][0] > 0 and steps[-1][0] == steps[-1][1] and steps == sorted(steps)
+
+    ran.clear()
+    assert_same(profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path), found)
+    assert not ran
+
+
+def test_other_weights_are_other_evaluations(encoder: QuantizedModel, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, method="sti", tokens=20)
+    profile(encoder, settings=settings, workers=ONE, cache=tmp_path)
+    shards = [[dict(part) for part in layer] for layer in encoder.shards]
+    changed = shards[0][0]["up"]
+    shards[0][0]["up"] = replace(changed, scale=changed.scale * np.float32(1.5))
+    other = replace(encoder, shards=tuple(tuple(layer) for layer in shards))
+    profile(other, settings=settings, workers=ONE, cache=tmp_path)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+def test_a_cache_that_cannot_be_written(encoder: QuantizedModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot keep evaluations in .*name another folder"):
+        profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path / "file")
+
+
+def test_two_processes_find_the_same(found: Importance, encoder: QuantizedModel, tmp_path: Path) -> None:
+    assert_same(profile(encoder, settings=SETTINGS, workers=Workers(jobs=2), cache=tmp_path), found)
+    assert len(jobs_in(tmp_path)) == len(set(jobs_in(tmp_path)))
+
+
+def test_a_cluster_finds_the_same(found: Importance, encoder: QuantizedModel, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
+    ) as cluster:
+        workers = cluster.scheduler_info["workers"]
+        assert len(workers) == 2
+        with distributed.Client(cluster, set_as_default=False) as client:
+            pids = set(client.run(_pid).values())
+        assert len(pids) == 2
+        result = profile(
+            encoder, settings=SETTINGS, workers=Workers(dask=cluster.scheduler_address), cache=tmp_path / "log"
+        )
+    assert_same(result, found)
+    assert len(jobs_in(tmp_path / "log")) == found.evaluations + 2  # and the local errors of two layers
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+def test_no_such_cluster(encoder: QuantizedModel) -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(InputError, match="no Dask scheduler answers at nowhere://"):
+        profile(encoder, settings=SETTINGS, workers=Workers(dask="nowhere://127.0.0.1:1"))
+
+
+def test_files_read_back(found: Importance, encoder: QuantizedModel, tmp_path: Path) -> None:
+    stretchy = profile(elastic(encoder), settings=replace(SETTINGS, plans=0), workers=ONE)
+    for importance in (found, stretchy):
+        save(importance, tmp_path / "importance.json")
+        again = load(tmp_path / "importance.json")
+        assert_same(again, importance)
+        assert again.seconds == importance.seconds
+    assert [path.name for path in tmp_path.iterdir()] == ["importance.json"]
+
+
+def test_files_of_something_else(found: Importance, tmp_path: Path) -> None:
+    path = tmp_path / "importance.json"
+    save(found, path)
+    good = json.loads(path.read_text())
+    damaged = [
+        {name: value for name, value in good.items() if name != missing}
+        for missing in ("format", "gain", "bits", "key", "additivity")
+    ]
+    damaged += [
+        good | change
+        for change in (
+            {"unknown": 1},
+            {"format": 2},
+            {"gain": None},
+            {"gain": [[1.0]]},
+            {"presence": [[0.0]]},
+            {"raw": [[[0.0]]]},
+            {"bits": [2, 3]},
+            {"additivity": [{"rho": 1.0}]},
+        )
+    ]
+    for content in (*map(json.dumps, damaged), "", "[]", "null", "{", json.dumps(good)[:-20]):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"importance\.json is not an importance file .*profile again"):
+            load(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="is not an importance file"):
+        load(path)
+    with pytest.raises(InputError, match="cannot read the importance file .*No such file"):
+        load(tmp_path / "missing.json")
+    with pytest.raises(InputError, match="cannot write"):
+        save(found, tmp_path / "missing" / "importance.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": (4, 2)}, "are not ascending bitwidths"),
+        ({"bits": (2, 4, 9)}, "are not ascending bitwidths"),
+        ({"bits": ()}, "are not ascending bitwidths"),
+        ({"bits": (2, 8)}, "operating level of 4 bits is not among"),
+        ({"tokens": 0}, "at least one token"),
+        ({"plans": -1}, "no negative number of plans"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ProfileSettings(**options)
+
+
+def test_no_tokenizer(encoder: QuantizedModel) -> None:
+    sharded = encoder.sharded
+    bare = replace(encoder, sharded=replace(sharded, model=replace(sharded.model, tokenizer=None)))
+    with pytest.raises(InputError, match=r"has no tokenizer\.json beside it"):
+        profile(bare, settings=SETTINGS, workers=ONE)
+
+
+def test_calibration_with_one_class(classifier: QuantizedModel) -> None:
+    with pytest.raises(InputError, match="have the same class"):
+        profile(classifier, replace(labelled(), targets=np.ones(16)), SETTINGS, workers=ONE)
+
+
+def test_a_sample_has_two_kinds_of_label(tiny_dir: Path) -> None:
+    examples = replace(labelled(), targets=(np.arange(16) == 7).astype(np.float64))
+    coder = open_tokenizer(tiny_dir / "tokenizer.json")
+    chosen, batches = sample(examples, coder, 64, replace(SETTINGS, tokens=1))
+    assert chosen.targets is not None and len(np.unique(chosen.targets)) == 2
+    assert sum(len(batch.rows) for batch in batches) == len(chosen)
+    plain, _ = sample(replace(examples, kind="unlabelled", targets=None), coder, 64, replace(SETTINGS, tokens=1))
+    assert len(plain) == 1
+
+
+@pytest.mark.parametrize("flexible", [False, True])
+def test_random_plans_are_plans(flexible: bool) -> None:
+    plans = random_assignments(0, 40, SETTINGS.bits, 4, 6, 4, flexible)
+    assert plans == random_assignments(0, 40, SETTINGS.bits, 4, 6, 4, flexible)
+    bits = np.array(plans)
+    assert bits.shape == (40, 6, 4) and set(bits.ravel().tolist()) <= {0, *SETTINGS.bits}
+    assert (np.diff(bits, axis=2) <= 0).all()
+    assert (bits[:, 0, 0] > 0).all() and (bits == 0).any() == flexible
+
+
+def test_sums_that_add_up_are_found_additive() -> None:
+    rng = np.random.default_rng(0)
+    plans = random_assignments(1, 32, SETTINGS.bits, 4, 3, 4, False)
+    gain = concave_gains(rng.random((3, 4, 5)), SETTINGS.bits)
+    sums = np.array([layer_sums(plan, SETTINGS.bits, gain, np.zeros((3, 4))) for plan in plans])
+    perfect = check(sums, 5 - sums.sum(axis=1))
+    assert perfect.rho == pytest.approx(1) and perfect.residual == pytest.approx(0, abs=1e-6)
+    assert check(sums, sums.sum(axis=1)).rho == pytest.approx(-1)
+    assert math.isnan(check(np.ones_like(sums), np.ones(32)).rho)
+    truth = np.array([0.2, 1.0, 1.8])
+    factors = layer_factors(sums, np.exp(-(sums @ truth)))
+    assert (np.diff(factors) > 0).all() and factors.mean() == pytest.approx(1)
+    np.testing.assert_array_equal(layer_factors(sums, np.exp(sums @ truth)), np.ones(3))
+
+
+def test_curves_from_losses() -> None:
+    bits = (2, 3, 4, 6)
+    losses = np.array([[8.0, 4.0, 5.0, 3.0], [1.0, 2.0, 3.0, 4.0], [4.0, 2.0, 1.0, 0.5]])
+    gain = concave_gains(losses, bits)
+    assert_rising_and_concave(gain, bits)
+    assert not gain[1].any()
+    np.testing.assert_allclose(gain[2], [0, 2, 3, 3.5])
+    known = np.array([[4.0, np.nan, 1.0, np.nan, 0.5]])
+    errors = np.array([[1.0, 0.5, 0.25, 0.125, 0.0]])
+    np.testing.assert_allclose(fill_in(known, errors), [[4.0, 2.0, 1.0, 0.75, 0.5]])
+
+
+def test_presence_from_widths() -> None:
+    losses = np.array([[9.0, 5.0, 6.0, 1.0]])
+    presence = presence_values(losses, np.array([[0.5, 0.1, 9.0]]))
+    np.testing.assert_allclose(presence, [[9.0 - 5.5 - 0.5, 0.0, 0.0]])
+
+
+def test_scores_are_in_the_order_of_the_examples(classifier: QuantizedModel) -> None:
+    from stic.compiler.evaluate import collect, run_model
+
+    model = classifier.sharded.model
+    assert model.tokenizer is not None
+    examples = labelled()
+    whole = encode(examples, model.tokenizer, 64)
+    single = encode(examples, model.tokenizer, 64, batch_tokens=1)
+    many, one = (collect(model, batches, [run_model(model, b) for b in batches]) for batches in (whole, single))
+    np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
+    assert score(many, examples).n == 16
+
+
+def test_jobs_name_what_they_evaluate() -> None:
+    job = LossJob(((4, 2), (0, 0)))
+    assert job.name == "loss 4,2/0,0"
+    assert job.first(((4, 2), (4, 4))) == 1 and job.first(((4, 4), (0, 0))) == 0
