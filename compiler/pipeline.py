@@ -31,10 +31,11 @@ from stic.compiler.options import CompileOptions, Progress, silent
 from stic.compiler.packager import check_output, write_package
 from stic.compiler.plan import Plan, Problem, to_json
 from stic.compiler.planner import solve
+from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.profile_jobs import Workers
 from stic.compiler.quantize import QuantizedModel, bytes_per_weight, quantize
 from stic.compiler.sharding import ShardedModel, shard
-from stic.compiler.simulate import Claim, Timeline, check, simulate
+from stic.compiler.simulate import ReplayError, Timeline, check
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 from stic.runtime.native import cache_dir
@@ -305,17 +306,12 @@ def _plan(options: CompileOptions, problem: Problem, costs: cost_model.Costs) ->
 
 
 def _check(plan: Plan, problem: Problem, materials: Materials) -> Timeline:
-    """Replay the plan; what the placer and the simulator say of memory must agree as well."""
-    timeline = simulate(plan, problem)
-    placement = place_extents(plan, materials.store)
-    held = Claim(
-        timeline.latency_us,
-        claim(materials, plan, placement),
-        placement.preload_bytes,
-        placement.working_bytes,
-        timeline.io_bytes,
-    )
-    return check(plan, problem, held)
+    """Replay the plan against the planner's claim, and against the memory that the packager will lay out."""
+    timeline = check(plan, problem, claim_of(plan, problem))
+    laid_out = claim(materials, plan, place_extents(plan, materials.store))
+    if laid_out != timeline.peak_bytes:
+        raise ReplayError(f"the replay holds {timeline.peak_bytes} bytes, the package will hold {laid_out}")
+    return timeline
 
 
 def _write(run: _Run, target: Target, result: CompileResult) -> Path:
