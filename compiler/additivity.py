@@ -77,8 +77,8 @@ def check(sums: Doubles, losses: Doubles) -> Additivity:
 def layer_factors(sums: Doubles, losses: Doubles, rounds: int = 500) -> Doubles:
     """Return factors (layers,), all positive, that make the sums (plans, layers) fit minus the losses (plans,).
 
-    Least squares of ranks' worth: both sides centred, the losses logarithmic since a plan's worst layer multiplies
-    the rest; a ridge keeps layers that the plans hardly tell apart near the common factor. Their mean is 1.
+    Least squares: both sides centred, the losses logarithmic since a plan's worst layer multiplies the rest; a ridge
+    keeps layers that the plans hardly tell apart near the common factor. Their mean is 1.
     """
     spread = float(np.sqrt(sums.var(axis=0).sum()))
     x = (sums - sums.mean(axis=0)) / (spread or 1.0)

@@ -11,21 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from stic.compiler.forward import attention_bias, embed, outputs, run_head, run_layer
 from stic.compiler.model import Array, Layer, Model
-from stic.compiler.plan import Plan
 from stic.compiler.quantize import QuantizedModel, dequantize
 from stic.compiler.sharding import assemble
-from stic.compiler.task import Batch, Examples, Metric, encode, score
-from stic.runtime.errors import InputError
+from stic.compiler.task import Batch, Examples, score
 from stic.runtime.format import MATRICES
 
 Assignment = tuple[tuple[int, ...], ...]  # [layer][slice] bits; 0: left out, and then all later slices as well
@@ -147,11 +142,6 @@ def uniform_assignment(quantized: QuantizedModel, bits: int) -> Assignment:
     return ((bits,) * g.slices,) * g.layers
 
 
-def plan_assignment(plan: Plan, slices: int) -> Assignment:
-    """Return the bits of every shard that a plan chose, 0 where it leaves a slice or a layer out."""
-    return tuple(layer.bits + (0,) * (slices - len(layer.bits)) for layer in plan.layers)
-
-
 class Evaluator:
     """Evaluates assignments of one measurement, one after the other."""
 
@@ -218,33 +208,3 @@ class Evaluator:
 
     def _dequantize(self, layer: int, index: int, bits: int) -> dict[str, Array]:
         return {name: dequantize(self.measurement.quantized, layer, index, name, bits) for name in MATRICES}
-
-
-def check_assignment(quantized: QuantizedModel, assignment: Assignment) -> Assignment:
-    """Return the assignment, or raise InputError if it does not fit the model or keeps a slice after a missing one."""
-    g = quantized.sharded.geometry
-    if len(assignment) != g.layers or any(len(bits) != g.slices for bits in assignment):
-        raise InputError(f"an assignment for {quantized.sharded.model.name} needs bits for {g.layers} layers of "
-                         f"{g.slices} slices")  # fmt: skip
-    if any(later > 0 and not bits for layer in assignment for bits, later in pairwise(layer)):
-        raise InputError("only the last slices of a layer can be left out: an assignment keeps a slice after a gap")
-    return assignment
-
-
-def evaluate_reference(
-    quantized: QuantizedModel,
-    assignment: Assignment | None,
-    examples: Examples,
-    tokenizer: Path | Tokenizer,
-    max_length: int,
-) -> tuple[Metric, Scores]:
-    """Return how good a model is at an assignment (None: as given, in float32) on labelled examples.
-
-    The metric is the task's; the scores carry its loss (`Measurement.objective`). Raises InputError without labels.
-    """
-    batches = encode(examples, tokenizer, max_length, BATCH_TOKENS)
-    base = uniform_assignment(quantized, 32) if assignment is None else check_assignment(quantized, assignment)
-    measurement = prepare(quantized, examples, batches, base)
-    found = Evaluator(measurement).outputs(base)
-    metric = score(found, examples)
-    return metric, Scores(loss(measurement.objective, found, measurement.reference, examples), metric.value)

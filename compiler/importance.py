@@ -298,8 +298,11 @@ def load(path: Path) -> Importance:
         data["bits"], data["layer_factor"] = tuple(data["bits"]), tuple(data["layer_factor"])
         importance = Importance(**data)
         layers, slices, bits = importance.gain.shape
-        if importance.presence.shape != (layers, slices) or bits != len(importance.bits):
-            raise ValueError("shapes of gain, presence and bits disagree")
+        width = importance.raw_width
+        agree = importance.presence.shape == (layers, slices) and importance.raw.shape == importance.gain.shape
+        agree = agree and bits == len(importance.bits) and layers == len(importance.layer_factor)
+        if not agree or (width is not None and width.shape != (layers, slices + 1)):
+            raise ValueError("its shapes disagree")
         return importance
     except OSError as error:
         raise InputError(f"cannot read the importance file {path}: {error.strerror}") from error

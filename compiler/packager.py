@@ -114,9 +114,18 @@ def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slic
     return data.tobytes()
 
 
+def _is_package(path: Path) -> bool:
+    """Whether an index of stic's is there, whole or damaged: replacing a package deletes all that is beside it."""
+    try:
+        with (path / "index.bin").open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def check_output(output: Path) -> None:
     """Raise InputError if something stands at `output` that a package may not replace."""
-    if output.exists() and not (output / "index.bin").exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not _is_package(output) and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not a stic package: choose another output, or remove it")
 
 
@@ -126,9 +135,11 @@ def write_package(parts: Parts, output: Path, progress: Callable[[int, int], Non
     Raises InputError if `output` exists and is no package, OSError if it cannot be written; either way `output`
     is as it was.
     """
+    output = output.absolute()
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed; containers give process ids again
     staging.mkdir()
     try:
         crcs = _write_shards(parts, staging / "shards.bin", progress)
@@ -139,15 +150,27 @@ def write_package(parts: Parts, output: Path, progress: Callable[[int, int], Non
         if parts.quantized.sharded.model.tokenizer is not None:
             shutil.copyfile(parts.quantized.sharded.model.tokenizer, staging / "tokenizer.json")
         (staging / "index.bin").write_bytes(_index(parts, crcs, staging))
+        for path in (*staging.iterdir(), staging):
+            _to_disk(path)
         _replace(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or folder would survive a power cut; a full disk shows here at the latest."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _replace(staging: Path, output: Path) -> None:
     """Give `staging` the name `output`; the old package goes only once the new one stands."""
     if output.exists():
         old = output.with_name(f".{output.name}.{os.getpid()}.old")
+        shutil.rmtree(old, ignore_errors=True)
         output.rename(old)
         try:
             staging.rename(output)
@@ -173,8 +196,6 @@ def _write_shards(parts: Parts, path: Path, progress: Callable[[int, int], None]
             file.write(data)
             progress(done + 1, len(present))
         file.truncate(store.total_bytes)
-        file.flush()
-        os.fsync(file.fileno())
     return crcs
 
 

@@ -47,7 +47,7 @@ class Point:
 
 def _read(descriptor: int, offsets: Sequence[int], size: int, deadline: float) -> list[float]:
     buffer = mmap.mmap(-1, size)  # anonymous maps are page-aligned, which O_DIRECT wants
-    taken = []
+    taken: list[float] = []
     for offset in offsets:
         start = time.perf_counter()
         if taken and start > deadline:  # a lane that starts late still reads once

@@ -223,6 +223,18 @@ def test_a_full_disk_leaves_the_old_package(parts: Parts, other: Parts, small_di
     Package.open(output).verify()
 
 
+def test_leftovers_of_a_killed_run_are_no_obstacle(parts: Parts, other: Parts, tmp_path: Path) -> None:
+    output = tmp_path / "model.stic"
+    write_package(parts, output)
+    for suffix in ("partial", "old"):
+        leftover = tmp_path / f".model.stic.{os.getpid()}.{suffix}"
+        leftover.mkdir()
+        (leftover / "shards.bin").write_bytes(b"half")
+    write_package(other, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.stic"]
+    assert int(Package.open(output).header["predicted_us"]) == 123
+
+
 def test_an_interrupted_run_leaves_nothing(parts: Parts, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         if done == total // 2:
@@ -256,7 +268,7 @@ def test_the_old_package_comes_back_if_the_new_one_cannot_stand(
 def test_a_store_without_full_precision_has_no_such_records(parts: Parts, tmp_path: Path) -> None:
     materials = collect(parts.quantized, 0, MAX_LENGTH, 2, 2)
     assert not materials.store.bytes[:, FULL].any()
-    bits = ((8, 8, 5, 2), (6, 4, 3))
-    write_package(assemble_package(materials, plan_of(bits, RESIDENT), load("host"), parts.kernels), tmp_path / "m")
+    plan = plan_of(((8, 8, 5, 2), (6, 4, 3)), ((8, 8, 5, 0), (6, 0, 0)))
+    write_package(assemble_package(materials, plan, load("host"), parts.kernels), tmp_path / "m")
     Package.open(tmp_path / "m").verify()
     assert (tmp_path / "m" / "shards.bin").stat().st_size == materials.store.total_bytes < parts.store.total_bytes

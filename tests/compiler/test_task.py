@@ -101,7 +101,7 @@ def test_labels(values: tuple[str, ...], labels: tuple[str, ...] | None, targets
         ("sentence\tlabel\na\t1\nb\tgood\n", "row 3: the label 'good' is not like the others"),
         ("sentence\tlabel\na\tgood\nb\t\n", "row 3: the label '' is not like the others"),
         ("sentence\tlabel\na\t2\n", "row 2: the label '2' is none of the model's: negative, positive"),
-        ("sentence\tlabel\na\tnegative\nb\tnegativ\n", "row 3: the label 'negativ' is none of the model's: negative, p"),
+        ("sentence\tlabel\na\tnegative\nb\tnegativ\n", "row 3: the label 'negativ' is none of the model's"),
         ("score\tsentence1\tsentence2\n1\ta\tb\nhigh\ta\tb\n", "row 3: the score 'high' is not a number"),
         ("score\tsentence1\tsentence2\nnan\ta\tb\n", "row 2: the score 'nan' is not a number"),
     ],
@@ -114,9 +114,9 @@ def test_what_is_refused(text: str, message: str, write: Write) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no file at .*missing"):
+    with pytest.raises(InputError, match=r"no file at .*missing"):
         read_examples(tmp_path / "missing.tsv")
-    with pytest.raises(InputError, match="cannot read .*: Is a directory"):
+    with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
         read_examples(tmp_path)
     (tmp_path / "latin.tsv").write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
     with pytest.raises(InputError, match=r"latin\.tsv is not UTF-8 text \(byte 18\); save it as UTF-8"):
@@ -252,7 +252,7 @@ def test_outputs_that_cannot_be_scored() -> None:
     with pytest.raises(InputError, match="two has class 2, the model only 2 outputs"):
         score(np.zeros((2, 2), np.float32), examples)
     for shape in ((3, 2), (2, 4, 3)):
-        with pytest.raises(InputError, match="one vector per sequence, 2 in all; got shape.*use a model with pooling"):
+        with pytest.raises(InputError, match=r"one vector per sequence, 2 in all; got shape.*use a model with pooling"):
             score(np.zeros(shape, np.float32), examples)
     with pytest.raises(InputError, match="x has no labels to score against; columns accepted: sentence"):
         score(np.zeros((1, 2), np.float32), Examples("unlabelled", (("a", None),), None, "x"))

@@ -95,15 +95,14 @@ def test_a_folder_that_refuses_direct_reads(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="cannot measure storage in .*missing: No such file.*name another folder"):
+    with pytest.raises(TargetError, match=r"cannot measure storage in .*missing: No such file.*name another folder"):
         measure_storage(tmp_path / "missing", (1,))
-    assert Path("/proc").is_dir()
     with pytest.raises(TargetError, match="cannot measure storage in /proc"):
         measure_storage(Path("/proc"), (1,))
 
 
 def test_a_disk_that_is_too_small(tiny_disk: Path) -> None:
-    with pytest.raises(TargetError, match="the probe needs 8 MiB in .*: No space left on device"):
+    with pytest.raises(TargetError, match=r"the probe needs 8 MiB in .*: No space left on device"):
         measure_storage(tiny_disk, (1,))
     assert not list(tiny_disk.iterdir())
 
