@@ -217,20 +217,19 @@ class Package:
             )
         return data
 
-    def embedding_rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Dequantised word embeddings, (len(ids), hidden), each row's CRC verified."""
+    def embedding_rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Word embeddings as codes (len(ids), hidden) and scales (len(ids),), each row's CRC verified."""
         hidden, stride = self.shape.hidden, int(self.header["row_stride"])
         scale_at = pad(hidden, 4)
-        rows = np.empty((len(ids), hidden), np.float32)
+        codes, scales = np.empty((len(ids), hidden), np.int8), np.empty(len(ids), np.float32)
         with self._open("embeddings.bin") as file:
             for i, token in enumerate(ids):
                 file.seek(int(token) * stride)
                 data = file.read(scale_at + 8)
                 if zlib.crc32(data[: scale_at + 4]) != int.from_bytes(data[scale_at + 4 :], "little"):
                     raise PackageError(f"{self.path / 'embeddings.bin'} is corrupt at token {token} (checksum)")
-                scale = np.frombuffer(data, "<f4", 1, scale_at)[0]
-                rows[i] = np.frombuffer(data, np.int8, hidden) * scale
-        return rows
+                codes[i], scales[i] = np.frombuffer(data, np.int8, hidden), np.frombuffer(data, "<f4", 1, scale_at)[0]
+        return codes, scales
 
     def matrix(self, layer: int, slice_: int, name: str, bits: int) -> Matrix:
         """One matrix of one shard as a plan at `bits` uses it."""

@@ -1,58 +1,23 @@
-"""The same run in numpy, slowly and obviously: the answer that every engine must give.
+"""The same run in numpy, slowly and obviously: the answer that every engine must give, bit for bit.
 
-Integers are exact. Floats may differ in the last bits, because sums are taken in another order; where such a
-difference crosses a rounding boundary of an activation's quantisation, an integer differs by one.
+What an engine computes between the embedding and the last layer equals this exactly: sums are taken in the same order
+(`stic.runtime.arithmetic`). The head's pooling and linear maps, after which nothing is rounded to integers, may
+differ in their last bits.
 
-Activations are (tokens, features) here; the tiled layout of the kernels is their own affair.
+Activations are (features, tokens) here; how kernels tile them is their own affair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stic.runtime.arithmetic import activation, attention, fma, layer_norm, matmul, quantize
 from stic.runtime.errors import InputError
 from stic.runtime.format import ACTIVATIONS, POOLINGS, pad
-from stic.runtime.package import Package
+from stic.runtime.package import Matrix, Package
 
 Floats = NDArray[np.float32]
-
-
-def quantize(x: Floats) -> tuple[NDArray[np.int32], Floats]:
-    """Quantise each row of x (tokens, features) to [-127, 127] symmetrically; returns codes and scales (tokens, 1)."""
-    largest = np.abs(x).max(axis=1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    codes = np.clip(np.rint(x * inverse), -127, 127).astype(np.int32)
-    return codes, (largest / np.float32(127)).astype(np.float32)
-
-
-def layer_norm(x: Floats, gamma: Floats, beta: Floats, epsilon: float) -> Floats:
-    """Normalise over the last axis."""
-    mean = x.mean(axis=-1, keepdims=True)
-    variance = np.square(x - mean).mean(axis=-1, keepdims=True)
-    return ((x - mean) / np.sqrt(variance + np.float32(epsilon)) * gamma + beta).astype(np.float32)
-
-
-def erf(x: Floats) -> Floats:
-    """Error function; absolute error below 1.5e-7 (Abramowitz and Stegun 1964, formula 7.1.26, in float64)."""
-    z = np.abs(x.astype(np.float64))
-    t = 1 / (1 + 0.3275911 * z)
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    return (np.sign(x) * (1 - series * np.exp(-z * z))).astype(np.float32)
-
-
-def activation(name: str) -> Callable[[Floats], Floats]:
-    """One of ACTIVATIONS, elementwise."""
-    functions: dict[str, Callable[[Floats], Floats]] = {
-        "none": lambda x: x,
-        "gelu": lambda x: x * np.float32(0.5) * (1 + erf(x * np.float32(np.sqrt(0.5)))),
-        "gelu_tanh": lambda x: x * np.float32(0.5) * (1 + np.tanh(np.float32(0.79788456) * (x + 0.044715 * x**3))),
-        "relu": lambda x: np.maximum(x, np.float32(0)),
-        "tanh": np.tanh,
-    }
-    return functions[name]
 
 
 class Reference:
@@ -89,7 +54,7 @@ class Reference:
         for layer in range(len(self.package.layers)):
             if self.package.layers[layer]["slices"]:
                 x = self._layer(layer, x)
-        return self._head(x)
+        return self._head(x.T)
 
     def _vector(self, at: int) -> Floats:
         """A per-hidden-feature vector of the trunk, without its padding."""
@@ -100,74 +65,67 @@ class Reference:
         position = package.tensor(int(head["position_at"]), "<f2", int(head["max_length"]), width)
         token_type = package.tensor(int(head["token_type_at"]), "<f2", max(1, int(head["types"])), width)
         h = self.shape.hidden
-        x = package.embedding_rows(ids) + position[: len(ids), :h] + token_type[types, :h]
+        codes, scales = package.embedding_rows(ids)
+        place = position[: len(ids), :h].astype(np.float32) + token_type[types, :h].astype(np.float32)
+        x = fma(codes.astype(np.float32), scales[:, None], place).T
         gamma, beta = self._vector(head["embedding_gamma_at"]), self._vector(head["embedding_beta_at"])
-        return layer_norm(x.astype(np.float32), gamma, beta, self.epsilon)
+        return layer_norm(x, gamma, beta, self.epsilon)
 
-    def _products(
-        self, layer: int, s: int, name: str, x: Floats, codes: NDArray[np.int32], token_scale: Floats
-    ) -> tuple[NDArray[np.float64], Floats]:
-        """Multiply slice `s` of a matrix with its input x (tokens, K), quantised as codes * token_scale.
-
-        Returns the sums of integer products, which are exact in float64, and the sums over exact weights,
-        both (tokens, N).
-        """
-        matrix = self.package.matrix(layer, s, name, int(self.package.bits[layer, s]))
-        n = self.shape.matrix(name)[0]
-        if matrix.weight is not None:
-            return np.zeros((len(x), n)), x @ matrix.weight.T
-        assert matrix.codes is not None and matrix.table is not None
-        weight = matrix.table[matrix.codes].astype(np.float64)
-        weight[matrix.outlier_rows, matrix.outlier_columns] = 0
-        exact = np.zeros((n, len(x)), np.float32)
-        values = matrix.outlier_values[:, None] * codes.T[matrix.outlier_columns].astype(np.float32)
-        np.add.at(exact, matrix.outlier_rows, values * token_scale.T)
-        return codes.astype(np.float64) @ weight.T, exact.T
+    def _matrix(self, layer: int, s: int, name: str) -> Matrix:
+        return self.package.matrix(layer, s, name, int(self.package.bits[layer, s]))
 
     def _split(self, layer: int, name: str, x: Floats, scale_at: int, bias_at: int) -> list[Floats]:
-        """Apply a matrix whose rows belong to slices: each slice gives its own (tokens, N)."""
+        """Apply a matrix whose rows belong to slices to x (K, tokens): each slice gives its own (N, tokens)."""
         n, slices = self.shape.matrix(name)[0], int(self.package.header["slices"])
         scale = self.package.tensor(scale_at, "<f4", slices, n)
         bias = self.package.tensor(bias_at, "<f4", slices, n)
         codes, token_scale = quantize(x)
         outputs = []
         for s in range(int(self.package.layers[layer]["slices"])):
-            sums, exact = self._products(layer, s, name, x, codes, token_scale)
-            outputs.append(token_scale * (scale[s] * sums.astype(np.float32)) + exact + bias[s])
+            matrix, y = self._matrix(layer, s, name), np.repeat(bias[s][:, None], x.shape[1], axis=1)
+            if matrix.weight is not None:
+                y = y + matmul(matrix.weight, x)
+            else:
+                y = fma(token_scale, scale[s][:, None] * _products(matrix, codes).astype(np.float32), y)
+                _add_outliers(matrix, codes, token_scale, y)
+            outputs.append(y)
         return outputs
 
     def _join(self, layer: int, name: str, inputs: list[Floats], scale_at: int, bias_at: int) -> Floats:
-        """Apply a matrix whose columns belong to slices: inputs (tokens, K) are quantised together, results summed."""
+        """Apply a matrix whose columns belong to slices: inputs (K, tokens) are quantised together, results summed."""
         n, width = self.shape.matrix(name)
-        codes, token_scale = quantize(np.concatenate(inputs, axis=1))
-        sums, exact = np.zeros((len(codes), n)), np.zeros((len(codes), n), np.float32)
-        for s, x in enumerate(inputs):
-            part = codes[:, s * width : (s + 1) * width]
-            more_sums, more_exact = self._products(layer, s, name, x, part, token_scale)
-            sums += more_sums
-            exact += more_exact
         scale, bias = (self.package.tensor(at, "<f4", n) for at in (scale_at, bias_at))
-        return (token_scale * (scale * sums.astype(np.float32)) + exact + bias)[:, : self.shape.hidden]
+        codes, token_scale = quantize(np.concatenate(inputs))
+        y = np.repeat(bias[:, None], codes.shape[1], axis=1)
+        sums = np.zeros(y.shape, np.float64)
+        quantized = False
+        for s, x in enumerate(inputs):
+            matrix, part = self._matrix(layer, s, name), codes[s * width : (s + 1) * width]
+            if matrix.weight is not None:
+                y = y + matmul(matrix.weight, x)
+            else:
+                _add_outliers(matrix, part, token_scale, y)
+                sums += _products(matrix, part)
+                quantized = True
+        if quantized:
+            y = fma(token_scale, scale[:, None] * sums.astype(np.float32), y)
+        return y[: self.shape.hidden]
 
     def _layer(self, layer: int, x: Floats) -> Floats:
         row, shape = self.package.layers[layer], self.shape
-        padded = np.pad(x, ((0, 0), (0, shape.padded_hidden - shape.hidden)))
+        padding = ((0, shape.padded_hidden - shape.hidden), (0, 0))
         width, head_dim = shape.attention_width, shape.head_dim
         contexts = []
-        for qkv in self._split(layer, "qkv", padded, int(row["qkv_scale_at"]), int(row["qkv_bias_at"])):
-            context = np.zeros((len(x), width), np.float32)
+        for qkv in self._split(layer, "qkv", np.pad(x, padding), int(row["qkv_scale_at"]), int(row["qkv_bias_at"])):
+            context = np.zeros((width, x.shape[1]), np.float32)
             for h in range(shape.heads_per_slice):
-                q, k, v = (qkv[:, part * width + h * head_dim :][:, :head_dim] for part in range(3))
-                scores = q @ k.T
-                weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-                context[:, h * head_dim : (h + 1) * head_dim] = weights / weights.sum(axis=1, keepdims=True) @ v
+                q, k, v = (qkv[part * width + h * head_dim :][:head_dim] for part in range(3))
+                context[h * head_dim : (h + 1) * head_dim] = attention(q, k, v)
             contexts.append(context)
         y = self._join(layer, "out", contexts, int(row["out_scale_at"]), int(row["out_bias_at"]))
-        x = layer_norm(
-            x + y, self._vector(row["attention_gamma_at"]), self._vector(row["attention_beta_at"]), self.epsilon
-        )
-        padded = np.pad(x, ((0, 0), (0, shape.padded_hidden - shape.hidden)))
-        ups = self._split(layer, "up", padded, int(row["up_scale_at"]), int(row["up_bias_at"]))
+        gamma, beta = self._vector(row["attention_gamma_at"]), self._vector(row["attention_beta_at"])
+        x = layer_norm(x + y, gamma, beta, self.epsilon)
+        ups = self._split(layer, "up", np.pad(x, padding), int(row["up_scale_at"]), int(row["up_bias_at"]))
         hidden = [self.activation(up) for up in ups]
         y = self._join(layer, "down", hidden, int(row["down_scale_at"]), int(row["down_bias_at"]))
         return layer_norm(x + y, self._vector(row["ffn_gamma_at"]), self._vector(row["ffn_beta_at"]), self.epsilon)
@@ -185,3 +143,18 @@ class Reference:
         if head["normalize"]:
             y = y / np.maximum(np.linalg.norm(y, axis=-1, keepdims=True), np.float32(1e-12))
         return (y if pooling == "tokens" else y[0]).astype(np.float32)
+
+
+def _products(matrix: Matrix, codes: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Sums of integer products (N, tokens), outliers left out; exact in float64."""
+    assert matrix.codes is not None and matrix.table is not None
+    weight = matrix.table[matrix.codes].astype(np.float64)
+    weight[matrix.outlier_rows, matrix.outlier_columns] = 0
+    return weight @ codes.astype(np.float64)
+
+
+def _add_outliers(matrix: Matrix, codes: NDArray[np.int32], token_scale: Floats, y: Floats) -> None:
+    """Add the exact weights' products to y (N, tokens), one after the other."""
+    entries = zip(matrix.outlier_rows, matrix.outlier_columns, matrix.outlier_values, strict=True)
+    for row, column, value in entries:
+        y[row] = fma(token_scale, value * codes[column].astype(np.float32), y[row])

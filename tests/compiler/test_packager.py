@@ -141,11 +141,9 @@ def test_the_engine_runs_what_was_written(quantizer: str, tmp_path: Path) -> Non
         for tokens in (1, 15, 16, 17, 40):
             ids = random.integers(0, 1024, tokens)
             want = reference.run(ids)
-            errors.append(np.abs(session.run(ids) - want) / np.abs(want).max())
+            errors.append(float(np.abs(session.run(ids) - want).max() / np.abs(want).max()))
         assert session.stats().peak_bytes <= parts.claimed_bytes
-    # float sums in another order may move an activation across a rounding boundary: an int8 then differs by one
-    assert np.quantile(errors, 0.9) < 1e-3
-    assert np.max(errors) < 3e-2
+    assert max(errors) < 1e-5
 
 
 def test_an_old_package_is_replaced(parts: Parts, other: Parts, tmp_path: Path) -> None:
