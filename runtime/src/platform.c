@@ -30,7 +30,36 @@ void stic_wait(stic_word *word, uint32_t seen) {
 }
 
 void stic_wake_all(stic_word *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+
+enum { BITS = 8 * sizeof(unsigned long) };
+
+stic_cpus stic_cpus_allowed(void) {
+  stic_cpus found = {{0}, 0};
+  if (syscall(SYS_sched_getaffinity, 0, sizeof found.mask, found.mask) < 0) return found;
+  for (size_t i = 0; i < sizeof found.mask / sizeof *found.mask; i++)
+    found.count += (uint32_t)__builtin_popcountl(found.mask[i]);
+  return found;
+}
+
+int stic_cpu_now(void) {
+  unsigned cpu = 0;
+  return syscall(SYS_getcpu, &cpu, NULL, NULL) == 0 ? (int)cpu : -1;
+}
+
+int32_t stic_thread_id(void) { return (int32_t)syscall(SYS_gettid); }
+
+void stic_keep_off(int32_t thread, const stic_cpus *allowed, int cpu) {
+  stic_cpus left = *allowed;
+  const size_t word = (size_t)cpu / BITS;
+  if (word < sizeof left.mask / sizeof *left.mask) left.mask[word] &= ~(1ul << (size_t)cpu % BITS);
+  syscall(SYS_sched_setaffinity, thread, sizeof left.mask, left.mask);
+}
 #else
+stic_cpus stic_cpus_allowed(void) { return (stic_cpus){{0}, 0}; }
+int stic_cpu_now(void) { return -1; }
+int32_t stic_thread_id(void) { return 0; }
+void stic_keep_off(int32_t thread, const stic_cpus *allowed, int cpu) { (void)thread, (void)allowed, (void)cpu; }
+
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 

@@ -32,6 +32,23 @@ static inline void stic_relax(void) {
 uint64_t stic_now_ns(void);
 void stic_sleep_until_ns(uint64_t time_ns);
 
+/* Processors that a thread may run on; none where the system does not say. */
+typedef struct stic_cpus {
+  unsigned long mask[1024 / (8 * sizeof(unsigned long))];
+  uint32_t count;
+} stic_cpus;
+
+stic_cpus stic_cpus_allowed(void);
+
+/* The processor this thread runs on now; -1: unknown. */
+int stic_cpu_now(void);
+
+/* What stic_keep_off knows this thread by. */
+int32_t stic_thread_id(void);
+
+/* Let a thread run on all of `allowed` but one processor. A system that refuses lets it run anywhere. */
+void stic_keep_off(int32_t thread, const stic_cpus *allowed, int cpu);
+
 /* STIC_X86_64 or STIC_AARCH64, or -1; and the bit set over STIC_HAS_* of what this CPU and system allow. */
 int stic_cpu_architecture(void);
 uint32_t stic_cpu_features(void);

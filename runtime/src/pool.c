@@ -43,6 +43,7 @@ static void *worker(void *argument) {
   stic_pool *pool = start->pool;
   const uint32_t thread = start->thread;
   uint32_t seen = 0;
+  pool->ids[thread] = stic_thread_id();
   atomic_store(&start->taken, 1);
   stic_wake_all(&start->taken);
   for (;;) {
@@ -76,6 +77,8 @@ stic_status stic_thread_start(pthread_t *thread, uint32_t stack_bytes, void *(*b
 
 stic_status stic_pool_start(stic_pool *pool, uint32_t threads, uint32_t stack_bytes, stic_error *error) {
   pool->threads = threads;
+  pool->allowed = stic_cpus_allowed();
+  pool->kept_off = -1;
   for (uint32_t t = 1; t < threads; t++) {
     start_argument start = {pool, t, 0};
     const stic_status status = stic_thread_start(&pool->handles[t], stack_bytes, worker, &start, error);
@@ -84,6 +87,13 @@ stic_status stic_pool_start(stic_pool *pool, uint32_t threads, uint32_t stack_by
     while (!atomic_load(&start.taken)) stic_wait(&start.taken, 0);
   }
   return STIC_OK;
+}
+
+void stic_pool_spread(stic_pool *pool) {
+  const int cpu = stic_cpu_now();
+  if (cpu < 0 || cpu == pool->kept_off || pool->allowed.count < 2) return;
+  for (uint32_t t = 1; t <= pool->started; t++) stic_keep_off(pool->ids[t], &pool->allowed, cpu);
+  pool->kept_off = cpu;
 }
 
 void stic_pool_run(stic_pool *pool, stic_item run, void *context, uint32_t count) {

@@ -15,6 +15,9 @@ typedef struct stic_pool {
   uint32_t threads; /* the caller's included */
   uint32_t started;
   pthread_t handles[STIC_MOST_THREADS];
+  int32_t ids[STIC_MOST_THREADS]; /* for stic_keep_off */
+  stic_cpus allowed;
+  int kept_off; /* processor that the workers keep off; -1: none */
   stic_item run;
   void *context;
   uint32_t count;
@@ -31,6 +34,10 @@ stic_status stic_pool_start(stic_pool *pool, uint32_t threads, uint32_t stack_by
 
 /* Run items 0..count-1, each once, on any thread; returns when all are done. */
 void stic_pool_run(stic_pool *pool, stic_item run, void *context, uint32_t count);
+
+/* Have the workers keep off the processor that the caller runs on. Schedulers like to wake a thread beside its waker,
+ * and until they notice, milliseconds later, two threads share one processor while another one idles. */
+void stic_pool_spread(stic_pool *pool);
 
 void stic_pool_stop(stic_pool *pool);
 

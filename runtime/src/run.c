@@ -78,6 +78,7 @@ static stic_status compute(stic_session *s, uint32_t n) {
 
 static stic_status run(stic_session *s, const int32_t *ids, const int32_t *types, uint32_t n, float *output) {
   stic_trace_start(&s->trace);
+  stic_pool_spread(&s->pool);
   s->stall_ns = 0;
   int32_t *own_ids = stic_region_at(s, STIC_REGION_IDS), *own_types = stic_region_at(s, STIC_REGION_TYPES);
   memcpy(own_ids, ids, n * sizeof *ids);
