@@ -28,7 +28,7 @@ from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.sharding import Geometry
 from stic.compiler.synthetic import VOCABULARY, synthetic
 from stic.runtime.format import LEVEL_BITS
-from stic.runtime.native import cache_dir
+from stic.runtime.native import cache_dir, find_library
 from stic.runtime.session import Session
 from stic.runtime.trace import Trace
 from stic.targets.storage import fit, measure_storage
@@ -88,8 +88,9 @@ def measure(
 
 
 def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the profile that was measured under `key` on this machine before, else measure and keep it."""
-    name = hashlib.sha256(repr((platform.node(), key)).encode()).hexdigest()[:24]
+    """Return the profile that was measured under `key` on this machine, by this engine, else measure and keep it."""
+    engine = find_library()  # its path names its content
+    name = hashlib.sha256(repr((platform.node(), engine, key)).encode()).hexdigest()[:24]
     path = cache_dir() / "profiles" / f"{name}.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text())
