@@ -89,8 +89,7 @@ class _Run:
     def stage(self, name: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
         """Run one stage; `work` gets a callback for its own progress."""
         self.progress(name, 0, 0)
-        value = work(lambda done, total: self.progress(name, done, total))
-        return value
+        return work(lambda done, total: self.progress(name, done, total))
 
     def finished(self, name: str, summary: dict[str, Any]) -> None:
         """Note what a stage made; stop if this was the last one wanted."""

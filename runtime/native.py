@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stic.runtime.errors import EngineError, ToolchainError
 
-FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-shared")
+FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
 _ROOT = Path(__file__).resolve().parent
 _TIMEOUT_S = 120
 
@@ -150,7 +150,7 @@ def _build(command: tuple[str, ...], sources: list[Path], library: Path) -> None
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
         partial = Path(folder) / library.name
-        line = [*command, *FLAGS, "-o", str(partial), *map(str, sources), "-ldl"]
+        line = [*command, *FLAGS, "-shared", "-o", str(partial), *map(str, sources), "-ldl"]
         try:
             done = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:

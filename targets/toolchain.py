@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stic.runtime.errors import ToolchainError
-from stic.runtime.native import cache_dir
+from stic.runtime.native import FLAGS, cache_dir
 from stic.targets.target import Target
 
 _TIMEOUT_S = 120
 _API = 28  # oldest Android that the engine is built for
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
-_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", *_WARNINGS)
+_FLAGS = (*FLAGS, *_WARNINGS)
 
 
 @dataclass(frozen=True)
