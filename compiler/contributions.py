@@ -7,20 +7,22 @@ nonlinearities and relative to the spread of the stream that the following layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.evaluate import Evaluator
-from stic.compiler.forward import activate, attention_bias, normalise
+from stic.compiler.evaluate import Evaluator, slice_attention, slice_ffn
+from stic.compiler.forward import normalise
 from stic.compiler.model import Array, Model
 from stic.compiler.moments import tapped_states
-from stic.compiler.sharding import Geometry, shard_bias
+from stic.compiler.sharding import shard_bias
 from stic.compiler.task import Batch
 
 Scores = NDArray[np.float64]
 Order = NDArray[np.intp]
+
+_BATCHES = 4  # whose slices are held at once: weights are dequantised once for all of them
 
 
 def unit_scores(model: Model, batches: Sequence[Batch]) -> tuple[Scores, Scores]:
@@ -62,57 +64,34 @@ def local_errors(evaluator: Evaluator, layer: int, bits: Sequence[int]) -> Score
     The mean square of the change in what the slice adds to the stream against float32 weights, over the variance of
     the stream before the norm that follows; attention and FFN added. Inputs are those of the base assignment.
     """
-    sharded = evaluator.measurement.quantized.sharded
+    sharded = evaluator.setup.quantized.sharded
+    result = np.zeros((sharded.geometry.slices, len(bits)))
+    for start in range(0, len(evaluator.layouts), _BATCHES):
+        result += _squared_errors(evaluator, layer, bits, slice(start, start + _BATCHES))
+    return result / evaluator.setup.tokens
+
+
+def _squared_errors(evaluator: Evaluator, layer: int, bits: Sequence[int], batches: slice) -> Scores:
+    """The sum over the tokens of some batches, which is all that is held at once."""
+    sharded = evaluator.setup.quantized.sharded
     g, weights, activation = sharded.geometry, sharded.model.layers[layer], sharded.model.activation
     biases = [shard_bias(sharded, layer, index) for index in range(g.slices)]
-    result = np.zeros((g.slices, len(bits)))
-    for batch, x in zip(evaluator.measurement.batches, evaluator.prefix(layer), strict=True):
-        mask, valid = attention_bias(batch.mask), batch.mask.ravel()
-        rows = x.reshape(-1, g.hidden)
-        exact = [evaluator.matrices(layer, index, 32) for index in range(g.slices)]
-        attention = [_attention(g, m, b, x, mask) for m, b in zip(exact, biases, strict=True)]
-        stream = rows + np.sum(attention, axis=0) + weights.output.bias
-        spread = float(stream[valid].var(axis=1).mean())
+    exact = [evaluator.matrices(layer, index, 32) for index in range(g.slices)]
+    held = []
+    for x, layout in zip(evaluator.prefix(layer)[batches], evaluator.layouts[batches], strict=True):
+        attention = [slice_attention(g, m, b, x, layout) for m, b in zip(exact, biases, strict=True)]
+        stream = x + np.sum(attention, axis=0) + weights.output.bias
+        variance = float(stream.var(axis=1).mean())
         inner = normalise(stream, weights.attention_norm)
-        ffn = [_ffn(g, i, m, b, inner, activation) for i, (m, b) in enumerate(zip(exact, biases, strict=True))]
-        inner_spread = float((inner + np.sum(ffn, axis=0) + weights.ffn_out.bias)[valid].var(axis=1).mean())
-        for index in range(g.slices):
-            for place, b in enumerate(bits):
-                matrices = evaluator.matrices(layer, index, b)
-                change = _attention(g, matrices, biases[index], x, mask) - attention[index]
-                inner_change = _ffn(g, index, matrices, biases[index], inner, activation) - ffn[index]
-                result[index, place] += np.square(change[valid], dtype=np.float64).mean(axis=1).sum() / spread
-                result[index, place] += (
-                    np.square(inner_change[valid], dtype=np.float64).mean(axis=1).sum() / inner_spread
-                )
-    return result / evaluator.measurement.tokens
-
-
-def _attention(
-    g: Geometry, matrices: Mapping[str, Array], biases: Mapping[str, Array], x: Array, mask: Array | None
-) -> Array:
-    """What one slice's heads add, (rows, hidden), from (batch, tokens, hidden); the scale is in the query weights."""
-    batch, tokens, hidden = x.shape
-    width = g.attention_per_slice
-    projected = x.reshape(-1, hidden) @ matrices["qkv"][:, :hidden].T + biases["qkv"]
-    query, key, value = (
-        projected[:, part * g.A : part * g.A + width]
-        .reshape(batch, tokens, g.heads_per_slice, g.head_dim)
-        .transpose(0, 2, 1, 3)
-        for part in range(3)
-    )
-    scores = query @ key.swapaxes(-1, -2)
-    if mask is not None:
-        scores += mask
-    grown = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    context = (grown / grown.sum(axis=-1, keepdims=True)) @ value
-    return context.transpose(0, 2, 1, 3).reshape(-1, width) @ matrices["out"][:hidden, :width].T
-
-
-def _ffn(
-    g: Geometry, index: int, matrices: Mapping[str, Array], biases: Mapping[str, Array], x: Array, activation: str
-) -> Array:
-    """What one slice's neurons add, (rows, hidden), from (rows, hidden)."""
-    count = len(g.neurons(index))
-    inner = x @ matrices["up"][:count, : g.hidden].T + biases["up"][:count]
-    return activate(inner, activation) @ matrices["down"][: g.hidden, :count].T
+        ffn = [slice_ffn(g, i, m, b, inner, activation) for i, (m, b) in enumerate(zip(exact, biases, strict=True))]
+        inner_variance = float((inner + np.sum(ffn, axis=0) + weights.ffn_out.bias).var(axis=1).mean())
+        held.append((x, layout, attention, variance, inner, ffn, inner_variance))
+    result = np.zeros((g.slices, len(bits)))
+    for index, place in np.ndindex(result.shape):
+        matrices = evaluator.matrices(layer, index, bits[place])
+        for x, layout, attention, variance, inner, ffn, inner_variance in held:
+            change = slice_attention(g, matrices, biases[index], x, layout) - attention[index]
+            inner_change = slice_ffn(g, index, matrices, biases[index], inner, activation) - ffn[index]
+            result[index, place] += np.square(change, dtype=np.float64).mean(axis=1).sum() / variance
+            result[index, place] += np.square(inner_change, dtype=np.float64).mean(axis=1).sum() / inner_variance
+    return result

@@ -52,13 +52,19 @@ def measure(
     lanes: int,
     folder: Path,
     tick: Tick = lambda done, total: None,
+    epsilon: float = 1e-12,
+    survey: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """Measure `geometry` for inputs of `rows` tokens, reading from `folder`; returns a profile (cost_model's JSON)."""
+    """Measure `geometry` for inputs of `rows` tokens, reading from `folder`; returns a profile (cost_model's JSON).
+
+    With `epsilon` of the model's norms the kernels are the model's own, compiled once. `survey` names further numbers
+    of lanes to measure bare reads with: for people, since no plan needs them.
+    """
     steps = 4
     tick(0, steps)
     bits = LEVEL_BITS + ((full_bits,) if full_bits else ())
     layers = len(bits) + 1
-    quantized = synthetic(replace(geometry, layers=layers), activation, rows)
+    quantized = synthetic(replace(geometry, layers=layers), activation, rows, epsilon=epsilon)
     materials = collect(quantized, full_bits, rows, threads, lanes)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".stic-probe-") as name:
         kernels = Path(name) / "kernels.so"
@@ -66,7 +72,7 @@ def measure(
         tick(1, steps)
         compute = _compute(materials, target, kernels, Path(name) / "resident", bits)
         tick(2, steps)
-        storage = measure_storage(folder, sorted({1, lanes, 2 * lanes}))
+        storage = measure_storage(folder, sorted({lanes, *survey}))
         tick(3, steps)
         io = _storage(materials, target, kernels, Path(name) / "streamed", fit(storage["points"], lanes))
     tick(4, steps)

@@ -10,16 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.forward import attention_bias, embed, outputs, run_head, run_layer
+from stic.compiler.forward import (
+    Layout,
+    activate,
+    attend,
+    dense_layout,
+    embed,
+    feed_forward,
+    mix,
+    outputs,
+    run_head,
+)
 from stic.compiler.model import Array, Layer, Model
 from stic.compiler.quantize import QuantizedModel, dequantize
-from stic.compiler.sharding import assemble
+from stic.compiler.sharding import Geometry, assemble, shard_bias
 from stic.compiler.task import Batch, Examples, score
 from stic.runtime.format import MATRICES
 
@@ -37,15 +47,13 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
-    """Everything an evaluation needs, with the embeddings already looked up: it is sent to other processes whole."""
+class Setup:
+    """What is to be evaluated, before anything is computed."""
 
     key: str  # distinguishes it from others in one process
-    quantized: QuantizedModel  # its word table may be empty
+    quantized: QuantizedModel
     examples: Examples
     batches: tuple[Batch, ...]
-    hidden: tuple[Array, ...]  # a batch each: (n, tokens, hidden) before layer 0
-    reference: Array  # outputs of the full model, as `collect` returns them
     objective: Objective
     base: Assignment
 
@@ -54,27 +62,34 @@ class Measurement:
         """Tokens that an evaluation runs over, padding not counted."""
         return sum(batch.tokens for batch in self.batches)
 
+    @cached_property
+    def measurement(self) -> Measurement:
+        """Look up the embeddings and run the full model once, in float32, as the reference of agreement.
 
-def prepare(
-    quantized: QuantizedModel, examples: Examples, batches: tuple[Batch, ...], base: Assignment, key: str = "",
-    objective: Objective | None = None,
-) -> Measurement:  # fmt: skip
-    """Look up the embeddings and run the full model once, in float32, as the reference of agreement.
+        Raises InputError for labels that the model's outputs cannot meet.
+        """
+        model, sharded = self.quantized.sharded.model, self.quantized.sharded
+        reference = collect(model, self.batches, [run_model(model, batch) for batch in self.batches])
+        if self.examples.targets is not None:
+            score(reference, self.examples)
+        hidden = tuple(embed(model, batch.ids, batch.types) for batch in self.batches)
+        tables = replace(model.embeddings, word=model.embeddings.word[:0], position=model.embeddings.position[:0])
+        light = replace(self.quantized, sharded=replace(sharded, model=replace(model, embeddings=tables)))
+        return Measurement(replace(self, quantized=light), hidden, reference)
 
-    The objective is by default cross entropy for labelled classification, else agreement: `agreement_objective`.
-    """
-    model = quantized.sharded.model
-    reference = collect(model, batches, [run_model(model, batch) for batch in batches])
-    if objective is None:
-        objective = "cross entropy" if examples.kind == "classification" else agreement_objective(model)
-    if examples.targets is not None:
-        score(reference, examples)  # refuses labels that the model's outputs cannot meet
-    hidden = tuple(embed(model, batch.ids, batch.types) for batch in batches)
-    tables = replace(model.embeddings, word=model.embeddings.word[:0], position=model.embeddings.position[:0])
-    light = replace(quantized.sharded, model=replace(model, embeddings=tables))
-    return Measurement(
-        key, replace(quantized, sharded=light), examples, batches, hidden, reference, objective, base
-    )
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Everything an evaluation needs, with the embeddings already looked up: it is sent to other processes whole."""
+
+    setup: Setup  # its word table is empty
+    hidden: tuple[Array, ...]  # a batch each: (n, tokens, hidden) before layer 0
+    reference: Array  # outputs of the full model, as `collect` returns them
+
+
+def default_objective(model: Model, examples: Examples) -> Objective:
+    """Return cross entropy for labelled classification, else agreement: `agreement_objective`."""
+    return "cross entropy" if examples.kind == "classification" else agreement_objective(model)
 
 
 def agreement_objective(model: Model) -> Objective:
@@ -143,68 +158,116 @@ def uniform_assignment(quantized: QuantizedModel, bits: int) -> Assignment:
 
 
 class Evaluator:
-    """Evaluates assignments of one measurement, one after the other."""
+    """Evaluates assignments of one measurement, one after the other. Hidden states are rows without padding."""
 
     def __init__(self, measurement: Measurement) -> None:
-        self.measurement = measurement
-        self._model = measurement.quantized.sharded.model
-        self._biases = [attention_bias(batch.mask) for batch in measurement.batches]
-        slices = measurement.quantized.sharded.geometry.slices
+        self.measurement, self.setup = measurement, measurement.setup
+        self._sharded = self.setup.quantized.sharded
+        self._model = self._sharded.model
+        self.layouts = [dense_layout(batch.mask) for batch in self.setup.batches]
+        slices = self._sharded.geometry.slices
         self._matrices = lru_cache(maxsize=2 * slices)(self._dequantize)
-        self._base_layer = lru_cache(maxsize=None)(lambda number: self._layer(number, measurement.base[number]))
-        self._prefixes: list[list[Array]] = [list(measurement.hidden)]
+        self._base_layer = lru_cache(maxsize=None)(lambda number: self._layer(number, self.setup.base[number]))
+        self._attended = lru_cache(maxsize=1)(self._attend)
+        self._part = lru_cache(maxsize=2)(self._slice_part)
+        self._prefixes = [[layout.gather(x) for layout, x in zip(self.layouts, measurement.hidden, strict=True)]]
 
     def scores(self, assignment: Assignment) -> Scores:
         """Return the loss and the metric of an assignment."""
-        m = self.measurement
+        setup = self.setup
         found = self.outputs(assignment)
-        metric = None if m.examples.targets is None else score(found, m.examples).value
-        return Scores(loss(m.objective, found, m.reference, m.examples), metric)
+        metric = None if setup.examples.targets is None else score(found, setup.examples).value
+        return Scores(loss(setup.objective, found, self.measurement.reference, setup.examples), metric)
 
     def outputs(self, assignment: Assignment) -> Array:
         """Return the model's outputs, as `collect` does."""
-        base = self.measurement.base
+        base = self.setup.base
         first = next((i for i, bits in enumerate(assignment) if bits != base[i]), len(base))
         hidden = self.prefix(first)
         for number in range(first, len(base)):
-            hidden = self._run(number, assignment[number], hidden)
+            hidden = self._run(number, assignment[number], hidden, number == first)
         found = [
-            run_head(self._model.head, x, batch.mask)
-            for x, batch in zip(hidden, self.measurement.batches, strict=True)
+            run_head(self._model.head, layout.spread(x), batch.mask)
+            for x, layout, batch in zip(hidden, self.layouts, self.setup.batches, strict=True)
         ]
-        return collect(self._model, self.measurement.batches, found)
+        return collect(self._model, self.setup.batches, found)
 
     def prefix(self, layer: int) -> list[Array]:
-        """Return the hidden states before `layer` under the base assignment, one array a batch; do not change them."""
+        """Return the hidden states (rows, hidden) before `layer` under the base assignment, one array a batch.
+
+        Do not change them.
+        """
         while len(self._prefixes) <= layer:
             number = len(self._prefixes) - 1
-            self._prefixes.append(self._run(number, self.measurement.base[number], self._prefixes[-1]))
+            self._prefixes.append(self._run(number, self.setup.base[number], self._prefixes[-1], False))
         return self._prefixes[layer]
 
     def matrices(self, layer: int, index: int, bits: int) -> Mapping[str, Array]:
         """Return the dequantised matrices of a shard."""
         return self._matrices(layer, index, bits)
 
-    def _run(self, number: int, bits: tuple[int, ...], hidden: list[Array]) -> list[Array]:
+    def _run(self, number: int, bits: tuple[int, ...], hidden: list[Array], first: bool) -> list[Array]:
+        """Run a layer; `first`: on the hidden states of the base assignment."""
         kept = sum(b > 0 for b in bits)
         if not kept:
             return hidden
-        g, model = self.measurement.quantized.sharded.geometry, self._model
-        base = bits == self.measurement.base[number]
-        layer = self._base_layer(number) if base else self._layer(number, bits)
-        width = (kept * g.heads_per_slice, g.neurons(kept - 1).stop)
+        g, model, base = self._sharded.geometry, self._model, self.setup.base[number]
+        layer = self._base_layer(number) if bits == base else self._layer(number, bits)
+        neurons = g.neurons(kept - 1).stop
+        changed = [index for index in range(g.slices) if bits[index] != base[index]]
+        if first and len(changed) == 1 and kept == g.slices and 0 not in base:
+            # All other slices add what they add in the base assignment.
+            old, new = (self._part(number, changed[0], b[changed[0]]) for b in (base, bits))
+            streams = [y + (b - a) for y, a, b in zip(self._attended(number), old, new, strict=True)]
+        else:
+            streams = [
+                attend(layer, x, model.heads, kept * g.heads_per_slice, model.attention_scale, layout)
+                for x, layout in zip(hidden, self.layouts, strict=True)
+            ]
+        return [feed_forward(layer, y, model.activation, neurons) for y in streams]
+
+    def _attend(self, number: int) -> list[Array]:
+        """The stream after the attention of the base assignment, one array (rows, hidden) a batch."""
+        layer, model = self._base_layer(number), self._model
         return [
-            run_layer(layer, model.heads, model.activation, model.attention_scale, x, bias, width)
-            for x, bias in zip(hidden, self._biases, strict=True)
+            attend(layer, x, model.heads, model.heads, model.attention_scale, layout)
+            for x, layout in zip(self.prefix(number), self.layouts, strict=True)
+        ]
+
+    def _slice_part(self, number: int, index: int, bits: int) -> list[Array]:
+        """What the attention of one slice adds to that stream, at `bits`."""
+        g, biases = self._sharded.geometry, shard_bias(self._sharded, number, index)
+        matrices = self._matrices(number, index, bits)
+        return [
+            slice_attention(g, matrices, biases, x, layout)
+            for x, layout in zip(self.prefix(number), self.layouts, strict=True)
         ]
 
     def _layer(self, number: int, bits: tuple[int, ...]) -> Layer:
         """Put one layer together: `assemble` on a model of that layer alone."""
-        sharded = self.measurement.quantized.sharded
-        alone = replace(sharded, model=replace(sharded.model, layers=(sharded.model.layers[number],)))
+        alone = replace(self._sharded, model=replace(self._model, layers=(self._model.layers[number],)))
         return assemble(
             alone, lambda _, index, name: self._matrices(number, index, bits[index])[name] if bits[index] else None
         ).layers[0]
 
     def _dequantize(self, layer: int, index: int, bits: int) -> dict[str, Array]:
-        return {name: dequantize(self.measurement.quantized, layer, index, name, bits) for name in MATRICES}
+        return {name: dequantize(self.setup.quantized, layer, index, name, bits) for name in MATRICES}
+
+
+def slice_attention(
+    g: Geometry, matrices: Mapping[str, Array], biases: Mapping[str, Array], x: Array, layout: Layout
+) -> Array:
+    """Return what one slice's heads add to the stream, (rows, hidden) both; the scale is in the query weights."""
+    width = g.attention_per_slice
+    projected = x @ matrices["qkv"][:, : g.hidden].T + biases["qkv"]
+    query, key, value = (projected[:, part * g.A : part * g.A + width] for part in range(3))
+    return mix(query, key, value, g.heads_per_slice, layout) @ matrices["out"][: g.hidden, :width].T
+
+
+def slice_ffn(
+    g: Geometry, index: int, matrices: Mapping[str, Array], biases: Mapping[str, Array], x: Array, activation: str
+) -> Array:
+    """Return what one slice's neurons add to the stream, (rows, hidden) both."""
+    count = len(g.neurons(index))
+    inner = x @ matrices["up"][:count, : g.hidden].T + biases["up"][:count]
+    return activate(inner, activation) @ matrices["down"][: g.hidden, :count].T

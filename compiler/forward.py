@@ -8,6 +8,7 @@ BLAS without copies of operands; element-wise work is done in place, in blocks t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,60 +117,87 @@ def attention_bias(mask: NDArray[Any] | None) -> Array | None:
     return np.where(np.asarray(mask, bool), np.float32(0.0), np.float32(-1e30))[:, None, None, :]
 
 
-def run_layer(
-    layer: Layer,
-    heads: int,
-    activation: str,
-    scale: float,
-    hidden: Array,
-    bias: Array | None = None,
-    width: Width = None,
-) -> Array:
-    """Run one layer on `hidden` (batch, tokens, hidden), which is left unchanged.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the rows of a matrix (rows, features) stand in a batch of sequences."""
 
-    `heads` is the layer's number of heads, `bias` comes from `attention_bias`. `width` = (k, n) runs the first k heads
-    and n neurons; (0, 0) returns `hidden` itself.
+    shape: tuple[int, int]  # (batch, tokens)
+    bias: Array | None  # added to scores, from `attention_bias`
+    places: NDArray[np.intp] | None = None  # of the rows in batch * tokens; None: there is a row for each
+
+    def spread(self, x: Array) -> Array:
+        """Return rows (rows, features) as (batch, tokens, features), zeros where there is no row."""
+        if self.places is None:
+            return x.reshape(*self.shape, -1)
+        whole = np.zeros((self.shape[0] * self.shape[1], x.shape[1]), x.dtype)
+        whole[self.places] = x
+        return whole.reshape(*self.shape, -1)
+
+    def gather(self, x: Array) -> Array:
+        """Return the rows of (batch, tokens, features)."""
+        rows = x.reshape(-1, x.shape[-1])
+        return rows if self.places is None else rows[self.places]
+
+
+def dense_layout(mask: NDArray[np.bool_]) -> Layout:
+    """Return the layout without rows for padding: what no output depends on is not computed."""
+    return Layout((mask.shape[0], mask.shape[1]), attention_bias(mask), np.flatnonzero(mask))
+
+
+def run_layer(
+    layer: Layer, heads: int, activation: str, scale: float, x: Array, layout: Layout, width: Width = None
+) -> Array:
+    """Run one layer on `x` (rows, hidden), which is left unchanged.
+
+    `heads` is the layer's number of heads. `width` = (k, n) runs the first k heads and n neurons; (0, 0) returns `x`
+    itself.
     """
     if width == (0, 0):
-        return hidden
-    batch, tokens, features = hidden.shape
-    x = hidden.reshape(-1, features)
-    size = layer.query.weight.shape[0] // heads
+        return x
     kept, neurons = width if width is not None else (heads, layer.ffn_in.weight.shape[0])
-    y = _attend(layer, x.reshape(hidden.shape), kept, size, scale, bias).reshape(batch * tokens, -1)
+    return feed_forward(layer, attend(layer, x, heads, kept, scale, layout), activation, neurons)
+
+
+def attend(layer: Layer, x: Array, heads: int, kept: int, scale: float, layout: Layout) -> Array:
+    """Return the stream (rows, hidden) after the attention of the first `kept` heads, before the norm."""
+    size = layer.query.weight.shape[0] // heads
+    query, key, value = (
+        _apply(Linear(linear.weight[: kept * size], linear.bias[: kept * size]), x)
+        for linear in (layer.query, layer.key, layer.value)
+    )
+    query *= np.float32(scale)
+    y = mix(query, key, value, kept, layout) @ layer.output.weight[:, : kept * size].T
+    y += layer.output.bias
     y += x
+    return y
+
+
+def mix(query: Array, key: Array, value: Array, heads: int, layout: Layout) -> Array:
+    """Return softmax(query key^T) value of each head; all are (rows, heads * size), heads side by side."""
+    batch, tokens = layout.shape
+    q, k, v = (
+        layout.spread(part).reshape(batch, tokens, heads, -1).transpose(0, 2, 1, 3) for part in (query, key, value)
+    )
+    scores = q @ k.transpose(0, 1, 3, 2)
+    if layout.bias is not None:
+        scores += layout.bias
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    context = scores @ v
+    context /= total
+    return layout.gather(context.transpose(0, 2, 1, 3).reshape(batch, tokens, -1))
+
+
+def feed_forward(layer: Layer, y: Array, activation: str, neurons: int) -> Array:
+    """Return the layer's output from the stream after attention (rows, hidden), which is changed."""
     normalise(y, layer.attention_norm)
     z = y @ layer.ffn_in.weight[:neurons].T
     z += layer.ffn_in.bias[:neurons]
     z = activate(z, activation) @ layer.ffn_out.weight[:, :neurons].T
     z += layer.ffn_out.bias
     z += y
-    return normalise(z, layer.ffn_norm).reshape(hidden.shape)
-
-
-def _attend(layer: Layer, x: Array, heads: int, size: int, scale: float, bias: Array | None) -> Array:
-    """Return the attention's output before residual and norm, (batch * tokens, hidden), for the first heads."""
-    batch, tokens, features = x.shape
-    rows = x.reshape(-1, features)
-    parts = []
-    for linear in (layer.query, layer.key, layer.value):
-        part = rows @ linear.weight[: heads * size].T
-        part += linear.bias[: heads * size]
-        parts.append(part)
-    parts[0] *= np.float32(scale)
-    q, k, v = (part.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3) for part in parts)
-    scores = q @ k.transpose(0, 1, 3, 2)
-    if bias is not None:
-        scores += bias
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)
-    context = scores @ v
-    context /= total
-    merged = context.transpose(0, 2, 1, 3).reshape(batch * tokens, heads * size)
-    y = merged @ layer.output.weight[:, : heads * size].T
-    y += layer.output.bias
-    return y
+    return normalise(z, layer.ffn_norm)
 
 
 def run_layers(
@@ -180,12 +208,13 @@ def run_layers(
 
     `widths` has one entry for each layer of the model (see `run_layer`); `layers` replaces the model's layers.
     """
-    bias = attention_bias(mask)
+    layout = Layout((hidden.shape[0], hidden.shape[1]), attention_bias(mask))
     stack = model.layers if layers is None else layers
+    x = layout.gather(hidden)
     for number in range(first, len(stack)):
         width = widths[number] if widths is not None else None
-        hidden = run_layer(stack[number], model.heads, model.activation, model.attention_scale, hidden, bias, width)
-    return hidden
+        x = run_layer(stack[number], model.heads, model.activation, model.attention_scale, x, layout, width)
+    return x.reshape(hidden.shape)
 
 
 def run_head(head: Head, hidden: Array, mask: NDArray[Any] | None = None) -> Array:

@@ -26,7 +26,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from stic.compiler.additivity import Additivity, check, layer_factors, layer_sums, random_assignments
-from stic.compiler.evaluate import BATCH_TOKENS, Assignment, Measurement, Objective, prepare, uniform_assignment
+from stic.compiler.evaluate import (
+    BATCH_TOKENS,
+    Assignment,
+    Objective,
+    Setup,
+    default_objective,
+    uniform_assignment,
+)
 from stic.compiler.gain_curves import concave_gains, fill_in, presence_values
 from stic.compiler.profile_cache import EvaluationLog, digest
 from stic.compiler.profile_jobs import ErrorJob, Job, LossJob, Progress, Workers, run_jobs
@@ -53,7 +60,7 @@ class ProfileSettings:
     tokens: int = 1024  # of calibration text at most; more is slower and steadier
     plans: int = 64  # random plans of the additivity check; 0: none
     max_length: int = 128  # tokens of one input
-    objective: Objective | None = None  # None: see `evaluate.prepare`
+    objective: Objective | None = None  # None: `evaluate.default_objective`
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -124,14 +131,13 @@ def profile(
     examples, batches = sample(source, coder, min(settings.max_length, model.max_length), settings)
     lowest = settings.bits[0]
     base = uniform_assignment(quantized, lowest if settings.method == "sti" else settings.level)
-    measurement = prepare(quantized, examples, batches, base, objective=settings.objective)
-    key = digest(quantized, batches, examples.targets, measurement.objective)
-    measurement = replace(measurement, key=f"{key} {LossJob(base).name}")
+    objective = settings.objective or default_objective(model, examples)
+    key, name = digest(quantized, batches, examples.targets, objective), LossJob(base).name
+    setup = Setup(f"{key} {name}", quantized, examples, batches, objective, base)
     log = EvaluationLog(cache, key)
     measure = _sti if settings.method == "sti" else _curves
-    found = measure(measurement, settings, log, workers or Workers(), progress)
-    name = LossJob(base).name
-    tokens = measurement.tokens
+    found = measure(setup, settings, log, workers or Workers(), progress)
+    tokens = setup.tokens
     return replace(
         found,
         calibration=f"{examples.source}: {len(examples)} of {len(source)} examples, {tokens} tokens, {examples.kind}",
@@ -176,7 +182,7 @@ def _losses(found: Sequence[dict[str, Any]]) -> Doubles:
 
 
 def _curves(
-    m: Measurement, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
+    m: Setup, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
 ) -> Importance:
     g, elastic = m.quantized.sharded.geometry, m.quantized.sharded.model.elastic
     bits, level = settings.bits, settings.bits.index(settings.level)
@@ -213,7 +219,7 @@ def _curves(
 
 
 def _with_factors(
-    importance: Importance, factors: Doubles, m: Measurement, settings: ProfileSettings, log: EvaluationLog,
+    importance: Importance, factors: Doubles, m: Setup, settings: ProfileSettings, log: EvaluationLog,
     workers: Workers, progress: Progress | None,
 ) -> Importance:  # fmt: skip
     """Scale gains by layer and check again on plans that the factors were not fitted to; keep whatever is better."""
@@ -234,14 +240,14 @@ def _with_factors(
     )  # fmt: skip
 
 
-def _plans(m: Measurement, settings: ProfileSettings, seed: int) -> list[Assignment]:
+def _plans(m: Setup, settings: ProfileSettings, seed: int) -> list[Assignment]:
     g = m.quantized.sharded.geometry
     elastic = m.quantized.sharded.model.elastic
     return random_assignments(seed, settings.plans, settings.bits, settings.level, g.layers, g.slices, elastic)
 
 
 def _sti(
-    m: Measurement, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
+    m: Setup, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
 ) -> Importance:
     """Rank shards by the score with that shard alone at full precision: the metric, else agreement.
 

@@ -28,6 +28,7 @@ from stic.runtime.format import (
     Shape,
     levels_of,
     pad,
+    scratch_bytes,
 )
 
 # Pages a process touches besides the arena, the index and the stacks of its threads: code and data of the
@@ -163,7 +164,7 @@ def _buffers(z: Sizes) -> dict[str, int]:
         "token_scale": tiles * vector,
         "token_sum": tiles * vector,
         "panel": z.threads * TILE * widest,
-        "scratch": z.threads * tiles * TILE * vector,
+        "scratch": z.threads * scratch_bytes(z.max_length, shape.head_dim),
         "rows": z.max_length * z.row_stride,
         "staging": z.lanes * pad(z.row_stride, BLOCK),
         "ids": 4 * z.max_length,

@@ -6,12 +6,12 @@ random from the vocabulary give it without any data; text of the kind the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.forward import activate, attention_bias, embed, normalise
+from stic.compiler.forward import Layout, activate, attention_bias, embed, mix, normalise
 from stic.compiler.model import Array, Linear, Model
 from stic.compiler.sharding import ShardedModel
 from stic.runtime.format import MATRICES
@@ -20,6 +20,7 @@ Ids = NDArray[np.int64]
 Tap = Callable[[int, str, Array], Array]  # (layer, matrix name, its input (rows, K))
 
 RANDOM_SEQUENCES, RANDOM_LENGTH, RANDOM_SEED = 32, 32, 0
+STACKED_TOKENS = 512  # that run at once, where sequences are equally long
 
 
 def random_tokens(model: Model) -> list[Ids]:
@@ -56,11 +57,21 @@ def input_moments(
             total += dense.T @ dense
         return x
 
-    for ids in random_tokens(model) if sequences is None else sequences:
-        batch = np.asarray(ids)[None, : model.max_length]
+    for batch in _stacks(random_tokens(model) if sequences is None else sequences, model.max_length):
         tapped_states(model, batch, None, None, tap)
         tokens += batch.size
     return {key: (total / max(tokens, 1)).astype(np.float32) for key, total in sums.items()}
+
+
+def _stacks(sequences: Iterable[Ids], max_length: int) -> Iterator[Ids]:
+    """Put sequences of equal length, cut to `max_length`, on top of each other: (n, length), shortest first."""
+    by_length: dict[int, list[Ids]] = {}
+    for ids in sequences:
+        by_length.setdefault(min(len(ids), max_length), []).append(np.asarray(ids)[:max_length])
+    for length, group in sorted(by_length.items()):
+        count = max(1, STACKED_TOKENS // max(length, 1))
+        for start in range(0, len(group), count):
+            yield np.stack(group[start : start + count])
 
 
 def tapped_states(model: Model, ids: Ids, mask: Ids | None, types: Ids | None, tap: Tap) -> Array:
@@ -70,26 +81,17 @@ def tapped_states(model: Model, ids: Ids, mask: Ids | None, types: Ids | None, t
     the matrix shall read.
     """
     x = embed(model, ids, types)
-    bias, shape = attention_bias(mask), ids.shape
+    layout, shape = Layout((ids.shape[0], ids.shape[1]), attention_bias(mask)), x.shape
     x = x.reshape(-1, model.hidden)
     for number, layer in enumerate(model.layers):
         read = tap(number, "qkv", x)
-        query, key, value = (_heads(_apply(m, read), shape, model.heads) for m in (layer.query, layer.key, layer.value))
-        scores = query @ key.swapaxes(-1, -2) * np.float32(model.attention_scale)
-        if bias is not None:
-            scores += bias
-        grown = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        context = (grown / grown.sum(axis=-1, keepdims=True)) @ value
-        context = context.swapaxes(1, 2).reshape(len(x), -1)
+        query, key, value = (_apply(m, read) for m in (layer.query, layer.key, layer.value))
+        context = mix(query * np.float32(model.attention_scale), key, value, model.heads, layout)
         x = normalise(x + _apply(layer.output, tap(number, "out", context)), layer.attention_norm)
         inner = activate(_apply(layer.ffn_in, tap(number, "up", x)), model.activation)
         x = normalise(x + _apply(layer.ffn_out, tap(number, "down", inner)), layer.ffn_norm)
-    return x.reshape(*shape, -1)
+    return x.reshape(shape)
 
 
 def _apply(linear: Linear, x: Array) -> Array:
     return x @ linear.weight.T + linear.bias
-
-
-def _heads(x: Array, shape: tuple[int, ...], heads: int) -> Array:
-    return x.reshape(*shape, heads, -1).swapaxes(1, 2)

@@ -56,6 +56,7 @@ class CompileOptions:
     calibration_tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
     storage_bytes_per_s: int | None = None  # plan for storage no faster than this, as `stic run --storage` emulates it
     time_limit_s: float = 10.0  # of the planner
+    gap: float = 0.005  # at which the planner may stop: the last tenths of a percent take nearly all the time
     margin: float = 0.05  # share of the latency budget kept back for jitter
     until: str | None = None  # stop after this stage
     dump: Path | None = None  # folder that gets what each stage made
@@ -67,6 +68,8 @@ class CompileOptions:
             raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
         if not 0.0 <= self.margin < 1.0:
             raise InputError(f"--margin is {self.margin}: it is a share of the latency budget, from 0 to below 1")
+        if not 0.0 <= self.gap < 1.0:
+            raise InputError(f"--gap is {self.gap}: it is a share of a plan's quality, from 0 to below 1")
         for name, value in (
             ("--slices", self.slices),
             ("--threads", self.threads),

@@ -24,6 +24,7 @@ from stic.compiler.quantize import QuantizedModel
 from stic.compiler.sharding import shard_matrices
 from stic.compiler.store import Store
 from stic.compiler.trunk import Trunk
+from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
 from stic.runtime.format import (
     ARCHITECTURES,
@@ -48,7 +49,7 @@ from stic.runtime.format import (
     record_layout,
     row_stride,
 )
-from stic.schedules.pack import pack_planes
+from stic.schedules.pack import interleave, pack_planes
 from stic.targets.target import Target
 
 
@@ -77,8 +78,8 @@ class Parts:
     labels: tuple[str, ...] = ()
 
 
-def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slice_: int) -> bytes:
-    """Assemble one record of shards.bin; see `stic.runtime.format` for its parts."""
+def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slice_: int, q: int) -> bytes:
+    """Assemble one record of shards.bin with interleave q; see `stic.runtime.format` for its parts."""
     size = int(store.bytes[layer, level, slice_])
     data = np.zeros(size, np.uint8)
 
@@ -97,18 +98,19 @@ def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slic
     layout = record_layout(store.shape, level, store.nested, 0, counts)
     bits = LEVEL_BITS[level]
     for m, matrix in enumerate(matrices):
-        planes = pack_planes(matrix.codes_at(bits), bits)[-planes_in(level, store.nested) :]
+        planes = pack_planes(matrix.codes_at(bits), bits, q)[-planes_in(level, store.nested) :]
         for at, plane in zip(layout.planes[m], planes, strict=True):
             put(at, plane)
         put(layout.tables[m], matrix.luts[bits])
         if layout.blocks:
-            n, k = store.shape.matrix(MATRICES[m])
             outliers = matrix.outliers
-            starts = np.searchsorted(outliers.rows, np.arange(0, n + 1, TILE))
-            put(layout.blocks[m], starts.astype("<u4"))
-            entries = np.zeros(len(outliers), [("index", "<u2"), ("value", "<f2")])
-            entries["index"] = outliers.rows % TILE * k + outliers.columns
-            entries["value"] = outliers.values
+            blocks = np.arange(0, store.shape.matrix(MATRICES[m])[0] + 1, TILE)
+            put(layout.blocks[m], np.searchsorted(outliers.rows, blocks).astype("<u4"))
+            position = positions(outliers.rows, outliers.columns, q)
+            order = np.lexsort((position, outliers.rows // TILE))
+            entries = np.zeros(len(outliers), [("position", "<u2"), ("value", "<f2")])
+            entries["position"] = position[order]
+            entries["value"] = outliers.values[order]
             if len(entries):
                 put(layout.outliers[m], entries)
     return data.tobytes()
@@ -184,13 +186,13 @@ def _replace(staging: Path, output: Path) -> None:
 
 def _write_shards(parts: Parts, path: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:
     """Write shards.bin; returns the CRC of every record, (layers, LEVELS, slices)."""
-    store = parts.store
+    store, q = parts.store, interleave(parts.target)
     crcs = np.zeros(store.bytes.shape, np.uint32)
     present = np.argwhere(store.bytes > 0)
     order = np.argsort(store.offset[tuple(present.T)], kind="stable")
     with path.open("wb") as file:
         for done, (layer, level, s) in enumerate(present[order]):
-            data = record(parts.quantized, store, int(layer), int(level), int(s))
+            data = record(parts.quantized, store, int(layer), int(level), int(s), q)
             crcs[layer, level, s] = zlib.crc32(data)
             file.seek(int(store.offset[layer, level, s]))
             file.write(data)
@@ -278,6 +280,8 @@ def _index(parts: Parts, crcs: NDArray[np.uint32], folder: Path) -> bytes:
         "stack_bytes": parts.stack_bytes,
         "table_resident": int(plan.table_resident),
         "load_first": int(not plan.overlap),
+        "interleave": interleave(parts.target),
+        "cores": parts.target.core_bits,
         **parts.trunk.header,
         "files": len(files),
         "extents": len(extents),

@@ -107,11 +107,11 @@ class LayerPlan:
 class Proof:
     """What the planner knows of its answer's quality."""
 
-    status: str  # "optimal", "feasible" (a time limit ended the search), "heuristic"
+    status: str  # "optimal", "feasible" (the search ended before proof), "heuristic"
     objective: float
     bound: float | None  # no plan has a larger objective; None for heuristics
     solve_seconds: float
-    gap_limit: float = 0.0
+    gap_limit: float = 0.0  # the gap that was enough to end the search
 
     @property
     def gap(self) -> float | None:
@@ -119,6 +119,11 @@ class Proof:
         if self.bound is None:
             return None
         return max(0.0, self.bound - self.objective) / max(abs(self.bound), 1e-12)
+
+    @property
+    def near_enough(self) -> bool:
+        """Whether it was the gap that ended the search, and not the time limit."""
+        return self.gap is not None and self.gap <= self.gap_limit
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed, parallel_config
 
 from stic.compiler.contributions import local_errors
-from stic.compiler.evaluate import Assignment, Evaluator, Measurement
+from stic.compiler.evaluate import Assignment, Evaluator, Measurement, Setup
 from stic.compiler.profile_cache import EvaluationLog
 from stic.runtime.errors import InputError
 
@@ -67,13 +66,14 @@ Job = LossJob | ErrorJob
 
 
 def run_jobs(
-    measurement: Measurement, jobs: Sequence[Job], log: EvaluationLog, workers: Workers, progress: Progress | None
+    setup: Setup, jobs: Sequence[Job], log: EvaluationLog, workers: Workers, progress: Progress | None
 ) -> list[Any]:
     """Run what the log does not hold yet, write each result down as it comes, and return all, in the order of `jobs`.
 
-    A loss job's result is {"loss", "metric"}; an error job's a list (slices) of lists (bits).
+    A loss job's result is {"loss", "metric"}; an error job's a list (slices) of lists (bits). Where the log holds
+    everything, nothing is computed.
     """
-    base = measurement.base
+    base = setup.base
     wanted = {job.name: job for job in jobs}
     missing = [job for name, job in wanted.items() if name not in log.results]
     missing.sort(key=lambda job: (job.first(base), job.name))  # neighbours share dequantised weights
@@ -82,7 +82,7 @@ def run_jobs(
     if progress is not None:
         progress(done, total)
     chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
-    for chunk, results in _results(measurement, chunks, workers):
+    for chunk, results in _results(setup.measurement, chunks, workers) if chunks else ():
         for job, result in zip(chunk, results, strict=True):
             log.add(job.name, result)
             done += _cost(job, base)
@@ -98,8 +98,8 @@ def _cost(job: Job, base: Assignment) -> int:
 def _results(
     measurement: Measurement, chunks: list[list[Job]], workers: Workers
 ) -> Iterator[tuple[list[Job], list[Any]]]:
-    if not chunks:
-        return
+    from joblib import Parallel, delayed, parallel_config
+
     if workers.dask is not None:
         yield from _on_dask(measurement, chunks, workers.dask)
         return
@@ -116,6 +116,8 @@ def _one_thread(jobs: int) -> dict[str, Any]:
 def _on_dask(
     measurement: Measurement, chunks: list[list[Job]], address: str
 ) -> Iterator[tuple[list[Job], list[Any]]]:
+    from joblib import Parallel, delayed, parallel_config
+
     try:
         from distributed import Client
     except ImportError as error:
@@ -141,7 +143,7 @@ _held: list[Evaluator] = []  # this process's evaluator: its hidden states outli
 
 
 def _evaluate(measurement: Measurement, jobs: list[Job]) -> list[Any]:
-    if not _held or _held[0].measurement.key != measurement.key:
+    if not _held or _held[0].setup.key != measurement.setup.key:
         _held[:] = [Evaluator(measurement)]
     return [_run(_held[0], job) for job in jobs]
 

@@ -49,13 +49,22 @@ class Outliers:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedMatrix:
-    """One (N, K) matrix of one shard at every bitwidth."""
+    """One (N, K) matrix of one shard at every bitwidth.
+
+    At an outlier the code is 2^(bits - 1), which is its own prefix at every bitwidth: kernels take it for granted when
+    they replace the code's share of a product by the outlier's.
+    """
 
     codes: Mapping[int, NDArray[np.uint8]]  # nested: {8: (N, K)}; otherwise one (N, K) a bitwidth
     luts: Mapping[int, NDArray[np.int8]]  # bits -> (2^bits,), at most 127 in magnitude
     scale: Array  # (N,); 0 in rows that are padding
     outliers: Outliers
     centroids: Mapping[int, Array] = field(default_factory=dict)  # the tables before rounding to int8
+
+    def __post_init__(self) -> None:
+        for bits, codes in self.codes.items():
+            if np.any(codes[self.outliers.rows, self.outliers.columns] != 1 << (bits - 1)):
+                raise ValueError(f"an outlier has another code than {1 << (bits - 1)} at {bits} bits")
 
     def codes_at(self, bits: int) -> NDArray[np.uint8]:
         """Return the codes (N, K) at `bits`, each below 2^bits."""
@@ -161,7 +170,7 @@ def _padded(
     codes = {}
     for bits, inner in fit.codes.items():
         codes[bits] = np.full(matrix.shape, np.abs(fit.luts[bits].astype(np.int16)).argmin(), np.uint8)
-        codes[bits][np.ix_(rows, columns)] = inner
+        codes[bits][np.ix_(rows, columns)] = np.where(fit.outlier, 1 << (bits - 1), inner)
     full_scale = np.zeros(len(rows), np.float32)
     full_scale[rows] = scale
     at_row, at_column = np.nonzero(fit.outlier)

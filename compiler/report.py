@@ -90,7 +90,9 @@ def proof_sentence(plan: Plan) -> str:
     spent = f"{proof.solve_seconds:.1f} s"
     if proof.bound is None:
         return f"objective {proof.objective:.6g}, heuristic: no bound is known ({plan.planner}, {spent})"
-    found = {"optimal": "proven optimal", "feasible": "the time limit ended the search"}.get(proof.status, proof.status)
+    found = "proven optimal" if proof.status == "optimal" else "the time limit ended the search"
+    if proof.status == "feasible" and proof.near_enough:
+        found = "near enough"
     return (
         f"objective {proof.objective:.6g}, {found}: no plan exceeds {proof.bound:.6g},"
         f" gap {proof.gap or 0.0:.2%} ({plan.planner}, {spent})"

@@ -30,11 +30,13 @@ def round_jointly(
     `moments` (k, k) is the second moment of the inputs, `frozen` marks weights that count for nothing (outliers).
     `priority[bits]` weighs squared errors of the levels against each other.
     """
-    codes = tree.codes(values)
+    # The sweeps go column by column, so everything here is transposed: (k, n).
+    turned, still = np.ascontiguousarray(values.T), np.ascontiguousarray(frozen.T)
+    codes = tree.codes(turned)
     for bits in range(LOW, HIGH + 1):
         penalty = sum(priority[finer] for finer in range(bits + 1, HIGH + 1)) / priority[bits]
-        codes = _settle(values, codes, tree, moments, frozen, bits, np.float32(penalty))
-    return codes
+        codes = _settle(turned, codes, tree, moments, still, bits, np.float32(penalty))
+    return np.ascontiguousarray(codes.T)
 
 
 def _settle(
@@ -49,36 +51,44 @@ def _settle(
     """Move weights across the thresholds that are new at `bits` (at 2 bits: across any)."""
     shift = HIGH - bits
     table = tree.centroids[bits].astype(np.float32)
-    code = codes.astype(np.int16) >> shift
-    error = np.where(frozen, 0, values - table[code])
+    code = (codes >> shift).astype(np.intp)
+    error = values - table[code]
+    # What a move needs follows from the code, and at 2 bits from the side that the weight is on: small tables.
     if bits == LOW:
-        other = np.clip(code + np.where(error > 0, 1, -1), 0, len(table) - 1)
+        here = np.repeat(np.arange(len(table)), 2)
+        other = np.clip(here + np.tile((-1, 1), len(table)), 0, len(table) - 1)
+        code = 2 * code + (error > 0)
     else:
-        other = code ^ 1
-    upward = other > code
+        here = np.arange(len(table))
+        other = here ^ 1
+    upward = other > here
     leaf = np.where(upward, other << shift, ((other + 1) << shift) - 1)
     edge = tree.thresholds.astype(np.float32)[np.where(upward, np.maximum(leaf - 1, 0), np.minimum(leaf, LEAVES - 2))]
-    beyond = np.where(upward, np.maximum(edge - values, 0), np.maximum(values - edge, 0))
-    change = np.where(frozen, 0, table[code] - table[other])
+    beyond = np.maximum((edge[code] - values) * np.where(upward, np.float32(1), np.float32(-1))[code], 0)
+    error[frozen] = 0
+    change = (table[here] - table[other])[code]
+    change[frozen] = 0
     moved = _sweep(error, change, penalty * np.square(beyond), moments)
-    return np.where(moved, leaf, codes).astype(np.uint8)
+    return np.where(moved, leaf.astype(np.uint8)[code], codes)
 
 
 def _sweep(error: Array, change: Array, extra: Array, moments: Array) -> NDArray[np.bool_]:
-    """Column by column, take `change` where it lowers error^T moments error by more than extra * moments[k, k]."""
-    diagonal = np.diag(moments)
-    gradient = np.ascontiguousarray((error @ moments).T)
-    change = np.ascontiguousarray(change.T)
-    cost = (np.square(change) + extra.T) * diagonal[:, None]
-    columns = len(change)
+    """Column by column, take `change` where it lowers error^T moments error by more than extra * moments[k, k].
+
+    All are transposed: (k, n).
+    """
+    gradient = moments @ error
+    cost = (np.square(change) + extra) * np.diag(moments)[:, None]
     taken = np.zeros(change.shape, np.bool_)
-    for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
+    for start in range(0, len(change), BLOCK):
+        end = min(start + BLOCK, len(change))
         steps = np.zeros((end - start, change.shape[1]), np.float32)
-        for column in range(start, end):
-            take = 2 * change[column] * gradient[column] + cost[column] < 0
+        inner = moments[start:end, start:end]
+        for row in range(end - start):
+            column = start + row
+            now = gradient[column] + inner[row, :row] @ steps[:row]
+            take = 2 * change[column] * now + cost[column] < 0
             taken[column] = take
-            steps[column - start] = np.where(take, change[column], 0)
-            gradient[column + 1 : end] += np.outer(moments[column, column + 1 : end], steps[column - start])
+            np.multiply(change[column], take, out=steps[row])
         gradient[end:] += moments[end:, start:end] @ steps
-    return taken.T
+    return taken

@@ -17,7 +17,9 @@ from stic.runtime.format import LEVEL_BITS, MATRICES
 VOCABULARY = 1024
 
 
-def synthetic(geometry: Geometry, activation: Activation, max_length: int, seed: int = 0) -> QuantizedModel:
+def synthetic(
+    geometry: Geometry, activation: Activation, max_length: int, seed: int = 0, epsilon: float = 1e-12
+) -> QuantizedModel:
     """Make a quantised model of `geometry` whose output is one mean-pooled vector."""
     rng = np.random.default_rng(seed)
     hidden, attention, ffn = geometry.hidden, geometry.heads * geometry.head_dim, geometry.ffn
@@ -27,7 +29,7 @@ def synthetic(geometry: Geometry, activation: Activation, max_length: int, seed:
         return Linear(weight, np.zeros(out, np.float32))
 
     def norm() -> Norm:
-        return Norm(np.ones(hidden, np.float32), np.zeros(hidden, np.float32), 1e-12)
+        return Norm(np.ones(hidden, np.float32), np.zeros(hidden, np.float32), epsilon)
 
     layers = tuple(
         Layer(
@@ -61,7 +63,9 @@ def _matrix(geometry: Geometry, name: str, rng: np.random.Generator) -> Quantize
     codes = rng.integers(0, 256, (n, k), np.uint8)
     tables = {bits: np.linspace(-127, 127, 1 << bits).astype(np.int8) for bits in LEVEL_BITS}
     scale = np.full(n, k**-0.5 / 127, np.float32)
-    return QuantizedMatrix({8: codes}, tables, scale, _outliers(n, k, rng))
+    outliers = _outliers(n, k, rng)
+    codes[outliers.rows, outliers.columns] = 128
+    return QuantizedMatrix({8: codes}, tables, scale, outliers)
 
 
 def _outliers(n: int, k: int, rng: np.random.Generator) -> Outliers:

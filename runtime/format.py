@@ -26,8 +26,15 @@ how long:
 `minor` above its own.
 
 **Geometry.** pad16(n) rounds up to 16. H = hidden, HP = pad16(H), A = pad16(heads_per_slice * head_dim), FP
-= pad16(neurons_per_slice). A shard has four matrices, row-major (N, K), padded with zeros: qkv (3A, HP),
-rows q | k | v, each padded to A; out (HP, A); up (FP, HP); down (HP, FP).
+= pad16(neurons_per_slice). A shard has four matrices (N, K), padded with zeros: qkv (3A, HP), rows q | k | v, each
+padded to A; out (HP, A); up (FP, HP); down (HP, FP).
+
+**Blocks.** Codes are stored as kernels walk through them: 16 rows make a block, and inside it `interleave` = q (4 or
+8) neighbouring columns of a row lie together, (K/q, 16, q). The code of row n and column k is at `position`
+
+    (k // q) * 16 * q + (n % 16) * q + k % q
+
+of its block n // 16, and the blocks follow one another (`stic.runtime.blocks`).
 
 **Levels.** Level 0 holds 2 bits, levels 1..6 hold 3..8 bits, level 7 full precision (`full_bits`: 16 or
 32). In a nested store a shard at b bits reads levels 0..b-2; otherwise (`nested` = 0) it reads level b-2
@@ -36,20 +43,22 @@ alone, whose record then holds all b planes. Level 7 is always read alone.
 **Record** of levels 0..6: parts in this order, each starting at a multiple of 64 bytes from the record's
 start, zeros between:
 
-    planes    for each matrix in turn, its planes of this level, most significant first, N*K/8 bytes each; code i
-              of the row-major matrix is bit i%8 of byte i/8
+    planes    for each matrix in turn, its planes of this level, most significant first, N*K/8 bytes each; code i,
+              counted through the blocks, is bit i%8 of byte i/8
     tables    for each matrix in turn, 2^bits int8: the value of each code, at most 127 in magnitude
     blocks    (level 0, or any level that is not nested) for each matrix in turn, uint32 (N/16 + 1): first outlier
               entry of each block of 16 rows, counted from the matrix's first entry
-    outliers  for each matrix in turn its entries {uint16 index = (row % 16) * K + column; float16 value}
+    outliers  for each matrix in turn its entries {uint16 position in the block; float16 value}, a block's entries
+              in ascending order of position. The code at an outlier is 2^(bits-1)
 
-A record of level 7 holds for each matrix in turn (N, K) float16 or float32. A record's size is a multiple
+A record of level 7 holds for each matrix in turn (N, K) float16 or float32, row by row. A record's size is a multiple
 of 64. The records of one (layer, level) are contiguous in slice order and start at a multiple of 4096, so
 that a range of slices is one read.
 
 **Arithmetic.** weight[n, k] = scale[n] * table[code[n, k]], except at outliers, where it is the entry's
-value. `scale` (float32, in the trunk) belongs to a row of a slice for qkv and up, and to a row of the whole
-layer for out and down. `stic.runtime.reference` is the normative use of it.
+value: products take every code as it is, and the outliers then add value - scale[n] * table[2^(bits-1)]. `scale`
+(float32, in the trunk) belongs to a row of a slice for qkv and up, and to a row of the whole layer for out and down.
+`stic.runtime.reference` is the normative use of it.
 
 **Row** of embeddings.bin, `row_stride` bytes apart: H int8, zeros to a multiple of 4, float32 scale, uint32
 CRC of what precedes. A row never straddles a 4096-byte block unless it is longer than one, and then starts
@@ -73,10 +82,11 @@ from dataclasses import dataclass
 import numpy as np
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 2, 0
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
+INTERLEAVES = (4, 8)  # columns of a row that may lie together
 LEVEL_BITS = (2, 3, 4, 5, 6, 7, 8)
 LEVELS = len(LEVEL_BITS) + 1
 FULL = LEVELS - 1  # level of full precision
@@ -97,6 +107,9 @@ FEATURES = (
     "avx512_vbmi",
     "asimd",
     "asimddp",
+    "gfni",
+    "avx_vnni",
+    "i8mm",
 )
 
 # What the engine keeps in its arena. Tiles = ceil(max_length / 16); S = most slices kept by any layer.
@@ -110,11 +123,11 @@ REGIONS = (
     "qkv",  # float32 (tiles, S * 3A, 16)
     "context",  # float32 (tiles, S * A, 16)
     "ffn",  # float32 (tiles, S * FP, 16)
-    "quantized",  # int8 (tiles, K / 4, 16, 4), K = max(HP, S * A, S * FP)
+    "quantized",  # int8 (tiles, K / q, 16, q), K = max(HP, S * A, S * FP)
     "token_scale",  # float32 (tiles, 16)
     "token_sum",  # int32 (tiles, 16)
     "panel",  # a thread: 16 * K bytes
-    "scratch",  # a thread: float32 (tiles * 16, 16)
+    "scratch",  # a thread: attention's working memory, see `scratch_bytes`
     "rows",  # embedding rows of the input, (max_length, row_stride)
     "staging",  # an IO lane: one block-aligned row read
     "ids",  # int32 (max_length): token ids
@@ -172,7 +185,9 @@ HEADER = np.dtype(
         ("deadline_us", "<u4"),  # 0: none
         ("predicted_us", "<u4"),
         ("load_first", "<u4"),  # 1: read everything before computing anything; then no extent waits for a layer
-        ("reserved", "<u4", (7,)),  # zero
+        ("interleave", "<u4"),  # q, one of INTERLEAVES
+        ("cores", "<u8"),  # bit i: compute threads should run on processor i; 0: on any
+        ("reserved", "<u4", (4,)),  # zero
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])
@@ -245,6 +260,15 @@ LIMITS = {
 def pad(n: int, multiple: int) -> int:
     """Round up to a multiple."""
     return -(-n // multiple) * multiple
+
+
+def scratch_bytes(max_length: int, head_dim: int) -> int:
+    """Bytes of a thread's share of region `scratch`: float32 (T, 16), (T, D) and (D, 16).
+
+    T = pad16(max_length) keys, D = pad16(head_dim); the attention kernel says what it keeps in each.
+    """
+    keys, width = pad(max_length, TILE), pad(head_dim, TILE)
+    return 4 * (keys * TILE + keys * width + width * TILE)
 
 
 def levels_of(bits: int, nested: bool) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.runtime.blocks import places, unblocked
 from stic.runtime.errors import PackageError
 from stic.runtime.format import (
     BLOCK,
@@ -20,6 +21,7 @@ from stic.runtime.format import (
     FILE,
     FULL,
     HEADER,
+    INTERLEAVES,
     LAYER,
     LEVELS,
     LIMITS,
@@ -48,7 +50,7 @@ class Matrix:
     codes: NDArray[np.uint8] | None  # (N, K); None at full precision
     table: NDArray[np.int8] | None  # (2 ** bits,)
     weight: NDArray[np.float32] | None  # (N, K) at full precision
-    outlier_rows: NDArray[np.int64]
+    outlier_rows: NDArray[np.int64]  # outliers in stored order: block by block, by position
     outlier_columns: NDArray[np.int64]
     outlier_values: NDArray[np.float32]
 
@@ -117,6 +119,8 @@ class Package:
                 raise self._refuse(f"{name} is 0")
         if head["full_bits"] not in (0, 16, 32):
             raise self._refuse(f"full_bits is {head['full_bits']}")
+        if head["interleave"] not in INTERLEAVES:
+            raise self._refuse(f"interleave is {head['interleave']}, not one of {INTERLEAVES}")
 
     def _table(self, name: str, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
         at = int(self.header[f"{name}_at"])
@@ -163,6 +167,11 @@ class Package:
     @property
     def nested(self) -> bool:
         return bool(self.header["nested"])
+
+    @property
+    def interleave(self) -> int:
+        """Columns of a row that lie together in the blocks of codes."""
+        return int(self.header["interleave"])
 
     @cached_property
     def shape(self) -> Shape:
@@ -241,7 +250,7 @@ class Package:
             at = record_layout(self.shape, FULL, self.nested, bits).planes[m][0]
             weight = np.frombuffer(data, f"<f{bits // 8}", n * k, at).reshape(n, k).astype(np.float32)
             return Matrix(None, None, weight, empty, empty, empty.astype(np.float32))
-        codes = np.zeros(n * k, np.uint8)
+        flat = np.zeros(n * k, np.uint8)
         table = np.zeros(0, np.int8)
         outliers = (empty, empty, empty.astype(np.float32))
         for level in levels_of(bits, self.nested):
@@ -249,11 +258,14 @@ class Package:
             layout = record_layout(self.shape, level, self.nested)
             for at in layout.planes[m]:
                 plane = np.frombuffer(data, np.uint8, n * k // 8, at)
-                codes = (codes << 1) | np.unpackbits(plane, bitorder="little")
+                flat = (flat << 1) | np.unpackbits(plane, bitorder="little")
             table = np.frombuffer(data, np.int8, 1 << (level + 2), layout.tables[m])
             if layout.blocks:
                 outliers = self._outliers(data, layer, level, slice_, m)
-        return Matrix(codes.reshape(n, k), table, None, *outliers)
+        codes, middle = unblocked(flat, (n, k), self.interleave), 1 << (bits - 1)
+        if np.any(codes[outliers[0], outliers[1]] != middle):
+            raise self._refuse(f"layer {layer} slice {slice_}: an outlier of {name} has another code than {middle}")
+        return Matrix(codes, table, None, *outliers)
 
     def _outliers(
         self, data: bytes, layer: int, level: int, slice_: int, m: int
@@ -273,12 +285,17 @@ class Package:
         k = self.shape.matrix(MATRICES[m])[1]
         if layout.size != len(data) or starts[m][0] or np.any(np.diff(starts[m]) < 0):
             raise self._refuse(where + " do not fit their blocks")
-        entries = np.frombuffer(data, [("index", "<u2"), ("value", "<f2")], totals[m], layout.outliers[m])
-        index = entries["index"].astype(np.int64)
-        if np.any(index >= TILE * k):
+        entries = np.frombuffer(data, [("position", "<u2"), ("value", "<f2")], totals[m], layout.outliers[m])
+        position = entries["position"].astype(np.int64)
+        if np.any(position >= TILE * k):
             raise self._refuse(where + " are outside their block")
         block = np.repeat(np.arange(len(starts[m]) - 1), np.diff(starts[m]))
-        return block * TILE + index // k, index % k, entries["value"].astype(np.float32)
+        if np.any(np.diff(block * TILE * k + position) <= 0):
+            raise self._refuse(where + " are out of order")
+        if not np.isfinite(entries["value"]).all():
+            raise self._refuse(where + " are not finite numbers")
+        row, column = places(position, self.interleave)
+        return block * TILE + row, column, entries["value"].astype(np.float32)
 
     def verify(self) -> None:
         """Check every CRC in the package: files, records and embedding rows."""

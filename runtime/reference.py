@@ -82,13 +82,13 @@ class Reference:
         codes, token_scale = quantize(x)
         outputs = []
         for s in range(int(self.package.layers[layer]["slices"])):
-            matrix, y = self._matrix(layer, s, name), np.repeat(bias[s][:, None], x.shape[1], axis=1)
+            matrix = self._matrix(layer, s, name)
             if matrix.weight is not None:
-                y = y + matmul(matrix.weight, x)
+                outputs.append(bias[s][:, None] + matmul(matrix.weight, x))
             else:
-                y = fma(token_scale, scale[s][:, None] * _products(matrix, codes).astype(np.float32), y)
-                _add_outliers(matrix, codes, token_scale, y)
-            outputs.append(y)
+                outliers = np.zeros((n, x.shape[1]), np.float32)
+                _add_outliers(matrix, codes, scale[s], outliers)
+                outputs.append(_finish(_products(matrix, codes), outliers, token_scale, scale[s], bias[s]))
         return outputs
 
     def _join(self, layer: int, name: str, inputs: list[Floats], scale_at: int, bias_at: int) -> Floats:
@@ -96,19 +96,19 @@ class Reference:
         n, width = self.shape.matrix(name)
         scale, bias = (self.package.tensor(at, "<f4", n) for at in (scale_at, bias_at))
         codes, token_scale = quantize(np.concatenate(inputs))
-        y = np.repeat(bias[:, None], codes.shape[1], axis=1)
-        sums = np.zeros(y.shape, np.float64)
-        quantized = False
+        total, outliers = np.zeros((n, codes.shape[1])), np.zeros((n, codes.shape[1]), np.float32)
+        full = []
         for s, x in enumerate(inputs):
             matrix, part = self._matrix(layer, s, name), codes[s * width : (s + 1) * width]
             if matrix.weight is not None:
-                y = y + matmul(matrix.weight, x)
+                full.append(matmul(matrix.weight, x))
             else:
-                _add_outliers(matrix, part, token_scale, y)
-                sums += _products(matrix, part)
-                quantized = True
-        if quantized:
-            y = fma(token_scale, scale[:, None] * sums.astype(np.float32), y)
+                _add_outliers(matrix, part, scale, outliers)
+                total += _products(matrix, part)
+        some = len(full) < len(inputs)
+        y = _finish(total, outliers, token_scale, scale, bias) if some else np.broadcast_to(bias[:, None], total.shape)
+        for product in full:
+            y = y + product
         return y[: self.shape.hidden]
 
     def _layer(self, layer: int, x: Floats) -> Floats:
@@ -146,15 +146,21 @@ class Reference:
 
 
 def _products(matrix: Matrix, codes: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Sums of integer products (N, tokens), outliers left out; exact in float64."""
+    """Sums of integer products (N, tokens), outliers taken by their code; exact in float64."""
     assert matrix.codes is not None and matrix.table is not None
-    weight = matrix.table[matrix.codes].astype(np.float64)
-    weight[matrix.outlier_rows, matrix.outlier_columns] = 0
-    return weight @ codes.astype(np.float64)
+    return matrix.table[matrix.codes].astype(np.float64) @ codes.astype(np.float64)
 
 
-def _add_outliers(matrix: Matrix, codes: NDArray[np.int32], token_scale: Floats, y: Floats) -> None:
-    """Add the exact weights' products to y (N, tokens), one after the other."""
-    entries = zip(matrix.outlier_rows, matrix.outlier_columns, matrix.outlier_values, strict=True)
-    for row, column, value in entries:
-        y[row] = fma(token_scale, value * codes[column].astype(np.float32), y[row])
+def _add_outliers(matrix: Matrix, codes: NDArray[np.int32], scale: Floats, sums: Floats) -> None:
+    """Add to `sums` (N, tokens) what the exact weights give beyond their code's share, one after the other."""
+    assert matrix.table is not None
+    dense = np.float32(matrix.table[len(matrix.table) // 2])  # an outlier's code is 2^(bits - 1)
+    beyond = fma(-scale[matrix.outlier_rows], dense, matrix.outlier_values)
+    for row, column, weight in zip(matrix.outlier_rows, matrix.outlier_columns, beyond, strict=True):
+        sums[row] = fma(weight, codes[column].astype(np.float32), sums[row])
+
+
+def _finish(total: NDArray[np.float64], outliers: Floats, token_scale: Floats, scale: Floats, bias: Floats) -> Floats:
+    """token_scale (tokens,) * (scale (N,) * total + outliers) + bias (N,), both (N, tokens)."""
+    inner = fma(scale[:, None], total.astype(np.float32), outliers)
+    return fma(token_scale, inner, bias[:, None])

@@ -1,58 +1,97 @@
-"""Which kernel a target gets: for every symbol an ordered tuple of rules, the first that answers wins.
+"""Which kernels a target gets: for every kind an ordered tuple of rules, the first that answers wins.
 
-A rule is a function (target, shape) -> PrimFunc, or None for "not mine"; the last rule of a tuple takes any target.
-Adding an instruction set means adding its rule to the tuples it serves.
+A rule is a function of the target that returns None for "not mine"; the last rule of a tuple takes any target.
+Adding an instruction set means adding its rules to the tuples it serves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from stic.schedules.cpu.activation import activation
 from stic.schedules.cpu.attention import attention
-from stic.schedules.cpu.dot import dot_portable
+from stic.schedules.cpu.dot import MicroKernel, dot_kernels, dot_portable
 from stic.schedules.cpu.dot_avx2 import dot_avx2
-from stic.schedules.cpu.dot_neon import dot_sdot, dot_smull
+from stic.schedules.cpu.dot_avx_vnni import dot_avx_vnni
+from stic.schedules.cpu.dot_neon import dot_sdot, dot_smmla, dot_smull
 from stic.schedules.cpu.dot_vnni import dot_vnni
 from stic.schedules.cpu.embed import embed
 from stic.schedules.cpu.matmul import matmul_f16, matmul_f32
 from stic.schedules.cpu.norm import add_norm
-from stic.schedules.cpu.outlier import bias, outlier_mask, outliers
+from stic.schedules.cpu.outlier import bias, outliers
 from stic.schedules.cpu.quantize import quantize
-from stic.schedules.cpu.unpack import WIDTHS, unpack_portable
-from stic.schedules.cpu.unpack_avx2 import unpack_avx2
-from stic.schedules.cpu.unpack_avx512 import unpack_avx512
-from stic.schedules.cpu.unpack_neon import unpack_neon
+from stic.schedules.cpu.rows import RowsKernel, rows_finish, rows_kernel, rows_portable, rows_vnni
+from stic.schedules.cpu.rows_avx import rows_avx2, rows_avx_vnni
+from stic.schedules.cpu.rows_neon import rows_sdot, rows_smmla, rows_smull
+from stic.schedules.cpu.unpack import WIDTHS, Decoder, decoder_portable, unpack_kernel
+from stic.schedules.cpu.unpack_avx2 import decoder_avx2
+from stic.schedules.cpu.unpack_avx512 import decoder_avx512
+from stic.schedules.cpu.unpack_gfni import decoder_gfni
+from stic.schedules.cpu.unpack_neon import decoder_neon
+from stic.schedules.pack import interleave
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import PrimFunc
 from stic.targets.target import Target
 
-Rule = Callable[[Target, KernelShape], PrimFunc | None]
-UnpackRule = Callable[[Target, KernelShape, int], PrimFunc | None]
+Rule = Callable[[Target, KernelShape], PrimFunc]
 
-DOT: tuple[Rule, ...] = (dot_vnni, dot_avx2, dot_sdot, dot_smull, dot_portable)
-UNPACK: tuple[UnpackRule, ...] = (unpack_avx512, unpack_avx2, unpack_neon, unpack_portable)
+DOT: tuple[Callable[[Target], MicroKernel | None], ...] = (
+    dot_vnni,
+    dot_avx_vnni,
+    dot_avx2,
+    dot_smmla,
+    dot_sdot,
+    dot_smull,
+    dot_portable,
+)
+DECODERS: tuple[Callable[[Target, int], Decoder | None], ...] = (
+    decoder_gfni,
+    decoder_avx512,
+    decoder_avx2,
+    decoder_neon,
+    decoder_portable,
+)
+ROWS: tuple[Callable[[Target], RowsKernel | None], ...] = (
+    rows_vnni,
+    rows_avx_vnni,
+    rows_avx2,
+    rows_smmla,
+    rows_sdot,
+    rows_smull,
+    rows_portable,
+)
 # Written on vectors of 16 lanes, which LLVM splits: one rule serves every CPU.
 EVERY_CPU: tuple[Rule, ...] = (
     embed,
     quantize,
     activation,
-    outlier_mask,
     outliers,
     matmul_f16,
     matmul_f32,
     bias,
-    attention,
     add_norm,
 )
+Answer = TypeVar("Answer")
 
 
-def _first(answers: Iterable[PrimFunc | None]) -> PrimFunc:
+def _first(answers: Iterable[Answer | None]) -> Answer:
     return next(answer for answer in answers if answer is not None)
+
+
+def decoders_for(target: Target, bit_count: int) -> tuple[Decoder, ...]:
+    """The decoders of one loop: those of many groups a step, best first, then the best of the least step."""
+    answers = [answer for answer in (rule(target, bit_count) for rule in DECODERS) if answer is not None]
+    last = next(answer for answer in answers if answer.groups * 64 <= 16 * interleave(target))
+    return (*answers[: answers.index(last)], last)
 
 
 def kernels_for(target: Target, shape: KernelShape) -> tuple[PrimFunc, ...]:
     """Return every function of kernels.so for this target and model, one PrimFunc a symbol."""
-    dot = _first(rule(target, shape) for rule in DOT)
-    unpack = [_first(rule(target, shape, width) for rule in UNPACK) for width in WIDTHS]
-    return (dot, *unpack, *(_first((rule(target, shape),)) for rule in EVERY_CPU))
+    dot = _first(rule(target) for rule in DOT)
+    rows = _first(rule(target) for rule in ROWS)
+    functions = [*dot_kernels(dot, shape), *rows_finish(target, shape), attention(target, shape, dot)]
+    for width in WIDTHS:
+        decoders = decoders_for(target, width)
+        functions += [unpack_kernel(width, decoders), rows_kernel(width, decoders, rows, interleave(target))]
+    return (*functions, *(rule(target, shape) for rule in EVERY_CPU))

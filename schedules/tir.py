@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import tvm
@@ -61,6 +62,8 @@ def when(condition: Expr) -> Iterator[None]:
 def local(*sizes: tuple[int, str]) -> Iterator[list[Buffer]]:
     """Buffers (elements, dtype) on the stack; at constant offsets LLVM keeps them in registers."""
     with B.sblock("tile"):
+        B.reads([])  # given, or TVM spends seconds on finding them
+        B.writes([])
         yield [B.sblock_alloc_buffer((elements,), dtype, scope="local") for elements, dtype in sizes]
 
 
@@ -111,12 +114,23 @@ def pick(condition: Expr, yes: Expr, no: Expr) -> Expr:
 
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     """Pick lanes of the concatenated vectors; no more lanes than they have together."""
-    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+    return tirx.Shuffle(list(vectors), [_lane(lane) for lane in lanes])
+
+
+@cache
+def _lane(number: int) -> Expr:
+    return tirx.const(number, "int32")  # made once: a shuffle of bytes has 64 of them
 
 
 def intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
     """Call one pure LLVM intrinsic; the name carries the overload suffix, e.g. llvm.sqrt.v16f32."""
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
+
+
+def prefetch(buffer: Buffer, index: Expr) -> None:
+    """Ask for the cache line of an element; it need not exist."""
+    line = tirx.address_of(buffer[index])
+    B.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", line, T.int32(0), T.int32(3), T.int32(1)))
 
 
 def transpose16(block: Buffer, spare: Buffer) -> None:
@@ -137,7 +151,8 @@ def transpose16(block: Buffer, spare: Buffer) -> None:
 def build(functions: Sequence[PrimFunc], target: dict[str, Any]) -> Any:
     """Lower to an LLVM module whose functions are plain C symbols.
 
-    The pass list is TVM's default for CPUs without SplitHostDevice, MakePackedAPI and LowerTVMBuiltin.
+    The pass list is TVM's default for CPUs without SplitHostDevice, MakePackedAPI and LowerTVMBuiltin, and without
+    the first StmtSimplify and RemoveNoOp, which change no code and take half of the time.
     """
     llvm = tvm.target.Target(target)
     llvm = llvm.with_host(llvm)
@@ -149,7 +164,6 @@ def build(functions: Sequence[PrimFunc], target: dict[str, Any]) -> Any:
             s.ConvertBlocksToOpaque(),
             s.CompactBufferAllocation(),
             s.LowerMatchBuffer(),
-            s.StmtSimplify(),
             s.LowerOpaqueBlock(),
             x.FlattenBuffer(),
             x.NarrowDataType(32),
@@ -158,7 +172,6 @@ def build(functions: Sequence[PrimFunc], target: dict[str, Any]) -> Any:
             x.StorageRewrite(),
             x.UnrollLoop(),
             x.StmtSimplify(),
-            x.RemoveNoOp(),
             x.CommonSubexprElim(),
             x.LowerIntrin(),
         ]

@@ -2,6 +2,7 @@
 
 A file holds `name`, `description`, `arch`, `features`, a `[tvm]` table (the target dictionary handed to TVM) and
 facts in `[cache]`, `[storage]`, `[compute]` and `[memory]`, each `key = { value = .., source = "..", estimated = .. }`.
+A value is a number, except that of `compute.cores`: where a device's cores are unlike, a list of those that compute.
 `host` is special: its file lists instruction set levels, best first; the machine's own facts fill the rest.
 """
 
@@ -30,6 +31,9 @@ FEATURES = {
     "avx512_vbmi": "avx512vbmi",
     "asimd": "asimd",
     "asimddp": "asimddp",
+    "gfni": "gfni",
+    "avx_vnni": "avx_vnni",
+    "i8mm": "i8mm",
 }
 SECTIONS: dict[str, tuple[str, ...]] = {
     "cache": ("l1_bytes", "l2_bytes", "l3_bytes"),
@@ -37,6 +41,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "compute": ("threads", "clock_hz", "int8_macs_per_cycle"),
     "memory": ("ram_bytes", "bytes_per_s"),
 }
+MOST_CORES = 64  # what a package's bit set of cores has room for
 _FOLDER = Path(__file__).parent
 _HOST = "host"
 
@@ -46,6 +51,15 @@ class Fact:
     """A number about a device and where it comes from."""
 
     value: float
+    source: str
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The processors on which compute threads should run, and where their numbers come from."""
+
+    numbers: tuple[int, ...]  # as the operating system counts, from 0
     source: str
     estimated: bool = False
 
@@ -63,6 +77,7 @@ class Target:
     storage: Mapping[str, Fact] = field(default_factory=dict, hash=False)
     compute: Mapping[str, Fact] = field(default_factory=dict, hash=False)
     memory: Mapping[str, Fact] = field(default_factory=dict, hash=False)
+    cores: Cores | None = None  # None: all alike
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -74,11 +89,20 @@ class Target:
             raise TargetError(f'target {self.name}: the [tvm] table has no `kind` (for a CPU: kind = "llvm")')
         if self.compute.get("threads", Fact(0, "")).value < 1:
             raise TargetError(f"target {self.name}: compute.threads must be at least 1")
+        if self.cores is not None and self.threads > len(self.cores.numbers):
+            raise TargetError(
+                f"target {self.name}: {self.threads} compute threads do not fit on {len(self.cores.numbers)} cores"
+            )
 
     @property
     def threads(self) -> int:
         """Compute threads of a session: the fast cores."""
         return int(self.compute["threads"].value)
+
+    @property
+    def core_bits(self) -> int:
+        """The cores as a bit set, bit i for processor i; 0: any."""
+        return sum(1 << number for number in self.cores.numbers) if self.cores else 0
 
     @property
     def missing_features(self) -> tuple[str, ...]:
@@ -112,14 +136,21 @@ def parse(data: Mapping[str, Any]) -> Target:
             raise TargetError(f"target {label}: {key} must be a string")
     if not isinstance(data["features"], list) or not isinstance(data["tvm"], dict):
         raise TargetError(f"target {label}: features must be a list and tvm a table")
-    sections = {
-        section: {key: _fact(label, f"{section}.{key}", value) for key, value in data.get(section, {}).items()}
-        for section in SECTIONS
-    }
-    for section, facts in sections.items():
-        _check_keys(label, f"[{section}]", facts, (), SECTIONS[section])
+    tables = {section: dict(data.get(section, {})) for section in SECTIONS}
+    cores = tables["compute"].pop("cores", None)
+    for section, table in tables.items():
+        _check_keys(label, f"[{section}]", table, (), SECTIONS[section])
     return Target(
-        data["name"], data["description"], data["arch"], tuple(data["features"]), dict(data["tvm"]), **sections
+        data["name"],
+        data["description"],
+        data["arch"],
+        tuple(data["features"]),
+        dict(data["tvm"]),
+        **{
+            section: {key: _fact(label, f"{section}.{key}", value) for key, value in table.items()}
+            for section, table in tables.items()
+        },
+        cores=None if cores is None else _cores(label, cores),
     )
 
 
@@ -134,16 +165,30 @@ def _check_keys(
         raise TargetError(f"target {label}: {where} has unknown {', '.join(unknown)}; known: {', '.join(allowed)}")
 
 
-def _fact(label: str, where: str, data: Any) -> Fact:
+def _sourced(label: str, where: str, data: Any) -> tuple[Any, str, bool]:
+    """(value, source, estimated) of one entry; the value is not looked at."""
     if not isinstance(data, dict):
         raise TargetError(f"target {label}: {where} must be a table with `value` and `source`")
     _check_keys(label, where, data, ("value", "source"), ("value", "source", "estimated"))
-    value, source, estimated = data["value"], data["source"], data.get("estimated", False)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise TargetError(f"target {label}: {where}.value must be a positive number")
+    source, estimated = data["source"], data.get("estimated", False)
     if not isinstance(source, str) or not source.strip() or not isinstance(estimated, bool):
         raise TargetError(f"target {label}: {where} needs a source in words, and `estimated` true or false")
+    return data["value"], source, estimated
+
+
+def _fact(label: str, where: str, data: Any) -> Fact:
+    value, source, estimated = _sourced(label, where, data)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise TargetError(f"target {label}: {where}.value must be a positive number")
     return Fact(value, source, estimated)
+
+
+def _cores(label: str, data: Any) -> Cores:
+    numbers, source, estimated = _sourced(label, "compute.cores", data)
+    whole = isinstance(numbers, list) and all(type(n) is int and 0 <= n < MOST_CORES for n in numbers)
+    if not whole or not numbers or len(set(numbers)) != len(numbers):
+        raise TargetError(f"target {label}: compute.cores.value must list different processors, below {MOST_CORES}")
+    return Cores(tuple(numbers), source, estimated)
 
 
 def _host(data: Mapping[str, Any]) -> Target:

@@ -18,7 +18,7 @@ from stic.compiler.commands.parameters import (
     json_option,
     model_options,
 )
-from stic.compiler.commands.terminal import console, progress_bar
+from stic.compiler.commands.terminal import console, print_notes, progress_bar
 from stic.compiler.options import CompileOptions
 from stic.compiler.plan import Budget, Plan, Problem
 
@@ -115,7 +115,9 @@ def plan_command(
     # A sweep must not fail because the budget in its middle does: its first plan has none.
     first = replace(options, budget=Budget(None, None, options.budget.preload_bytes)) if sweep else options
     with progress_bar() as progress:
-        problem, plan, timeline = _planned(plan_model(first, progress))
+        result = plan_model(first, progress)
+    print_notes(result.notes)
+    problem, plan, timeline = _planned(result)
     claim = (timeline.latency_us, timeline.peak_bytes)
     if plan_file is not None:
         from stic.compiler.plan import dumps
@@ -128,7 +130,9 @@ def plan_command(
         with progress_bar() as progress:
             points = sweep_plans(
                 problem,
-                lambda asked: solve(asked, options.planner, options.bits, options.time_limit_s),
+                lambda asked: solve(
+                    asked, options.planner, options.bits, options.time_limit_s, enough=options.gap
+                ),
                 latencies or grid_around(options.budget.latency_us or claim[0]),
                 memories or grid_around(options.budget.memory_bytes or claim[1]),
                 progress,
@@ -179,6 +183,7 @@ def compile_command(model: Path, target: str, output: Path, engine: Path | None,
     options = _options(model, target, output, **chosen)
     with progress_bar() as progress:
         result = compile_model(options, progress)
+    print_notes(result.notes)
     if options.until is not None:
         console.print(f"stopped after stage {options.until}", highlight=False)
         return

@@ -117,10 +117,11 @@ def probe_command(
     if aim.missing_features:
         raise TargetError(f"this machine cannot run {target}: it lacks {', '.join(aim.missing_features)}; probe there")
     where = directory or (output.absolute().parent if output else Path.cwd())
-    counts = (threads or aim.threads, lanes or device.DEFAULT_LANES)
+    threads, lanes = threads or aim.threads, lanes or device.DEFAULT_LANES
     with progress_bar() as progress:
+        tick = partial(progress, "measuring this device")
         data = device.measure(
-            aim, geometry, activation, 16, max_length, *counts, where, partial(progress, "measuring this device")
+            aim, geometry, activation, 16, max_length, threads, lanes, where, tick, survey=(1, 2 * lanes)
         )
     text = json.dumps(data, indent=1)
     if output is not None:

@@ -182,6 +182,14 @@ model_options = compose(
             help="How long the planner may search for proof.",
         ),
         click.option(
+            "--gap",
+            type=float,
+            default=0.005,
+            show_default=True,
+            metavar="SHARE",
+            help="The planner may stop once no plan is better by more than this share; 0: go on for proof.",
+        ),
+        click.option(
             "--margin",
             type=float,
             default=0.05,

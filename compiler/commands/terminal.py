@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -29,6 +29,12 @@ class _Console(Console):
 
 # Texts of users may hold brackets, so no markup. Where no terminal gives a width, tables get enough.
 console = _Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 110)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what went wrong without harm, on stderr."""
+    for note in notes:
+        print(f"stic: note: {note}", file=sys.stderr)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stic.compiler.plan import Plan, Problem
-from stic.compiler.planner import baselines, greedy, optimal
+from stic.compiler.planner import baselines, greedy
 from stic.runtime.errors import InfeasibleError, InputError
 
 FIXED = {  # planners that hold every shard at the given bits
@@ -16,9 +16,12 @@ PLANNERS = ("ilp", *SLACK, *FIXED)
 
 
 def solve(
-    problem: Problem, planner: str = "ilp", bits: int | None = None, time_limit_s: float = 10.0, workers: int = 2
-) -> Plan:
+    problem: Problem, planner: str = "ilp", bits: int | None = None, time_limit_s: float = 10.0, workers: int = 2,
+    enough: float = 0.0,
+) -> Plan:  # fmt: skip
     """Plan `problem` with one of PLANNERS. `bits` is for the baselines at a fixed bitwidth, and only for them.
+
+    `enough` is the gap at which "ilp" stops looking for something better.
 
     Raises InfeasibleError if no plan (of this planner) meets the budget, InputError for a wrong choice.
     """
@@ -30,7 +33,9 @@ def solve(
         assert bits is not None
         return FIXED[planner](problem, bits)
     if planner == "ilp":
-        return optimal.solve(problem, time_limit_s, workers)
+        from stic.compiler.planner import optimal  # with ortools, which takes a third of a second
+
+        return optimal.solve(problem, time_limit_s, workers, enough=enough)
     plan = greedy.solve(problem, SLACK[planner], planner)
     if plan is None:
         raise InfeasibleError(

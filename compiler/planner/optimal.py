@@ -14,8 +14,13 @@ from stic.compiler.planner.search import GAP_LIMIT, TIE, Answer, Search
 from stic.runtime.errors import InfeasibleError
 
 
-def solve(problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_limit: float = GAP_LIMIT) -> Plan:
+def solve(
+    problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_limit: float = GAP_LIMIT, enough: float = 0.0
+) -> Plan:
     """Plan by integer programming; never worse than the greedy plan, which also helps out when time is short.
+
+    The answer is "optimal" if its gap is proved to be within `gap_limit`. A gap of `enough`, if that is more, ends the
+    search as well: the last tenths of a percent take nearly all the time.
 
     Where the budget leaves latency or memory open, quality comes first, then memory, then latency. The proof
     is of quality. Raises InfeasibleError, naming the least memory and the least latency that would do.
@@ -24,7 +29,7 @@ def solve(problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_li
     start = greedy.solve(problem)
     left_open = _left_open(problem.budget)
     share = 0.6 if left_open else 1.0
-    answer = Search(problem, "quality", workers, gap_limit, start).run(began + share * time_limit_s)
+    answer = Search(problem, "quality", workers, gap_limit, start, enough=enough).run(began + share * time_limit_s)
     plan = answer.plan
     if plan is None and answer.proved:
         raise InfeasibleError(what_would_do(problem, time_limit_s, workers))
@@ -39,7 +44,7 @@ def solve(problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_li
         held = problem.budget
         if i:  # memory was made small before: keep it
             held = replace(held, memory_bytes=claim_of(plan, problem).peak_bytes)
-        search = Search(replace(problem, budget=held), aim, workers, gap_limit, plan, quality)
+        search = Search(replace(problem, budget=held), aim, workers, gap_limit, plan, quality, enough)
         plan = search.run(began + share * time_limit_s).plan or plan
     value = objective(plan.layers, problem)
     if start is not None:
@@ -49,7 +54,7 @@ def solve(problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_li
     if plan is start:
         notes += (f"the search found nothing better than greedy ({'; '.join(start.notes)})",)
     status = "optimal" if answer.proved else "feasible" if bound is not None else "heuristic"
-    proof = Proof(status, value, bound, time.perf_counter() - began, gap_limit)
+    proof = Proof(status, value, bound, time.perf_counter() - began, max(gap_limit, enough))
     return replace(plan, planner="ilp", budget=problem.budget, notes=notes, proof=proof)
 
 

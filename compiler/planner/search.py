@@ -52,10 +52,14 @@ class Search:
         gap_limit: float = GAP_LIMIT,
         start: Plan | None = None,
         floor: float | None = None,
+        enough: float = 0.0,
     ) -> None:
-        """`start` is a plan known to fit; `floor` the quality to keep when latency or memory is minimised."""
+        """`start` is a plan known to fit; `floor` the quality to keep when latency or memory is minimised.
+
+        Once the first plans are found, the search goes on only while the gap is above `enough`.
+        """
         self.problem, self.aim, self.workers, self.gap_limit = problem, aim, workers, gap_limit
-        self.floor = floor
+        self.floor, self.enough = floor, max(enough, gap_limit)
         self.sign = 1.0 if aim == "quality" else -1.0  # values are compared as sign * value
         self.best: Plan | None = None
         self.best_value = -math.inf
@@ -88,11 +92,11 @@ class Search:
     def _left(self) -> float:
         return self.deadline - time.perf_counter()
 
-    def _open(self, b: Branch) -> bool:
-        """Whether a branch may still hold something better."""
+    def _open(self, b: Branch, gap: float | None = None) -> bool:
+        """Whether a branch may still hold something better, by more than `gap` (None: the gap limit)."""
         if b.exhausted or self.best is None:
             return not b.exhausted
-        return b.bound > self.best_value + self.gap_limit * abs(self.best_value)
+        return b.bound > self.best_value + (self.gap_limit if gap is None else gap) * abs(self.best_value)
 
     def _most(self) -> float:
         """Quality of the whole model, each shard at what suits it best."""
@@ -196,10 +200,10 @@ class Search:
             list(pool.map(search, branches))
 
     def _from_both_sides(self, branches: list[Branch]) -> list[Branch]:
-        """Improve the best plan and the worst bound, at the same time, until they meet or time is up."""
+        """Improve the best plan and the worst bound, at the same time, until they are near enough or time is up."""
         with ThreadPoolExecutor(1) as pool:
             turn = 0
-            while self._left() > 0.3 and any(self._open(b) for b in branches):
+            while self._left() > 0.3 and any(self._open(b, self.enough) for b in branches):
                 seconds = min(self._left(), max(1.0, 0.35 * self._left()))
                 if self.workers > 1:
                     bounds = pool.submit(self._tighten, branches, seconds)

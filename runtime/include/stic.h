@@ -23,6 +23,11 @@
  * STIC_BUSY and changes nothing. A session belongs to the process that opened it; after fork, the child gets
  * STIC_WRONG_PROCESS and must open its own.
  *
+ * Processors. Where a device's cores are unlike, its package names those that compute should run on. The session's
+ * compute threads keep to those of them that the thread which opened it may use, and for the length of
+ * stic_session_run so does the calling thread, which then may run where it could before. Where it may use none of
+ * them, and for IO lanes, nothing changes.
+ *
  * Errors. Every function that can fail returns a status; `stic_error_message` gives the sentence that goes with it.
  * After a failed call the session is usable: an input that was refused changed nothing, and a run that failed on
  * reading (STIC_IO, STIC_PACKAGE_CORRUPT) reads again the next time. The output is written only on success.

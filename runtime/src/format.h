@@ -12,7 +12,7 @@
 #define STIC_PACKED __attribute__((packed))
 
 enum {
-  STIC_MAJOR = 1,
+  STIC_MAJOR = 2,
   STIC_MINOR = 0,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
@@ -39,6 +39,9 @@ enum {
   STIC_HAS_AVX512_VBMI,
   STIC_HAS_ASIMD,
   STIC_HAS_ASIMDDP,
+  STIC_HAS_GFNI,
+  STIC_HAS_AVX_VNNI,
+  STIC_HAS_I8MM,
   STIC_FEATURES
 };
 
@@ -87,7 +90,9 @@ typedef struct STIC_PACKED stic_header {
   uint64_t arena_bytes, claimed_bytes;
   uint32_t deadline_us, predicted_us;
   uint32_t load_first; /* 1: read everything before computing anything */
-  uint32_t reserved[7];
+  uint32_t interleave; /* columns of a row that lie together in a block: 4 or 8 */
+  uint64_t cores;      /* bit i: compute threads should run on processor i; 0: on any */
+  uint32_t reserved[4];
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {

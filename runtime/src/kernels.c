@@ -7,8 +7,9 @@
 #include "platform.h"
 
 static const char *const architectures[] = {"x86_64", "aarch64"};
-static const char *const features[] = {"AVX2",       "FMA",        "F16C",        "AVX-512F",    "AVX-512BW",
-                                       "AVX-512VL",  "AVX-512 VNNI", "AVX-512 VBMI", "Advanced SIMD", "the dot product extension"};
+static const char *const features[] = {
+    "AVX2", "FMA", "F16C", "AVX-512F", "AVX-512BW", "AVX-512VL", "AVX-512 VNNI", "AVX-512 VBMI", "Advanced SIMD",
+    "the dot product extension", "GFNI", "AVX-VNNI", "the 8-bit matrix multiply extension"};
 _Static_assert(sizeof features / sizeof *features == STIC_FEATURES, "one name a feature");
 
 stic_status stic_kernels_check_cpu(const stic_package *package, stic_error *error) {
@@ -51,7 +52,11 @@ stic_status stic_kernels_load(const stic_package *package, const char *path, sti
   const struct {
     const char *name;
     void *function;
-  } quantized[] = {{"stic_outlier_mask", &k->outlier_mask}, {"stic_dot", &k->dot}, {"stic_outliers", &k->outliers}};
+  } quantized[] = {{"stic_outliers", &k->outliers},
+                   {"stic_dot", &k->dot},
+                   {"stic_dot_activated", &k->dot_activated},
+                   {"stic_rows_finish", &k->rows_finish},
+                   {"stic_rows_finish_activated", &k->rows_finish_activated}};
   stic_status status;
   for (size_t i = 0; i < sizeof always / sizeof *always; i++)
     if ((status = find(k->library, always[i].name, always[i].function, error))) return status;
@@ -60,9 +65,11 @@ stic_status stic_kernels_load(const stic_package *package, const char *path, sti
     for (uint32_t s = 0; s < package->layers[l].slices; s++) used[stic_bits(package, l, s)] = true;
   bool any = false;
   for (int bits = 2; bits <= 8; bits++) {
-    char name[] = "stic_unpack_b0";
-    name[sizeof name - 2] = (char)('0' + bits);
-    if (used[bits] && (status = find(k->library, name, &k->unpack[bits], error))) return status;
+    char unpack[] = "stic_unpack_b0", rows[] = "stic_rows_b0";
+    unpack[sizeof unpack - 2] = rows[sizeof rows - 2] = (char)('0' + bits);
+    if (used[bits] && ((status = find(k->library, unpack, &k->unpack[bits], error)) ||
+                       (status = find(k->library, rows, &k->rows[bits], error))))
+      return status;
     any = any || used[bits];
   }
   for (size_t i = 0; any && i < sizeof quantized / sizeof *quantized; i++)

@@ -1,17 +1,17 @@
 /* One encoder layer, stage by stage; each stage is split into items that any thread may run:
  *
- *     qkv        (slice, 16 rows)     y = bias + W x, a slice's own rows
- *     attention  (head, 16 queries)
+ *     qkv        (slice, 16 rows)        y = bias + W x, a slice's own rows
+ *     attention  (head, some queries)
  *     quantize   (tile)
- *     out        (16 rows)            y = bias + sum over slices of W x
- *     norm       (tile)               x = LayerNorm(x + y), and x quantised
- *     up         (slice, 16 rows)     and the activation, while the rows are in cache
+ *     out        (16 rows)               y = bias + sum over slices of W x
+ *     norm       (tile)                  x = LayerNorm(x + y), and x quantised
+ *     up         (slice, 16 rows)        and the activation, while the rows are in registers
  *     quantize   (tile)
  *     down       (16 rows)
  *     norm       (tile)
  *
  * A block of 16 rows of a matrix is unpacked into the thread's own panel just before it is used, so that no more than
- * one panel a thread ever exists unpacked. */
+ * one panel a thread ever exists unpacked; for a few tokens not even that (stic_rows). */
 #include <string.h>
 
 #include "session.h"
@@ -22,6 +22,7 @@ typedef struct {
   uint32_t number;             /* of the layer */
   uint32_t n, tiles;           /* tokens, tiles of them */
   uint32_t matrix, blocks;     /* of the stage; blocks of 16 rows in the matrix */
+  uint32_t queries;            /* tiles of them in an item of attention */
   const float *source;         /* input of the stage, (tiles, width, 16) */
   uint32_t width;
   uint32_t scale_at, bias_at;  /* in the trunk */
@@ -44,31 +45,37 @@ static const uint8_t *record(const step *t, uint32_t level, uint32_t slice) {
   return t->s->record_at[stic_record_index(&t->s->package, t->number, level, slice)];
 }
 
-/* 16 rows of one slice's matrix -> panel. Returns the outliers among them, *count entries. */
-static uint16_t *unpack(const step *t, uint32_t slice, uint32_t block, uint8_t *panel, int32_t *count) {
-  stic_session *s = t->s;
+typedef struct {
+  uint8_t *planes[8];
+  int8_t *table;
+  uint16_t *entries; /* outliers: position, float16 */
+  int32_t outliers, dense; /* how many, and the table's value under each */
+  uint32_t bits;
+} codes;
+
+/* 16 rows of one slice's matrix, as they lie in the arena. */
+static codes find(const step *t, uint32_t slice, uint32_t block) {
+  const stic_session *s = t->s;
   const stic_package *p = &s->package;
-  const uint32_t k = p->columns[t->matrix], bits = stic_bits(p, t->number, slice);
-  uint8_t *planes[8] = {NULL};
+  codes c = {.bits = stic_bits(p, t->number, slice)};
   uint32_t level, last, plane = 0;
   const uint8_t *base = NULL;
-  stic_levels_of(p, bits, &level, &last);
+  stic_levels_of(p, c.bits, &level, &last);
   const uint32_t first = level;
   for (; level <= last; level++) {
     const stic_layout *layout = &p->layouts[level];
     base = record(t, level, slice);
     for (uint32_t i = 0; i < layout->planes; i++)
-      planes[plane++] = (uint8_t *)(uintptr_t)base + layout->plane_at[t->matrix][i] + (size_t)block * 2 * k;
+      c.planes[plane++] =
+          (uint8_t *)(uintptr_t)base + layout->plane_at[t->matrix][i] + (size_t)block * 2 * p->columns[t->matrix];
   }
-  int8_t *table = (int8_t *)(uintptr_t)base + p->layouts[last].table_at[t->matrix];
-  s->kernels.unpack[bits](planes[0], planes[1], planes[2], planes[3], planes[4], planes[5], planes[6], planes[7], table,
-                          panel, (int32_t)(k / 4));
+  c.table = (int8_t *)(uintptr_t)base + p->layouts[last].table_at[t->matrix];
+  c.dense = c.table[1 << (c.bits - 1)];
   const uint16_t *entries;
   const uint32_t *starts = stic_record_outliers(p, first, record(t, first, slice), t->matrix, &entries);
-  *count = (int32_t)(starts[block + 1] - starts[block]);
-  uint16_t *own = (uint16_t *)(uintptr_t)entries + 2 * (size_t)starts[block];
-  if (*count) s->kernels.outlier_mask(panel, own, *count);
-  return own;
+  c.entries = (uint16_t *)(uintptr_t)entries + 2 * (size_t)starts[block];
+  c.outliers = (int32_t)(starts[block + 1] - starts[block]);
+  return c;
 }
 
 /* y += W x for 16 rows of a full-precision slice; x at the slice's first feature. */
@@ -93,6 +100,48 @@ static uint8_t *panel_of(const step *t, uint32_t thread) {
   return t->s->arena + r->offset + thread * each;
 }
 
+static float *scratch_of(const step *t, uint32_t thread) {
+  return region(t->s, STIC_REGION_SCRATCH) + thread * stic_scratch_bytes(&t->s->package) / sizeof(float);
+}
+
+/* y = bias + W x for 16 rows over the slices first .. end-1, all of them quantised; x at the first one's features. */
+static void quantized_rows(const step *t, uint32_t first, uint32_t end, uint32_t block, uint32_t row, size_t x_at,
+                           float *y, uint32_t y_rows, uint32_t thread) {
+  stic_session *s = t->s;
+  const stic_kernels *k = &s->kernels;
+  const uint32_t ks = s->package.columns[t->matrix], pitch = STIC_TILE * s->package.header->interleave;
+  const int32_t groups = (int32_t)(ks / 4), x_tile = (int32_t)(t->width * STIC_TILE), tiles = (int32_t)t->tiles;
+  int8_t *x = (int8_t *)stic_region_at(s, STIC_REGION_QUANTIZED) + x_at;
+  int32_t *sum = stic_region_at(s, STIC_REGION_TOKEN_SUM);
+  float *token_scale = region(s, STIC_REGION_TOKEN_SCALE);
+  float *scale = (float *)stic_trunk_at(s, t->scale_at) + row, *bias = (float *)stic_trunk_at(s, t->bias_at) + row;
+  /* Token sums go over all features: with slices at full precision before these, only stic_dot takes its own. */
+  const bool few = t->n <= STIC_FEW_TOKENS && (end - first) * ks == t->width;
+  uint8_t *panel = panel_of(t, thread);
+  float *extra = scratch_of(t, thread);
+  int32_t *acc = (int32_t *)(void *)(extra + (size_t)t->tiles * STIC_TILE * STIC_TILE);
+  memset(extra, 0, (size_t)t->tiles * STIC_TILE * STIC_TILE * sizeof *extra);
+  if (few) memset(acc, 0, STIC_TILE * STIC_TILE * sizeof *acc);
+  for (uint32_t slice = first; slice < end; slice++) {
+    const codes c = find(t, slice, block);
+    uint8_t *const *q = c.planes;
+    int8_t *from = x + (size_t)(slice - first) * ks * STIC_TILE;
+    if (few)
+      k->rows[c.bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c.table, from, acc, groups, (int32_t)pitch,
+                      (int32_t)t->n);
+    else
+      k->unpack[c.bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c.table,
+                        panel + (size_t)(slice - first) * STIC_TILE * ks, groups);
+    if (c.outliers) k->outliers(c.entries, scale, from, extra, c.outliers, c.dense, (int32_t)pitch, x_tile, tiles);
+  }
+  const bool activated = t->matrix == STIC_UP;
+  if (few)
+    (activated ? k->rows_finish_activated : k->rows_finish)(acc, sum, token_scale, scale, bias, extra, y);
+  else
+    (activated ? k->dot_activated : k->dot)(panel, x, sum, token_scale, scale, bias, extra, y,
+                                            (int32_t)((end - first) * ks), x_tile, (int32_t)y_rows, tiles);
+}
+
 /* qkv and up: rows that belong to one slice. */
 static void split_block(void *context, uint32_t item, uint32_t thread) {
   const step *t = context;
@@ -100,22 +149,12 @@ static void split_block(void *context, uint32_t item, uint32_t thread) {
   const uint32_t slice = item / t->blocks, block = item % t->blocks, rows = t->blocks * STIC_TILE;
   const uint32_t y_rows = t->layer->slices * rows, row = slice * rows + block * STIC_TILE;
   float *y = t->target + (size_t)row * STIC_TILE;
-  s->kernels.bias(y, (float *)stic_trunk_at(s, t->bias_at) + row, (int32_t)y_rows, (int32_t)t->tiles);
-  if (slice < t->layer->full) {
-    full_rows(t, slice, block, t->source, y, y_rows);
-  } else {
-    uint8_t *panel = panel_of(t, thread);
-    int8_t *x = stic_region_at(s, STIC_REGION_QUANTIZED);
-    int32_t count;
-    uint16_t *entries = unpack(t, slice, block, panel, &count);
-    const int32_t k = (int32_t)t->width;
-    s->kernels.dot(panel, x, stic_region_at(s, STIC_REGION_TOKEN_SUM), region(s, STIC_REGION_TOKEN_SCALE),
-                   (float *)stic_trunk_at(s, t->scale_at) + row, y, 1, k, k * STIC_TILE, (int32_t)y_rows,
-                   (int32_t)t->tiles);
-    if (count)
-      s->kernels.outliers(entries, x, region(s, STIC_REGION_TOKEN_SCALE), y, count, k, k * STIC_TILE, (int32_t)y_rows,
-                          (int32_t)t->tiles);
+  if (slice >= t->layer->full) {
+    quantized_rows(t, slice, slice + 1, block, row, 0, y, y_rows, thread);
+    return;
   }
+  s->kernels.bias(y, (float *)stic_trunk_at(s, t->bias_at) + row, (int32_t)y_rows, (int32_t)t->tiles);
+  full_rows(t, slice, block, t->source, y, y_rows);
   for (uint32_t tile = 0; t->matrix == STIC_UP && tile < t->tiles; tile++)
     s->kernels.activation(y + (size_t)tile * y_rows * STIC_TILE, STIC_TILE);
 }
@@ -124,45 +163,38 @@ static void split_block(void *context, uint32_t item, uint32_t thread) {
 static void joined_block(void *context, uint32_t block, uint32_t thread) {
   const step *t = context;
   stic_session *s = t->s;
-  const stic_package *p = &s->package;
-  const uint32_t ks = p->columns[t->matrix], y_rows = p->padded_hidden, full = t->layer->full, m = t->layer->slices;
-  float *y = t->target + (size_t)block * STIC_TILE * STIC_TILE;
-  s->kernels.bias(y, (float *)stic_trunk_at(s, t->bias_at) + block * STIC_TILE, (int32_t)y_rows, (int32_t)t->tiles);
+  const uint32_t ks = s->package.columns[t->matrix], y_rows = s->package.padded_hidden, full = t->layer->full;
+  const uint32_t row = block * STIC_TILE;
+  float *y = t->target + (size_t)row * STIC_TILE;
+  if (full < t->layer->slices)
+    quantized_rows(t, full, t->layer->slices, block, row, (size_t)full * ks * STIC_TILE, y, y_rows, thread);
+  else
+    s->kernels.bias(y, (float *)stic_trunk_at(s, t->bias_at) + row, (int32_t)y_rows, (int32_t)t->tiles);
   for (uint32_t slice = 0; slice < full; slice++)
     full_rows(t, slice, block, t->source + (size_t)slice * ks * STIC_TILE, y, y_rows);
-  if (full == m) return;
-  uint8_t *panel = panel_of(t, thread);
-  int8_t *q = stic_region_at(s, STIC_REGION_QUANTIZED);
-  const int32_t x_tile = (int32_t)(t->width * STIC_TILE);
-  for (uint32_t slice = full; slice < m; slice++) {
-    int32_t count;
-    uint16_t *entries = unpack(t, slice, block, panel + (size_t)(slice - full) * STIC_TILE * ks, &count);
-    if (count)
-      s->kernels.outliers(entries, q + (size_t)slice * ks * STIC_TILE, region(s, STIC_REGION_TOKEN_SCALE), y, count,
-                          (int32_t)ks, x_tile, (int32_t)y_rows, (int32_t)t->tiles);
-  }
-  s->kernels.dot(panel, q + (size_t)full * ks * STIC_TILE, stic_region_at(s, STIC_REGION_TOKEN_SUM),
-                 region(s, STIC_REGION_TOKEN_SCALE), (float *)stic_trunk_at(s, t->scale_at) + block * STIC_TILE, y,
-                 (int32_t)(m - full), (int32_t)ks, x_tile, (int32_t)y_rows, (int32_t)t->tiles);
 }
 
-static void attention_tile(void *context, uint32_t item, uint32_t thread) {
+static void attention_part(void *context, uint32_t item, uint32_t thread) {
   const step *t = context;
   stic_session *s = t->s;
   const stic_header *h = s->package.header;
   const uint32_t width = s->package.attention_width, hd = h->head_dim, m = t->layer->slices;
-  const uint32_t head = item / t->tiles, tile = item % t->tiles;
+  const uint32_t parts = (t->tiles + t->queries - 1) / t->queries;
+  const uint32_t head = item / parts, first = item % parts * t->queries;
+  const uint32_t tiles = t->tiles - first < t->queries ? t->tiles - first : t->queries;
   const uint32_t slice = head / h->heads_per_slice, part = head % h->heads_per_slice;
   const uint32_t qkv_rows = m * 3 * width;
   float *qkv = region(s, STIC_REGION_QKV) + ((size_t)slice * 3 * width + part * hd) * STIC_TILE;
-  float *q = qkv + (size_t)tile * qkv_rows * STIC_TILE, *k = qkv + (size_t)width * STIC_TILE;
-  float *context_at = region(s, STIC_REGION_CONTEXT) + ((size_t)tile * m * width + slice * width) * STIC_TILE;
-  float *scratch = region(s, STIC_REGION_SCRATCH) + (size_t)thread * s->package.tiles * STIC_TILE * STIC_TILE;
-  s->kernels.attention(q, k, k + (size_t)width * STIC_TILE, context_at + (size_t)part * hd * STIC_TILE, scratch,
-                       (int32_t)qkv_rows, (int32_t)t->n);
+  float *q = qkv + (size_t)first * qkv_rows * STIC_TILE, *k = qkv + (size_t)width * STIC_TILE;
+  float *context_at = region(s, STIC_REGION_CONTEXT) + ((size_t)first * m * width + slice * width) * STIC_TILE;
+  float *floats = scratch_of(t, thread);
+  int8_t *bytes = (int8_t *)(floats + (size_t)t->tiles * (STIC_TILE + 1) * STIC_TILE + 2 * stic_pad(hd, STIC_TILE));
+  s->kernels.attention(q, k, k + (size_t)width * STIC_TILE, context_at + (size_t)part * hd * STIC_TILE, floats, bytes,
+                       (int32_t)qkv_rows, (int32_t)(m * width), (int32_t)t->n, (int32_t)tiles);
   const uint32_t used = h->heads_per_slice * hd;
-  if (part == 0 && used < width)
-    memset(context_at + (size_t)used * STIC_TILE, 0, (size_t)(width - used) * STIC_TILE * sizeof(float));
+  for (uint32_t tile = 0; part == 0 && used < width && tile < tiles; tile++)
+    memset(context_at + ((size_t)tile * m * width + used) * STIC_TILE, 0,
+           (size_t)(width - used) * STIC_TILE * sizeof(float));
 }
 
 static void quantize_tile(void *context, uint32_t tile, uint32_t thread) {
@@ -208,13 +240,23 @@ static void normalise(step *t, uint32_t gamma_at, uint32_t beta_at, bool quantiz
   stage(t, STIC_EVENT_NORM, norm_tile, t->tiles);
 }
 
+/* Keys and values are prepared once an item, so a head is split only where threads would be left without work. */
+static void attend(step *t) {
+  const stic_header *h = t->s->package.header;
+  const uint32_t heads = t->layer->slices * h->heads_per_slice, threads = h->threads;
+  uint32_t parts = 1;
+  while (heads * parts % threads && heads * parts < 4 * threads && parts < t->tiles) parts++;
+  t->queries = (t->tiles + parts - 1) / parts;
+  stage(t, STIC_EVENT_ATTENTION, attention_part, heads * ((t->tiles + t->queries - 1) / t->queries));
+}
+
 void stic_compute_layer(stic_session *s, uint32_t number, uint32_t n, bool quantize) {
   const stic_package *p = &s->package;
   const stic_layer *l = &p->layers[number];
   const uint32_t hidden = p->padded_hidden, attention = l->slices * p->attention_width, ffn = l->slices * p->ffn_width;
   step t = {.s = s, .layer = l, .number = number, .n = n, .tiles = (n + STIC_TILE - 1) / STIC_TILE};
   project(&t, STIC_EVENT_QKV, STIC_QKV, STIC_REGION_X, hidden, STIC_REGION_QKV, l->qkv_scale_at, l->qkv_bias_at);
-  stage(&t, STIC_EVENT_ATTENTION, attention_tile, l->slices * p->header->heads_per_slice * t.tiles);
+  attend(&t);
   project(&t, STIC_EVENT_OUT, STIC_OUT, STIC_REGION_CONTEXT, attention, STIC_REGION_Y, l->out_scale_at, l->out_bias_at);
   normalise(&t, l->attention_gamma_at, l->attention_beta_at, true);
   project(&t, STIC_EVENT_UP, STIC_UP, STIC_REGION_X, hidden, STIC_REGION_FFN, l->up_scale_at, l->up_bias_at);

@@ -68,7 +68,9 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
                "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
   STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
   STIC_REQUIRE(h->load_first <= 1, "index.bin: load_first is %u", h->load_first);
-  for (int i = 0; i < 7; i++) STIC_REQUIRE(h->reserved[i] == 0, "index.bin: a reserved field is set");
+  STIC_REQUIRE(h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
+  for (size_t i = 0; i < sizeof h->reserved / sizeof *h->reserved; i++)
+    STIC_REQUIRE(h->reserved[i] == 0, "index.bin: a reserved field is set");
   return STIC_OK;
 }
 

@@ -57,6 +57,12 @@ static inline void stic_levels_of(const stic_package *p, uint32_t bits, uint32_t
 
 static inline uint32_t stic_bits_of_level(uint32_t level) { return level + 2; }
 
+/* A thread's share of region `scratch`: float (T, 16), (T, D) and (D, 16) for T padded keys, D padded head features. */
+static inline uint64_t stic_scratch_bytes(const stic_package *p) {
+  const uint64_t keys = (uint64_t)p->tiles * STIC_TILE, width = stic_pad(p->header->head_dim, STIC_TILE);
+  return 4 * (keys * STIC_TILE + keys * width + width * STIC_TILE);
+}
+
 /* Parse index.bin, `size` bytes that must outlive the result. Reads nothing else; changes nothing but *package. */
 stic_status stic_package_parse(const void *index, size_t size, stic_package *package, stic_error *error);
 
@@ -75,7 +81,7 @@ stic_status stic_record_check(const stic_package *package, uint32_t level, const
 /* Check the row of a token in embeddings.bin. */
 stic_status stic_row_check(const stic_package *package, const uint8_t *row, int32_t id, stic_error *error);
 
-/* The outliers of one matrix in a record that was checked: its block starts and its entries (index, fp16 bits). */
+/* The outliers of one matrix in a record that was checked: its block starts and its entries (position, fp16 bits). */
 const uint32_t *stic_record_outliers(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t matrix,
                                      const uint16_t **entries);
 

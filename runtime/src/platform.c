@@ -24,7 +24,12 @@
 #if defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
+#endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
+#if defined(__linux__)
 void stic_wait(stic_word *word, uint32_t seen) {
   syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
@@ -33,12 +38,25 @@ void stic_wake_all(stic_word *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVAT
 
 enum { BITS = 8 * sizeof(unsigned long) };
 
+static uint32_t count(const stic_cpus *cpus) {
+  uint32_t sum = 0;
+  for (size_t i = 0; i < sizeof cpus->mask / sizeof *cpus->mask; i++)
+    sum += (uint32_t)__builtin_popcountl(cpus->mask[i]);
+  return sum;
+}
+
 stic_cpus stic_cpus_allowed(void) {
   stic_cpus found = {{0}, 0};
   if (syscall(SYS_sched_getaffinity, 0, sizeof found.mask, found.mask) < 0) return found;
-  for (size_t i = 0; i < sizeof found.mask / sizeof *found.mask; i++)
-    found.count += (uint32_t)__builtin_popcountl(found.mask[i]);
+  found.count = count(&found);
   return found;
+}
+
+stic_cpus stic_cpus_within(const stic_cpus *cpus, uint64_t set) {
+  stic_cpus inside = {{0}, 0};
+  for (size_t i = 0; i * BITS < 64; i++) inside.mask[i] = cpus->mask[i] & (unsigned long)(set >> i * BITS);
+  inside.count = count(&inside);
+  return inside.count ? inside : *cpus;
 }
 
 int stic_cpu_now(void) {
@@ -48,14 +66,20 @@ int stic_cpu_now(void) {
 
 int32_t stic_thread_id(void) { return (int32_t)syscall(SYS_gettid); }
 
+void stic_confine(int32_t thread, const stic_cpus *cpus) {
+  syscall(SYS_sched_setaffinity, thread, sizeof cpus->mask, cpus->mask);
+}
+
 void stic_keep_off(int32_t thread, const stic_cpus *allowed, int cpu) {
   stic_cpus left = *allowed;
   const size_t word = (size_t)cpu / BITS;
   if (word < sizeof left.mask / sizeof *left.mask) left.mask[word] &= ~(1ul << (size_t)cpu % BITS);
-  syscall(SYS_sched_setaffinity, thread, sizeof left.mask, left.mask);
+  stic_confine(thread, &left);
 }
 #else
 stic_cpus stic_cpus_allowed(void) { return (stic_cpus){{0}, 0}; }
+stic_cpus stic_cpus_within(const stic_cpus *cpus, uint64_t set) { return (void)set, *cpus; }
+void stic_confine(int32_t thread, const stic_cpus *cpus) { (void)thread, (void)cpus; }
 int stic_cpu_now(void) { return -1; }
 int32_t stic_thread_id(void) { return 0; }
 void stic_keep_off(int32_t thread, const stic_cpus *allowed, int cpu) { (void)thread, (void)allowed, (void)cpu; }
@@ -115,13 +139,20 @@ uint32_t stic_cpu_features(void) {
   HAS("avx512vnni", STIC_HAS_AVX512_VNNI);
   HAS("avx512vbmi", STIC_HAS_AVX512_VBMI);
 #undef HAS
-  uint32_t a = 1, b, c = 0, d; /* gcc 10 and older know no name for F16C */
-  __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  if ((c >> 29 & 1) && __builtin_cpu_supports("avx")) found |= 1u << STIC_HAS_F16C;
+  /* gcc 10 and older know no names for these; without AVX the system does not save their registers. */
+  uint32_t a, b, c, d;
+  if (!__builtin_cpu_supports("avx")) return found;
+  if (__get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1)) found |= 1u << STIC_HAS_F16C;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+    const uint32_t last = a;
+    if (c >> 8 & 1) found |= 1u << STIC_HAS_GFNI;
+    if (last >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1)) found |= 1u << STIC_HAS_AVX_VNNI;
+  }
 #elif defined(__aarch64__) && defined(__linux__)
   const unsigned long capabilities = getauxval(AT_HWCAP);
   if (capabilities >> 1 & 1) found |= 1u << STIC_HAS_ASIMD;
   if (capabilities >> 20 & 1) found |= 1u << STIC_HAS_ASIMDDP;
+  if (getauxval(AT_HWCAP2) >> 13 & 1) found |= 1u << STIC_HAS_I8MM;
 #endif
   return found;
 }

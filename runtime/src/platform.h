@@ -40,13 +40,19 @@ typedef struct stic_cpus {
 
 stic_cpus stic_cpus_allowed(void);
 
+/* Those of `cpus` that are in a bit set over the first 64; all of them if none is. */
+stic_cpus stic_cpus_within(const stic_cpus *cpus, uint64_t set);
+
 /* The processor this thread runs on now; -1: unknown. */
 int stic_cpu_now(void);
 
-/* What stic_keep_off knows this thread by. */
+/* What the two functions below know this thread by. */
 int32_t stic_thread_id(void);
 
-/* Let a thread run on all of `allowed` but one processor. A system that refuses lets it run anywhere. */
+/* Let a thread run on these processors only. A system that refuses leaves it as it is. */
+void stic_confine(int32_t thread, const stic_cpus *cpus);
+
+/* Let a thread run on all of `allowed` but one processor. A system that refuses leaves it as it is. */
 void stic_keep_off(int32_t thread, const stic_cpus *allowed, int cpu);
 
 /* STIC_X86_64 or STIC_AARCH64, or -1; and the bit set over STIC_HAS_* of what this CPU and system allow. */

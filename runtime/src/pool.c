@@ -44,6 +44,7 @@ static void *worker(void *argument) {
   const uint32_t thread = start->thread;
   uint32_t seen = 0;
   pool->ids[thread] = stic_thread_id();
+  if (pool->cores) stic_confine(pool->ids[thread], &pool->allowed);
   atomic_store(&start->taken, 1);
   stic_wake_all(&start->taken);
   for (;;) {
@@ -76,8 +77,9 @@ stic_status stic_thread_start(pthread_t *thread, uint32_t stack_bytes, void *(*b
 }
 
 stic_status stic_pool_start(stic_pool *pool, uint32_t threads, uint32_t stack_bytes, stic_error *error) {
+  const stic_cpus callers = stic_cpus_allowed();
   pool->threads = threads;
-  pool->allowed = stic_cpus_allowed();
+  pool->allowed = stic_cpus_within(&callers, pool->cores);
   pool->kept_off = -1;
   for (uint32_t t = 1; t < threads; t++) {
     start_argument start = {pool, t, 0};
@@ -94,6 +96,21 @@ void stic_pool_spread(stic_pool *pool) {
   if (cpu < 0 || cpu == pool->kept_off || pool->allowed.count < 2) return;
   for (uint32_t t = 1; t <= pool->started; t++) stic_keep_off(pool->ids[t], &pool->allowed, cpu);
   pool->kept_off = cpu;
+}
+
+void stic_pool_enter(stic_pool *pool) {
+  if (pool->cores) {
+    pool->callers = stic_cpus_allowed();
+    const stic_cpus inside = stic_cpus_within(&pool->callers, pool->cores);
+    pool->moved = inside.count < pool->callers.count;
+    if (pool->moved) stic_confine(0, &inside);
+  }
+  stic_pool_spread(pool);
+}
+
+void stic_pool_leave(stic_pool *pool) {
+  if (pool->moved) stic_confine(0, &pool->callers);
+  pool->moved = false;
 }
 
 void stic_pool_run(stic_pool *pool, stic_item run, void *context, uint32_t count) {

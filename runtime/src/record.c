@@ -28,10 +28,12 @@ stic_status stic_record_check(const stic_package *p, uint32_t level, const uint8
     for (uint32_t b = 0; b < blocks; b++) STIC_REQUIRE(starts[b] <= starts[b + 1], "outlier blocks run backwards");
     STIC_REQUIRE(at + 4 * (uint64_t)count <= size, "outliers run past the record's end");
     const uint16_t *entries = (const uint16_t *)(const void *)(record + at);
-    for (uint32_t i = 0; i < count; i++) {
-      STIC_REQUIRE(entries[2 * i] < limit, "an outlier lies outside its block of rows");
-      STIC_REQUIRE((entries[2 * i + 1] & 0x7c00) != 0x7c00, "an outlier is not a finite number");
-    }
+    for (uint32_t b = 0; b < blocks; b++)
+      for (uint32_t i = starts[b]; i < starts[b + 1]; i++) {
+        STIC_REQUIRE(entries[2 * i] < limit, "an outlier lies outside its block of rows");
+        STIC_REQUIRE(i == starts[b] || entries[2 * i - 2] < entries[2 * i], "outliers of a block are out of order");
+        STIC_REQUIRE((entries[2 * i + 1] & 0x7c00) != 0x7c00, "an outlier is not a finite number");
+      }
     at = stic_pad(at + 4 * (uint64_t)count, STIC_ALIGN);
   }
   return STIC_OK;

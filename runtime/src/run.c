@@ -78,7 +78,7 @@ static stic_status compute(stic_session *s, uint32_t n) {
 
 static stic_status run(stic_session *s, const int32_t *ids, const int32_t *types, uint32_t n, float *output) {
   stic_trace_start(&s->trace);
-  stic_pool_spread(&s->pool);
+  stic_pool_enter(&s->pool);
   s->stall_ns = 0;
   int32_t *own_ids = stic_region_at(s, STIC_REGION_IDS), *own_types = stic_region_at(s, STIC_REGION_TYPES);
   memcpy(own_ids, ids, n * sizeof *ids);
@@ -108,6 +108,7 @@ stic_status stic_session_run(stic_session *s, const int32_t *ids, const int32_t 
     status = stic_fail(&s->error, STIC_WRONG_PROCESS, "the session was opened by another process: open one after the fork");
   else if (!(status = check_input(s, ids, types, n, output, capacity)))
     status = run(s, ids, types, (uint32_t)n, output);
+  stic_pool_leave(&s->pool);
   atomic_store(&s->busy, false);
   return status;
 }

@@ -1,10 +1,18 @@
 """stic_activation: the model's activation, in place.
 
-    x[16] -> x[16]      one vector a step; gelu about 33, gelu_tanh 25, relu 1 instructions a native vector,
-                        bound by the chains of exp16, which overlap across steps in an out-of-order core.
+    x[16] -> x[16]      one vector a step. Instructions a native vector, loop included:
+
+                 AVX-512   AVX2   NEON
+    gelu           32       37    31.5
+    gelu_tanh      22       23    24.8
+    relu            3        3     2.5
+
+gelu is bound by its 17 products and fma, two a cycle; gelu_tanh by its division, 8 products and fma; relu by stores.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from stic.schedules.cpu import vector_math
 from stic.schedules.shape import KernelShape
@@ -14,9 +22,14 @@ from stic.targets.target import Target
 _FUNCTIONS = {"gelu": vector_math.gelu, "gelu_tanh": vector_math.gelu_tanh, "relu": vector_math.relu}
 
 
+def function_of(shape: KernelShape) -> Callable[[Expr], Expr]:
+    """The model's activation, on vectors of 16 float32."""
+    return _FUNCTIONS[shape.activation]
+
+
 def activation(target: Target, shape: KernelShape) -> PrimFunc:
     """void stic_activation(f32* x, i32 count16): count16 vectors of 16."""
-    function = _FUNCTIONS[shape.activation]
+    function = function_of(shape)
 
     def body(x: Buffer, count: Expr) -> None:
         with loop(count) as i:

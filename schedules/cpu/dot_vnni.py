@@ -12,34 +12,35 @@ and the sum of x times 128 is taken off at the end.
 
 from __future__ import annotations
 
-from stic.schedules.cpu.dot import MicroKernel, dot_kernel, plain_result
+from stic.schedules.cpu.dot import MicroKernel, plain_result
 from stic.schedules.cpu.isa import has_vnni
-from stic.schedules.shape import KernelShape
-from stic.schedules.tir import LANES, Buffer, Expr, PrimFunc, T, bind, bits, intrinsic, load, splat, store
+from stic.schedules.tir import LANES, Buffer, Expr, T, bind, bits, intrinsic, load, splat, store
 from stic.targets.target import Target
 
-_TILES = ((4, 4), (2, 8), (1, 8))
+_TILES = ((4, 4), (2, 8), (1, 16))
 
 
-def _vpdpbusd(acc: Expr, weights: Expr, x: Expr) -> Expr:
-    return intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", acc, weights, x)
+def vpdpbusd(acc: Expr, unsigned: Expr, signed: Expr) -> Expr:
+    """acc (int32x16) + groups of four products of uint8x64 and int8x64."""
+    return intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", acc, unsigned, signed)
 
 
-def _advance(acc: Buffer, panel: Buffer, x: Buffer, w_at: list[Expr], x_at: list[Expr]) -> None:
+def _advance(acc: Buffer, panel: Buffer, x: Buffer, w_at: Expr, x_at: list[Expr], rows: int) -> None:
     values = [bind(load(x, at, 64)) for at in x_at]
-    for r, w in enumerate(w_at):
-        weights = bind(bits(splat(bits(load(panel, w, 4), "int32")), "uint8x64"))
+    for r in range(rows):
+        weights = bind(bits(splat(bits(load(panel, w_at + 4 * r, 4), "int32")), "uint8x64"))
         for t, value in enumerate(values):
             at = (r * len(values) + t) * LANES
-            store(acc, at, _vpdpbusd(load(acc, at), weights, value))
+            store(acc, at, vpdpbusd(load(acc, at), weights, value))
 
 
-def _token_sum(total: Expr, x: Expr) -> Expr:
-    return _vpdpbusd(total, splat(T.uint8(1), 64), x)
+def token_sum(total: Expr, x: Expr) -> Expr:
+    """Add four features of 16 tokens (int8x64) to their sums (int32x16)."""
+    return vpdpbusd(total, splat(T.uint8(1), 64), x)
 
 
-def dot_vnni(target: Target, shape: KernelShape) -> PrimFunc | None:
+def dot_vnni(target: Target) -> MicroKernel | None:
     """AVX-512 VNNI, any core that has it."""
     if not has_vnni(target):
         return None
-    return dot_kernel(MicroKernel(_TILES, 4, LANES, LANES, _advance, plain_result(LANES), _token_sum))
+    return MicroKernel(_TILES, 4, LANES, LANES, _advance, plain_result(LANES), token_sum=token_sum)

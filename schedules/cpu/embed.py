@@ -11,6 +11,7 @@ stores; bound by the interleaves. Features past the last whole 16 are read one b
 from __future__ import annotations
 
 from stic.schedules.cpu.norm import layer_norm
+from stic.schedules.cpu.vector_math import fma
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,
@@ -59,7 +60,7 @@ def embed(target: Target, shape: KernelShape) -> PrimFunc:
             word = cast(bits(load(rows, token * row_stride + h, lanes), wide), real)
             place = cast(load(position, token * padded + h, lanes), real)
             sort = cast(load(kinds, kind * padded + h, lanes), real)
-            return word * (splat(scale, lanes) if lanes > 1 else scale) + (place + sort)
+            return fma(word, splat(scale, lanes) if lanes > 1 else scale, bind(place + sort), lanes)
 
         with loop((n + LANES - 1) // LANES) as tile:
             square, words = (LANES * LANES, "float32"), (LANES, "int32")

@@ -17,7 +17,7 @@ def has_vnni(target: Target) -> bool:
 
 def panel_zero(target: Target) -> int:
     """The panel byte that stands for weight 0: vpdpbusd wants unsigned weights, so there it is 128."""
-    return 128 if has_vnni(target) else 0
+    return 128 if has_vnni(target) or has(target, "avx_vnni") else 0
 
 
 def float_rows(target: Target) -> int:

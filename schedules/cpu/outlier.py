@@ -1,13 +1,18 @@
 """Rows' biases, and the weights that are kept exactly: small kernels around the dot product.
 
-stic_outliers, one entry and tile: 1 load of 16 tokens x 4 features, 2 shifts, 1 conversion, 2 multiplies, 1
-multiply-add to y; bound by the latency of y in cache. stic_outlier_mask: one byte store an entry.
+stic_outliers, one entry and tile: 1 instruction that takes one of four features out of 16 tokens (vpdpbusd with a
+single 1; elsewhere 2 shifts), 1 conversion, 1 multiply-add to the sum in memory; bound by the stores. Sums are taken in
+a buffer of their own: rows of the outputs lie a multiple of 4096 bytes apart, which makes loads wait for stores that
+they do not need. The code under an outlier is the same in every matrix, 2^(bits-1), so its weight is known here and
+taken off: the dense kernels need no holes.
 """
 
 from __future__ import annotations
 
-from stic.schedules.cpu.isa import panel_zero
-from stic.schedules.pack import TILE
+from stic.schedules.cpu.dot_vnni import vpdpbusd
+from stic.schedules.cpu.isa import has_vnni
+from stic.schedules.cpu.vector_math import fma
+from stic.schedules.pack import TILE, interleave
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,
@@ -22,10 +27,14 @@ from stic.schedules.tir import (
     kernel,
     load,
     loop,
+    pick,
+    shuffle,
     splat,
     store,
 )
 from stic.targets.target import Target
+
+_UNROLLED = (8, 4, 1)  # tiles a step, as many as there are
 
 
 def bias(target: Target, shape: KernelShape) -> PrimFunc:
@@ -41,44 +50,60 @@ def bias(target: Target, shape: KernelShape) -> PrimFunc:
     )
 
 
-def outlier_mask(target: Target, shape: KernelShape) -> PrimFunc:
-    """void stic_outlier_mask(u8* panel, u16* entries, i32 count): the dense weight at entries[:, 0] becomes zero."""
-    zero = T.uint8(panel_zero(target))
-
-    def body(panel: Buffer, entries: Buffer, count: Expr) -> None:
-        with loop(count) as i:
-            store(panel, cast(entries[2 * i], "int32"), zero, 1)
-
-    return kernel("stic_outlier_mask", [("panel", "uint8"), ("entries", "uint16"), ("count", "scalar")], body)
-
-
 def outliers(target: Target, shape: KernelShape) -> PrimFunc:
-    """void stic_outliers(u16* entries, i8* x, f32* xscale, f32* y, i32 count, i32 ks, i32 x_tile, i32 y_rows,
-    i32 tiles): y[t][n][:] += xscale[t] * (v * x[t][k]) for entries (n * ks + k, float16 v)."""
+    """void stic_outliers(u16* entries, f32* scale, i8* x, f32* extra, i32 count, i32 dense, i32 x_pitch, i32 x_tile,
+    i32 tiles): extra[t][n][:] += (v - scale[n] * dense) * x[t][k] for entries (position, float16 v).
+
+    position = (k / q) * 16 q + n * q + k % q; dense is the table's value of the code under every outlier; x_pitch is
+    the bytes of a group of q features, x_tile those of a tile of 16 tokens.
+    """
+    q = interleave(target)
 
     def body(
         entries: Buffer,
+        scale: Buffer,
         x: Buffer,
-        xscale: Buffer,
-        y: Buffer,
+        extra: Buffer,
         count: Expr,
-        ks: Expr,
+        dense: Expr,
+        x_pitch: Expr,
         x_tile: Expr,
-        y_rows: Expr,
         tiles: Expr,
     ) -> None:
         with loop(count) as i:
-            index = bind(cast(entries[2 * i], "int32"))
-            weight = bind(cast(bits(entries[2 * i + 1], "float16"), "float32"))
-            row = bind(T.truncdiv(index, ks))
-            column = bind(index - row * ks)
-            left = bind(24 - 8 * (column & 3))  # brings the feature's byte to the top of its lane
-            with loop(tiles) as tile:
-                lanes = load(x, tile * (x_tile >> 2) + (column >> 2) * LANES)
-                value = cast((lanes << splat(left)) >> i32(24), f"float32x{LANES}")
-                at = (tile * y_rows + row) * LANES
-                store(y, at, load(y, at) + load(xscale, tile * LANES) * (splat(weight) * value))
+            position = bind(cast(entries[2 * i], "int32"))
+            row = bind(T.truncdiv(position, q) & (TILE - 1))
+            feature = bind(position & (q - 1))
+            value = cast(bits(entries[2 * i + 1], "float16"), "float32")
+            weight = bind(-scale[row] * cast(dense, "float32") + value)
+            group = bind((position >> (TILE * q).bit_length() - 1) * x_pitch)
+            one_hot = bind(T.int32(1) << ((feature & 3) * 8))
 
-    arguments = [("entries", "uint16"), ("x", "int32"), ("xscale", "float32"), ("y", "float32")]
-    scalars = [(name, "scalar") for name in ("count", "ks", "x_tile", "y_rows", "tiles")]
+            def one_feature(at: Expr) -> Expr:
+                """That feature of 16 tokens, int32."""
+                lanes = load(x, at, q * LANES)
+                if has_vnni(target):
+                    return vpdpbusd(i32(0), bits(splat(one_hot), "uint8x64"), lanes)
+                lanes = bits(lanes, f"int32x{q // 4 * LANES}")
+                if q == 8:
+                    lanes = bind(lanes)
+                    even, odd = (shuffle([lanes], range(half, 2 * LANES, 2)) for half in (0, 1))
+                    lanes = pick(splat(feature < 4), even, odd)
+                return (lanes << splat(24 - 8 * (feature & 3))) >> i32(24)
+
+            def add(tile: Expr) -> None:
+                term = cast(one_feature(tile * x_tile + group), f"float32x{LANES}")
+                at = bind((tile * TILE + row) * LANES)
+                store(extra, at, fma(splat(weight), term, load(extra, at)))
+
+            done: Expr = 0
+            for count in _UNROLLED:
+                steps = bind((tiles - done) // count)
+                with loop(steps) as step:
+                    for tile in range(count):
+                        add(done + step * count + tile)
+                done = bind(done + steps * count)
+
+    arguments = [("entries", "uint16"), ("scale", "float32"), ("x", "int8"), ("extra", "float32")]
+    scalars = [(name, "scalar") for name in ("count", "dense", "x_pitch", "x_tile", "tiles")]
     return kernel("stic_outliers", arguments + scalars, body)

@@ -1,34 +1,86 @@
-"""stic_unpack_b2 .. b8: bit planes -> codes -> int8 weights, 64 at a time. The loop around the micro-kernels.
+"""Bit planes -> codes -> int8 weights, 64 at a time: the loops around the decoders, and stic_unpack_b2 .. b8.
 
     plane 0 (most significant)  8 bytes  \\
     plane 1                     8 bytes   |-- spread bits to bytes --> 64 codes -- table of 2^b int8 --> 64 bytes
      ..                                   |
     plane b-1                   8 bytes  /
 
-A micro-kernel (unpack_avx512.py, unpack_avx2.py, unpack_neon.py) loads the table into registers once and turns one
-group into 64 bytes. `unpack_portable` at the end of this file needs no instruction beyond TIR's own.
+A decoder (unpack_gfni.py, unpack_avx512.py, unpack_avx2.py, unpack_neon.py) loads the table into registers once and
+turns one group, or several, into vectors of 64 bytes. `decoder_portable` at the end of this file needs no instruction
+beyond TIR's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from stic.schedules.cpu.isa import panel_zero
 from stic.schedules.pack import GROUP
-from stic.schedules.shape import KernelShape
-from stic.schedules.tir import Buffer, Expr, PrimFunc, T, bind, bits, cast, kernel, load, loop, shuffle, splat, store
+from stic.schedules.tir import (
+    Buffer,
+    Expr,
+    PrimFunc,
+    T,
+    bind,
+    bits,
+    cast,
+    kernel,
+    load,
+    loop,
+    prefetch,
+    shuffle,
+    splat,
+    store,
+)
 from stic.targets.target import Target
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 GROUP_BYTES = GROUP // 8
+LINE = 64  # bytes of a cache line
+AHEAD = 10240  # bytes, over all planes, between what is read and what is prefetched
 EACH_BYTE = 0x0101010101010101  # times n: a word of eight bytes n
 ONE_BIT_A_BYTE = 0x8040201008040201 - (1 << 64)  # byte j of a word keeps bit j
-
-# (planes, byte offset of the group in each plane, table registers) -> vectors of int8, 64 lanes together
-Decode = Callable[[Sequence[Buffer], Expr, list[Expr]], list[tuple[Expr, int]]]
+Vectors = list[tuple[Expr, int]]  # int8 vectors and their lanes, 64 together: one group
 
 
-def unpack_kernel(bit_count: int, lut_registers: Callable[[Buffer], list[Expr]], decode: Decode) -> PrimFunc:
+@dataclass(frozen=True)
+class Decoder:
+    """How an instruction set turns planes into weights.
+
+    table(lut) loads the 2^bits int8 into registers; decode(planes, at, table) emits the `groups` groups that begin at
+    byte `at` of every plane.
+    """
+
+    groups: int
+    table: Callable[[Buffer], list[Expr]]
+    decode: Callable[[Sequence[Buffer], Expr, list[Expr]], list[Vectors]]
+
+
+def each_group(
+    decoders: Sequence[Decoder],
+    planes: Sequence[Buffer],
+    lut: Buffer,
+    groups: Expr,
+    visit: Callable[[Expr, int, Vectors], None],
+) -> None:
+    """Emit `visit(first, i, vectors)` for every group first + i of the `groups`; `decoders` go from many groups a
+    step to few, and what one leaves over the next takes."""
+    done: Expr = 0
+    for decoder in decoders:
+        table = decoder.table(lut)
+        steps = bind((groups - done) // decoder.groups)
+        with loop(steps) as step:
+            first = bind(done + step * decoder.groups)
+            if decoder.groups * GROUP_BYTES == LINE:
+                for plane in planes:
+                    prefetch(plane, first * GROUP_BYTES + AHEAD // len(planes))
+            for i, vectors in enumerate(decoder.decode(planes, first * GROUP_BYTES, table)):
+                visit(first, i, vectors)
+        done = bind(done + steps * decoder.groups)
+
+
+def unpack_kernel(bit_count: int, decoders: Sequence[Decoder]) -> PrimFunc:
     """void stic_unpack_b<bits>(u8* p0 .. u8* p7, i8* lut, u8* panel, i32 groups): `groups` groups of 64 codes.
 
     Only the first `bits` planes are read, 8 bytes a group each; lut has 2^bits entries aligned to its size (at most
@@ -37,12 +89,14 @@ def unpack_kernel(bit_count: int, lut_registers: Callable[[Buffer], list[Expr]],
 
     def body(*values: Buffer) -> None:
         planes, lut, panel, groups = values[:bit_count], values[8], values[9], values[10]
-        table = lut_registers(lut)
-        with loop(groups) as group:
-            at = 0
-            for vector, lanes in decode(planes, group * GROUP_BYTES, table):
-                store(panel, group * GROUP + at, vector, lanes)
+
+        def keep(first: Expr, i: int, vectors: Vectors) -> None:
+            at = i * GROUP
+            for vector, lanes in vectors:
+                store(panel, first * GROUP + at, vector, lanes)
                 at += lanes
+
+        each_group(decoders, planes, lut, groups, keep)
 
     arguments = [*((f"p{p}", "uint8") for p in range(8)), ("lut", "int8"), ("panel", "int8"), ("groups", "scalar")]
     return kernel(f"stic_unpack_b{bit_count}", arguments, body)
@@ -71,19 +125,19 @@ def table_registers(lut: Buffer, entries: int, width: int, flip: int, start: int
     return [register(first) for first in range(start, start + entries, width)]
 
 
-def unpack_portable(target: Target, shape: KernelShape, bit_count: int) -> PrimFunc:
+def decoder_portable(target: Target, bit_count: int) -> Decoder:
     """Fallback: one code at a time with scalar shifts and loads."""
     flip = panel_zero(target)
 
-    def body(*values: Buffer) -> None:
-        planes, lut, panel, groups = values[:bit_count], values[8], values[9], values[10]
-        with loop(groups * GROUP_BYTES) as i:
-            bytes_ = [bind(cast(plane[i], "int32")) for plane in planes]
+    def decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
+        weights = []
+        for i in range(GROUP_BYTES):
+            bytes_ = [bind(cast(plane[at + i], "int32")) for plane in planes]
             for j in range(8):
                 code = T.int32(0)
                 for byte in bytes_:
                     code = code * 2 + ((byte >> j) & 1)
-                store(panel, i * 8 + j, cast(lut[code], "uint8") ^ T.uint8(flip), 1)
+                weights.append((table[0][code] ^ T.int8(flip - 256 if flip > 127 else flip), 1))
+        return [weights]
 
-    arguments = [*((f"p{p}", "uint8") for p in range(8)), ("lut", "int8"), ("panel", "uint8"), ("groups", "scalar")]
-    return kernel(f"stic_unpack_b{bit_count}", arguments, body)
+    return Decoder(1, lambda lut: [lut], decode)

@@ -1,4 +1,4 @@
-"""The unpack micro-kernel of AVX2 (and of AVX-512 without VBMI): 32 codes in one register, twice a group.
+"""The decoder of AVX2 (and of AVX-512 without VBMI): 32 codes in one register, twice a group.
 
     plane p, 4 bytes    vpbroadcastd     the 4 bytes in both halves
                         vpshufb          byte i <- byte i / 8
@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stic.schedules.cpu.isa import has, panel_zero
-from stic.schedules.cpu.unpack import EACH_BYTE, ONE_BIT_A_BYTE, table_registers, unpack_kernel
-from stic.schedules.shape import KernelShape
-from stic.schedules.tir import Buffer, Expr, PrimFunc, T, bind, bits, intrinsic, load, pick, splat
+from stic.schedules.cpu.unpack import EACH_BYTE, ONE_BIT_A_BYTE, Decoder, Vectors, table_registers
+from stic.schedules.cpu.unpack_transposed import field_bits, transpose
+from stic.schedules.tir import Buffer, Expr, T, bind, bits, intrinsic, load, pick, shuffle, splat
 from stic.targets.target import Target
 
 _WIDTH = 32
@@ -36,7 +36,7 @@ def _is_set(plane: Buffer, at: Expr) -> Expr:
     return (spread & bit) == bit
 
 
-def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[tuple[Expr, int]]:
+def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
     nibble_planes = planes[-4:]
     result = []
     for half in range(2):
@@ -57,21 +57,64 @@ def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[tuple
                 for i in range(0, len(candidates), 2)
             ]
         result.append((candidates[0], _WIDTH))
-    return result
+    return [result]
 
 
-def unpack_avx2(target: Target, shape: KernelShape, bit_count: int) -> PrimFunc | None:
-    """Cores with AVX2."""
+def _chosen(table: Sequence[Expr], code: Expr) -> Expr:
+    """Entries of 32 codes from tables of 16 each; 0 where a code is 128 or more."""
+    candidates = [bind(_shuffle(entries, code)) for entries in table]
+    bit = 4
+    while len(candidates) > 1:
+        mask = bind(bits(bits(code, "uint16x16") << splat(T.uint16(7 - bit), 16), _BYTES))  # to the top of every byte
+        candidates = [
+            bind(intrinsic("llvm.x86.avx2.pblendvb", _BYTES, candidates[i], candidates[i + 1], mask))
+            for i in range(0, len(candidates), 2)
+        ]
+        bit += 1
+    return candidates[0]
+
+
+def _decode_four(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
+    field = field_bits(len(planes))
+    low, high = table, table
+    if field == 2:  # a nibble is two codes, and each has its own table of nibbles
+        high = [bind(shuffle(table, [half + (code >> 2) for half in (0, 16) for code in range(16)]))]
+
+    def look_up(codes: Expr) -> list[Expr]:
+        if field == 8 and len(table) == 16:
+            above = bind(codes ^ splat(T.int8(-128), _WIDTH))
+            return [bind(_chosen(table[:8], codes) | _chosen(table[8:], above))]
+        if field == 8:
+            return [_chosen(table, codes)]
+        nibble = splat(T.int8(15), _WIDTH)
+        moved = bits(bits(codes, "uint16x16") >> splat(T.uint16(4), 16), _BYTES)
+        nibbles = [bind(codes & nibble), bind(moved & nibble)]
+        tables = (low, high) if field == 2 else (low,)
+        return [bind(_shuffle(entries[0], index)) for index in nibbles for entries in tables]
+
+    return transpose(planes, at, _WIDTH, look_up)
+
+
+def _tables(lut: Buffer, bit_count: int, flip: int) -> list[Expr]:
+    """16 entries a register, repeated in both halves, as vpshufb looks up in each of them."""
+    return [
+        entry
+        for first in range(0, 1 << bit_count, 16)
+        for entry in table_registers(lut, min(16, 1 << bit_count), _WIDTH, flip, first)
+    ]
+
+
+def decoder_avx2_four(target: Target, bit_count: int) -> Decoder | None:
+    """Cores with AVX2, four groups a step."""
     if not has(target, "avx2"):
         return None
     flip = panel_zero(target)
+    return Decoder(4, lambda lut: _tables(lut, bit_count, flip), _decode_four)
 
-    def registers(lut: Buffer) -> list[Expr]:
-        # vpshufb looks up in each 16-byte half, so every 16 entries are repeated in both halves.
-        return [
-            entry
-            for first in range(0, 1 << bit_count, 16)
-            for entry in table_registers(lut, min(16, 1 << bit_count), _WIDTH, flip, first)
-        ]
 
-    return unpack_kernel(bit_count, registers, _decode)
+def decoder_avx2(target: Target, bit_count: int) -> Decoder | None:
+    """Cores with AVX2, a group a step."""
+    if not has(target, "avx2"):
+        return None
+    flip = panel_zero(target)
+    return Decoder(1, lambda lut: _tables(lut, bit_count, flip), _decode)

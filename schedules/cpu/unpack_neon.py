@@ -1,4 +1,4 @@
-"""The unpack micro-kernel of AArch64: 16 codes in one register, four times a group.
+"""The decoder of AArch64: 16 codes in one register, four times a group.
 
     plane p, 8 bytes    ld1r.2d          once a group
                         tbl              byte i <- byte i / 8 of this quarter
@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stic.schedules.cpu.isa import has, panel_zero
-from stic.schedules.cpu.unpack import EACH_BYTE, GROUP_BYTES, ONE_BIT_A_BYTE, table_registers, unpack_kernel
-from stic.schedules.shape import KernelShape
-from stic.schedules.tir import Buffer, Expr, PrimFunc, T, bind, bits, intrinsic, load, pick, splat
+from stic.schedules.cpu.unpack import EACH_BYTE, GROUP_BYTES, ONE_BIT_A_BYTE, Decoder, Vectors, table_registers
+from stic.schedules.cpu.unpack_transposed import exchange, field_bits, transpose
+from stic.schedules.tir import Buffer, Expr, T, bind, bits, intrinsic, load, pick, shuffle, splat
 from stic.targets.target import Target
 
 _WIDTH = 16
@@ -26,7 +26,7 @@ _NEON = "llvm.aarch64.neon"
 _TABLE = 4  # registers that one tbl reads at most
 
 
-def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[tuple[Expr, int]]:
+def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
     words = [bind(bits(splat(bits(load(plane, at, GROUP_BYTES), "int64"), 2), _BYTES)) for plane in planes]
     bit = bits(splat(T.int64(ONE_BIT_A_BYTE), 2), _BYTES)
     zero = splat(T.int8(0), _WIDTH)
@@ -39,19 +39,60 @@ def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[tuple
             here = intrinsic(f"{_NEON}.tbl1.v16i8", _BYTES, word, spread)
             mask = pick((here & bit) != zero, splat(T.int8(-1), _WIDTH), zero)
             code = mask if code is None else intrinsic(f"{_NEON}.vsli.v16i8", _BYTES, mask, code, T.int32(1))
-        code = bind(code & keep)
-        count = min(len(table), _TABLE)
-        value = intrinsic(f"{_NEON}.tbl{count}.v16i8", _BYTES, *table[:count], code)
-        for first in range(_TABLE, len(table), _TABLE):
-            index = bits(bits(code, f"uint8x{_WIDTH}") - splat(T.uint8(first * _WIDTH), _WIDTH), _BYTES)
-            value = intrinsic(f"{_NEON}.tbx4.v16i8", _BYTES, value, *table[first : first + _TABLE], index)
-        result.append((value, _WIDTH))
-    return result
+        result.append((_look_up(table, bind(code & keep)), _WIDTH))
+    return [result]
 
 
-def unpack_neon(target: Target, shape: KernelShape, bit_count: int) -> PrimFunc | None:
+def _look_up(table: Sequence[Expr], code: Expr) -> Expr:
+    """Entries of 16 codes; an index past the table gives 0."""
+    count = min(len(table), _TABLE)
+    value = intrinsic(f"{_NEON}.tbl{count}.v16i8", _BYTES, *table[:count], code)
+    for first in range(_TABLE, len(table), _TABLE):
+        index = bits(bits(code, f"uint8x{_WIDTH}") - splat(T.uint8(first * _WIDTH), _WIDTH), _BYTES)
+        value = intrinsic(f"{_NEON}.tbx4.v16i8", _BYTES, value, *table[first : first + _TABLE], index)
+    return value
+
+
+def _swap(a: Expr, b: Expr, distance: int, width: int) -> tuple[Expr, Expr]:
+    """`exchange`; of nibbles by one instruction a register."""
+    if distance < 4:
+        return exchange(a, b, distance, width)
+    return (
+        bind(intrinsic(f"{_NEON}.vsli.v16i8", _BYTES, a, b, T.int32(4))),
+        bind(intrinsic(f"{_NEON}.vsri.v16i8", _BYTES, b, a, T.int32(4))),
+    )
+
+
+def _decode_two(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
+    field = field_bits(len(planes))
+    low, high = table, table
+    if field == 2:  # a nibble is two codes, and each has its own table of nibbles
+        high = [bind(shuffle(table, [code >> 2 for code in range(_WIDTH)]))]
+
+    def look_up(codes: Expr) -> list[Expr]:
+        if field == 8:
+            return [_look_up(table, codes)]
+        nibbles = [
+            bind(codes & splat(T.int8(15), _WIDTH)),
+            bind(bits(bits(codes, f"uint8x{_WIDTH}") >> splat(T.uint8(4), _WIDTH), _BYTES)),
+        ]
+        tables = (low, high) if field == 2 else (low,)
+        return [bind(_look_up(entries, nibble)) for nibble in nibbles for entries in tables]
+
+    return transpose(planes, at, _WIDTH, look_up, _swap)
+
+
+def decoder_neon_two(target: Target, bit_count: int) -> Decoder | None:
+    """Any AArch64 core, two groups a step."""
+    if not has(target, "asimd"):
+        return None
+    flip = panel_zero(target)
+    return Decoder(2, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode_two)
+
+
+def decoder_neon(target: Target, bit_count: int) -> Decoder | None:
     """Any AArch64 core."""
     if not has(target, "asimd"):
         return None
     flip = panel_zero(target)
-    return unpack_kernel(bit_count, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode)
+    return Decoder(1, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,10 +31,23 @@ def test_library_loads_and_is_cached(cache: Path, tmp_path: Path, monkeypatch: p
     first, second = tmp_path / "a" / "kernels.so", tmp_path / "b" / "kernels.so"
     codegen.generate(SHAPE, load("host"), first)
     assert hasattr(ctypes.CDLL(str(first)), "stic_dot")
-    monkeypatch.setattr(codegen, "build", lambda *_: pytest.fail("the cache was not used"))
+    monkeypatch.setattr(codegen, "_compile", lambda *_: pytest.fail("the cache was not used"))
     codegen.generate(SHAPE, load("host"), second)
     assert first.read_bytes() == second.read_bytes()
     assert [path.name for path in first.parent.iterdir()] == ["kernels.so"] and len(list(cache.iterdir())) == 1
+
+
+def test_cached_kernels_need_no_tvm(cache: Path, tmp_path: Path) -> None:
+    codegen.generate(SHAPE, load("host"), tmp_path / "kernels.so")
+    code = (
+        "import sys; from pathlib import Path; from stic.compiler import codegen, pipeline\n"
+        "from stic.schedules.shape import KernelShape; from stic.targets.target import load\n"
+        f"codegen.generate({SHAPE!r}, load('host'), Path({str(tmp_path / 'again.so')!r}))\n"
+        "print(*[name for name in ('tvm', 'ortools', 'joblib') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    assert (tmp_path / "again.so").read_bytes() == (tmp_path / "kernels.so").read_bytes()
 
 
 def test_same_input_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +62,7 @@ def test_same_input_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_key_follows_shape_and_target() -> None:
     host = load("host")
     keys = {
-        codegen._key(shape, target)
+        codegen.kernels_key(shape, target)
         for shape in (SHAPE, replace(SHAPE, hidden=48), replace(SHAPE, norm_epsilon=1e-5))
         for target in (host, replace(host, tvm={"kind": "llvm"}), replace(host, features=()))
     }

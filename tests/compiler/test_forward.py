@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from stic.compiler.export import export_model
-from stic.compiler.forward import embed, gelu, gelu_tanh, hidden_states, outputs, run_head, run_layers
+from stic.compiler.forward import (
+    dense_layout,
+    embed,
+    gelu,
+    gelu_tanh,
+    hidden_states,
+    outputs,
+    run_head,
+    run_layer,
+    run_layers,
+)
 from stic.compiler.frontend import load_model
 from stic.compiler.model import Layer, Linear, Model
 
@@ -47,6 +57,17 @@ def test_resuming_from_any_layer(model: Model) -> None:
         x = run_layers(replace(model, layers=model.layers[: layer + 1]), x, MASK, first=layer)
     assert np.array_equal(x, whole)
     assert np.array_equal(run_head(model.head, x, MASK), outputs(model, IDS, MASK))
+
+
+def test_rows_without_padding(model: Model) -> None:
+    layout = dense_layout(MASK.astype(bool))
+    x = layout.gather(embed(model, IDS))
+    assert len(x) == MASK.sum()
+    for layer in model.layers:
+        x = run_layer(layer, model.heads, model.activation, model.attention_scale, x, layout)
+    whole = hidden_states(model, IDS, MASK)
+    np.testing.assert_allclose(layout.spread(x)[MASK > 0], whole[MASK > 0], atol=1e-5)
+    assert not layout.spread(x)[MASK == 0].any()
 
 
 def without(layer: Layer, heads: int, size: int, neurons: int) -> Layer:

@@ -217,3 +217,13 @@ def test_planning_leaves_ctrl_c_to_python() -> None:
     problem = tiny(1)
     optimal.solve(replace(problem, budget=budget_between(problem, 0.5, None)), 2.0, 2)
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_near_enough_ends_the_search():
+    problem = tiny(0, 6, 12, (2, 3, 4, 5, 6, 8), budget=None)
+    problem = replace(problem, budget=budget_between(problem, 0.3, 0.3))
+    start = greedy.solve(problem)
+    plan = optimal.solve(problem, 60, 1, enough=0.05)
+    assert plan.proof.near_enough and plan.proof.gap_limit == 0.05
+    assert start is None or plan.proof.objective >= start.proof.objective * (1 - 1e-6)
+    check(plan, problem, claim_of(plan, problem))

@@ -17,14 +17,14 @@ from threadpoolctl import threadpool_limits
 
 from stic.compiler import profile_jobs
 from stic.compiler.additivity import check, layer_factors, layer_sums, random_assignments
-from stic.compiler.evaluate import Evaluator, collect, run_model
+from stic.compiler.evaluate import Evaluator, Setup, collect, run_model
 from stic.compiler.gain_curves import concave_gains, fill_in, presence_values
 from stic.compiler.importance import Importance, ProfileSettings, load, profile, sample, save
 from stic.compiler.pipeline import read_model
 from stic.compiler.profile_cache import EvaluationLog
 from stic.compiler.profile_jobs import ErrorJob, LossJob, Workers
-from stic.compiler.quantize import QuantizedModel, quantize
-from stic.compiler.sharding import shard
+from stic.compiler.quantize import QuantizedModel, dequantize, quantize
+from stic.compiler.sharding import assemble, shard
 from stic.compiler.task import Examples, encode, open_tokenizer, score
 from stic.runtime.errors import InputError
 
@@ -413,6 +413,35 @@ def test_scores_are_in_the_order_of_the_examples(classifier: QuantizedModel) -> 
     many, one = (collect(model, batches, [run_model(model, b) for b in batches]) for batches in (whole, single))
     np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
     assert score(many, examples).n == 16
+
+
+def test_an_assignment_is_evaluated_as_the_model_that_it_makes(encoder: QuantizedModel) -> None:
+    """Whatever an evaluator shares or leaves out: padding, layers before the first change, slices that did not."""
+    model, base = encoder.sharded.model, ((4,) * 4,) * 2
+    assert model.tokenizer is not None
+    texts = tuple((" ".join(["the dog runs"] * count), None) for count in (1, 2, 3, 3, 5, 1))
+    examples = Examples("unlabelled", texts, None, "runs")
+    batches = encode(examples, model.tokenizer, 64, batch_tokens=40)
+    assert any(not batch.mask.all() for batch in batches)
+    evaluator = Evaluator(Setup("", encoder, examples, batches, "cosine", base).measurement)
+    for assignment in (
+        base,
+        ((4, 4, 2, 4), base[1]),
+        (base[0], (4, 16, 4, 4)),
+        ((4, 4, 2, 4), (2, 4, 4, 4)),
+        ((3, 4, 2, 4), base[1]),
+        ((4, 4, 4, 0), base[1]),
+        ((0,) * 4, base[1]),
+    ):
+
+        def matrix(layer: int, index: int, name: str, bits: tuple[tuple[int, ...], ...] = assignment) -> Any:
+            chosen = bits[layer][index]
+            return dequantize(encoder, layer, index, name, chosen) if chosen else None
+
+        made = assemble(encoder.sharded, matrix)
+        made = replace(made, layers=tuple(made.layers[i] for i, bits in enumerate(assignment) if any(bits)))
+        expected = collect(model, batches, [run_model(made, batch) for batch in batches])
+        np.testing.assert_allclose(evaluator.outputs(assignment), expected, atol=1e-5)
 
 
 def test_jobs_name_what_they_evaluate() -> None:

@@ -143,6 +143,8 @@ def test_regions_verify_and_add_up(sizes, preload, working, table):
     assert fixed_bytes(sizes, NESTED) > without
     tiles, z = -(-sizes.max_length // 16), sizes.shape
     assert placed["qkv"][1] == tiles * sizes.slices * 3 * pad(z.heads_per_slice * z.head_dim, 16) * 64
+    keys, width = 16 * tiles, pad(z.head_dim, 16)
+    assert placed["scratch"][1] == sizes.threads * (64 * keys + 4 * keys * width + 64 * width)
 
 
 @settings(max_examples=60, deadline=None)

@@ -87,10 +87,17 @@ def test_every_record_reads_back(parts: Parts, tmp_path: Path) -> None:
     assert len(present) == 2 * 8 * 4
     assert steps == [(i, len(present)) for i in range(1, len(present) + 1)]
     for layer, level, s in present.tolist():
-        assert package.record(layer, level, s) == record(parts.quantized, parts.store, layer, level, s)
+        assert package.record(layer, level, s) == record(parts.quantized, parts.store, layer, level, s, 4)
     assert package.bits.tolist() == [[16, 8, 5, 2], [6, 4, 3, 0]]
     assert package.layers["full"].tolist() == [1, 0] and package.layers["slices"].tolist() == [4, 3]
     assert (package.path / "shards.bin").stat().st_size % BLOCK == 0
+
+
+def test_the_target_decides_on_interleave_and_cores(parts: Parts, tmp_path: Path) -> None:
+    for name, q, cores in (("x86-64-v3", 4, 0), ("odroid-n2plus", 4, 0b111100), ("snapdragon-8-gen2", 8, 0b11111000)):
+        write_package(replace(parts, target=load(name)), tmp_path / "m")
+        header = Package.open(tmp_path / "m").header
+        assert (int(header["interleave"]), int(header["cores"])) == (q, cores)
 
 
 def test_equal_parts_make_equal_packages(parts: Parts, tmp_path: Path) -> None:
@@ -99,12 +106,13 @@ def test_equal_parts_make_equal_packages(parts: Parts, tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.parametrize("target", ["x86-64-v3", "aarch64-i8mm"])
 @pytest.mark.parametrize("quantizer", ["nested", "gobo"])
-def test_weights_read_back(quantizer: str, tmp_path: Path, parts: Parts) -> None:
+def test_weights_read_back(quantizer: str, target: str, tmp_path: Path, parts: Parts) -> None:
     materials = materials_for(quantizer)
     quantized, store = materials.quantized, materials.store
     assert store.nested == (quantizer == "nested")
-    write_package(assemble_package(materials, plan_of(BITS, RESIDENT), load("host"), parts.kernels), tmp_path / "m")
+    write_package(assemble_package(materials, plan_of(BITS, RESIDENT), load(target), parts.kernels), tmp_path / "m")
     package = Package.open(tmp_path / "m")
     package.verify()
     assert package.nested == store.nested and package.plan["quantizer"] == quantizer
@@ -118,7 +126,11 @@ def test_weights_read_back(quantizer: str, tmp_path: Path, parts: Parts) -> None
             values = matrix.scale[:, None] * stored.table[stored.codes]
             values[stored.outlier_rows, stored.outlier_columns] = stored.outlier_values
             np.testing.assert_allclose(values, dequantize(quantized, 1, 2, name, bits), rtol=1e-6, atol=1e-7)
-            assert len(stored.outlier_values) == len(matrix.outliers)
+            np.testing.assert_array_equal(stored.codes, matrix.codes_at(bits))
+            at = np.lexsort((stored.outlier_columns, stored.outlier_rows))  # as the compiler sorts them
+            np.testing.assert_array_equal(stored.outlier_rows[at], matrix.outliers.rows)
+            np.testing.assert_array_equal(stored.outlier_columns[at], matrix.outliers.columns)
+            np.testing.assert_array_equal(stored.outlier_values[at], matrix.outliers.values)
     used = sum(
         int(store.bytes[0, level, s]) for s, bits in enumerate(BITS[0]) for level in levels_of(bits, store.nested)
     )

@@ -1,5 +1,6 @@
 """Quantisation: nested codes, tables, scales and outliers, and the published yardstick."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stic.compiler.codebook import LEAVES, fit_tree
+from stic.compiler.codebook import LEAVES, Tree, fit_tree
 from stic.compiler.gobo import OUTLIER_Z, dictionary
 from stic.compiler.model import Array, Embeddings, Head, Layer, Linear, Model, Norm
 from stic.compiler.moments import input_moments, random_tokens, tapped_states
-from stic.compiler.nested import PRIORITY
+from stic.compiler.nested import PRIORITY, fit_nested
 from stic.compiler.quantize import (
     QUANTIZERS,
     SHARED_SCALE,
     QuantizedModel,
+    _damped,
     bytes_per_weight,
     dequantize,
     outlier_rate,
@@ -117,6 +119,29 @@ def test_outliers_are_exact_and_sorted(quantized: QuantizedModel) -> None:
     assert all(0 < rate < 0.03 for rate in outlier_rate(quantized).values())
 
 
+def test_the_code_at_an_outlier_is_the_middle_one(quantized: QuantizedModel) -> None:
+    for name in MATRICES:
+        matrix = quantized.matrix(0, 1, name)
+        o = matrix.outliers
+        assert len(o) > 0
+        for bits in LEVEL_BITS:
+            assert (matrix.codes_at(bits)[o.rows, o.columns] == 1 << (bits - 1)).all()
+    with pytest.raises(ValueError, match="another code than"):
+        replace(matrix, codes={bits: codes ^ 1 for bits, codes in matrix.codes.items()})
+
+
+def test_codes_around_outliers_are_chosen_as_if_those_were_exact(sharded: ShardedModel) -> None:
+    """Joint rounding sees no error at an outlier, whatever its weight: the other codes do not depend on it."""
+    weights = [shard_matrices(sharded, 0, 0)["up"][np.ix_(*sharded.geometry.used("up", 0))]]
+    moments = [_damped(input_moments(sharded)[0, "up"][0], weights[0].shape[1])]
+    _, (fit,) = fit_nested(weights, moments, 0.01)
+    assert fit.outlier.any()
+    moved = [np.where(fit.outlier, 10 * weights[0], weights[0])]
+    _, (other,) = fit_nested(moved, moments, 0.01)
+    np.testing.assert_array_equal(other.outlier, fit.outlier)
+    np.testing.assert_array_equal(other.codes[8][~fit.outlier], fit.codes[8][~fit.outlier])
+
+
 def test_dequantize_is_scale_times_table(quantized: QuantizedModel) -> None:
     matrix = quantized.matrix(0, 2, "down")
     rows, columns = quantized.sharded.geometry.used("down", 2)
@@ -178,6 +203,19 @@ def test_the_tree_beats_greedy_splitting_where_it_counts() -> None:
     assert len(tree.thresholds) == LEAVES - 1 and (np.diff(tree.thresholds) >= 0).all()
     error2 = np.square(values - tree.centroids[2][tree.codes(values) >> 6]).mean()
     assert error2 < 1.05 * 0.1175  # the best four levels for a unit normal leave 0.1175 (Max, 1960)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-38, 1e-9, 1.0, 1e30])
+@pytest.mark.parametrize("crowd", [1, 8, 9, 100])
+def test_codes_count_the_thresholds_below(spread: float, crowd: int) -> None:
+    rng = np.random.default_rng(crowd)
+    thresholds = np.sort(rng.standard_normal(LEAVES - 1)) * spread
+    thresholds[40 : 40 + crowd] = thresholds[40]
+    tree = Tree(thresholds, {})
+    values = np.concatenate((thresholds, rng.standard_normal(2000) * spread, [0, -spread * 9, spread * 9]))
+    found = tree.codes(values.astype(np.float32).reshape(2, -1))
+    expected = (thresholds.astype(np.float32) <= values.astype(np.float32)[:, None]).sum(axis=1)
+    np.testing.assert_array_equal(found.ravel(), expected)
 
 
 def test_joint_rounding_lowers_the_error_of_outputs() -> None:

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -39,6 +40,8 @@ def test_plan_is_printed_with_proof_and_grid():
     assert "57ms of 60ms (95%)" in text and "13MiB of 14MiB (93%)" in text
     assert "no plan exceeds 10, gap 5.00%" in text and "the time limit ended the search" in text
     assert "proven optimal" not in text
+    near = replace(PLAN, proof=replace(PLAN.proof, gap_limit=0.05))
+    assert "9.5, near enough: no plan exceeds 10" in report.proof_sentence(near)
     assert "F84" in text and ".42" in text and "left out" in text and "32." in text
     assert "a note [with brackets]" in text
 

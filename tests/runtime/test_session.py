@@ -198,16 +198,21 @@ def test_one_call_at_a_time(package: Path) -> None:
     with Session(package, io_bytes_per_s=400_000) as session:
         expected = session.run([1, 2, 3])
         outputs: list[np.ndarray] = []
-        busy = 0
-        thread = threading.Thread(target=lambda: outputs.append(session.run([1, 2, 3])))
-        thread.start()
-        while thread.is_alive():
-            try:
-                session.run([4])
-            except EngineError as error:
-                busy += "another thread" in str(error)
-        thread.join()
-        assert busy > 0
+        refused: list[str] = []
+
+        def work() -> None:
+            while not (outputs and refused):
+                try:
+                    outputs.append(session.run([1, 2, 3]))
+                except EngineError as error:
+                    refused.append(str(error))
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all("another thread" in message for message in refused)
         assert all(np.array_equal(output, expected) for output in outputs)
 
 
@@ -253,6 +258,19 @@ def test_ctrl_c_during_a_run(package: Path) -> None:
                 session.run([1, 2])
         timer.join()
         assert np.array_equal(session.run([1, 2]), expected)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_compute_threads_keep_to_the_packages_cores(copy: Path, with_header: Callable[..., bytes]) -> None:
+    everywhere = os.sched_getaffinity(0)
+    core = min(everywhere)
+    (copy / "index.bin").write_bytes(with_header((copy / "index.bin").read_bytes(), cores=1 << core))
+    before = set(os.listdir("/proc/self/task"))
+    with Session(copy) as session:
+        own = [os.sched_getaffinity(int(thread)) for thread in set(os.listdir("/proc/self/task")) - before]
+        assert own.count({core}) == session.info.threads - 1 and own.count(everywhere) == session.info.lanes
+        session.run([1, 2])
+        assert os.sched_getaffinity(0) == everywhere
 
 
 def test_library_from_the_environment(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

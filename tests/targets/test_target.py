@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stic.runtime import format as package_format
 from stic.runtime.errors import TargetError
+from stic.targets import target as targets
 from stic.targets.target import FEATURES, load, names, parse
 
-NAMED = ("jetson-nano", "odroid-n2plus", "raspberry-pi-4", "snapdragon-8-gen2", "aarch64-dotprod", "x86-64-v3", "host")
+BOARDS = ("jetson-nano", "odroid-n2plus", "raspberry-pi-4", "snapdragon-8-gen2")
+NAMED = (*BOARDS, "aarch64-dotprod", "aarch64-i8mm", "x86-64-v3", "host")
+LEVELS = tomllib.loads((Path(targets.__file__).parent / "host.toml").read_text())["level"]
 
 
 def good() -> dict[str, Any]:
@@ -19,7 +25,10 @@ def good() -> dict[str, Any]:
         "arch": "aarch64",
         "features": ["asimd"],
         "tvm": {"kind": "llvm"},
-        "compute": {"threads": {"value": 4, "source": "data sheet"}},
+        "compute": {
+            "threads": {"value": 4, "source": "data sheet"},
+            "cores": {"value": [2, 3, 4, 5], "source": "device tree"},
+        },
         "cache": {"l2_bytes": {"value": 1 << 20, "source": "manual", "estimated": True}},
     }
 
@@ -51,6 +60,15 @@ def test_a_path_is_not_a_name() -> None:
 def test_parse() -> None:
     target = parse(good())
     assert target.threads == 4 and target.cache["l2_bytes"].estimated and not target.storage
+    assert target.cores is not None and target.cores.numbers == (2, 3, 4, 5) and target.cores.source == "device tree"
+    assert target.core_bits == 0b111100
+
+
+def test_cores_are_named_where_they_differ() -> None:
+    assert load("odroid-n2plus").core_bits == 0b111100
+    assert load("snapdragon-8-gen2").core_bits == 0b11111000
+    for name in ("jetson-nano", "raspberry-pi-4", "host"):
+        assert load(name).cores is None and load(name).core_bits == 0
 
 
 @pytest.mark.parametrize(
@@ -70,6 +88,14 @@ def test_parse() -> None:
         (("compute", "threads"), {"value": 4, "source": " "}, "needs a source"),
         (("compute", "threads"), {"value": 4, "source": "s", "note": ""}, "unknown note"),
         (("compute",), {}, "threads must be at least 1"),
+        (("compute", "cores"), [2, 3], "must be a table"),
+        (("compute", "cores"), {"value": [2, 3, 4, 5]}, "lacks source"),
+        (("compute", "cores"), {"value": 4, "source": "s"}, "different processors"),
+        (("compute", "cores"), {"value": [], "source": "s"}, "different processors"),
+        (("compute", "cores"), {"value": [0, 1, 2, 2], "source": "s"}, "different processors"),
+        (("compute", "cores"), {"value": [0, 1, 2, 64], "source": "s"}, "different processors, below 64"),
+        (("compute", "cores"), {"value": [0, 1, 2, True], "source": "s"}, "different processors"),
+        (("compute", "cores"), {"value": [0, 1], "source": "s"}, "4 compute threads do not fit on 2 cores"),
     ],
 )
 def test_wrong_fields_are_refused(path: tuple[str, ...], value: Any, message: str) -> None:
@@ -92,6 +118,17 @@ def test_missing_field_is_named() -> None:
 def test_host_runs_here() -> None:
     host = load("host")
     assert host.missing_features == () and set(host.features) <= set(FEATURES)
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level["title"])
+def test_a_machine_gets_the_best_level_it_has(level: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.platform, "machine", lambda: level["arch"])
+    monkeypatch.setattr(targets, "_cpu_flags", lambda: frozenset(FEATURES[name] for name in level["features"]))
+    assert load("host").features == tuple(level["features"])
+
+
+def test_features_are_the_packages() -> None:
+    assert tuple(FEATURES) == package_format.FEATURES
 
 
 def test_foreign_architecture_cannot_run_here() -> None:

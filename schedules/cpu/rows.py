@@ -1,0 +1,194 @@
+"""stic_rows_b2 .. b8: the product for few tokens, straight from the planes: decoded weights never leave registers.
+
+                              token 0   token 1 ..
+    planes -> 16 rows x q --> [ acc 0 ] [ acc 1 ]        lanes are rows here, q features of a token are broadcast
+              features of x       += w . x
+
+Weights are used once or a few times, so time goes into reading and decoding planes: what bounds it is memory from one
+row to about four, multiply-adds from there on. stic_rows_finish turns rows and tokens round, into the layout of all
+other kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from stic.schedules.cpu.activation import function_of
+from stic.schedules.cpu.dot_vnni import vpdpbusd
+from stic.schedules.cpu.isa import has_vnni, panel_zero
+from stic.schedules.cpu.unpack import GROUP_BYTES, Decoder, Vectors, each_group
+from stic.schedules.cpu.vector_math import fma
+from stic.schedules.pack import GROUP, TILE
+from stic.schedules.shape import KernelShape
+from stic.schedules.tir import (
+    LANES,
+    Buffer,
+    Expr,
+    PrimFunc,
+    bind,
+    bits,
+    cast,
+    i32,
+    kernel,
+    load,
+    local,
+    loop,
+    shuffle,
+    splat,
+    store,
+    transpose16,
+    when,
+)
+from stic.targets.target import Target
+
+
+@dataclass(frozen=True)
+class RowsKernel:
+    """How an instruction set multiplies weights of 16 rows with few tokens.
+
+    multiply(acc, start, tokens, weights, half, x, at) emits acc[start + width t ..] += w . x for one group of 64
+    weights, given as the decoder's vectors, and every token t, whose q features are at x[at + q t]; `half` is 1 for
+    rows 8..15 where a group covers 8 rows (q = 8), else 0. result(acc, at) is one token's 16 sums, one a row.
+    """
+
+    multiply: Callable[[Buffer, int, int, Vectors, int, Buffer, Expr], None]
+    result: Callable[[Buffer, int], Expr]
+    lanes: int = LANES  # int32 lanes of a native vector
+    width: int = LANES  # int32 elements a token takes in acc
+    tokens: tuple[int, ...] = (1, 2, 4, 8)  # numbers of tokens with a loop of their own; others take the next
+    chains: int = 8  # independent sums, where there are fewer tokens, that hide the latency of a multiply-add
+
+
+def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, q: int) -> PrimFunc:
+    """void stic_rows_b<bits>(u8* p0 .. u8* p7, i8* lut, i8* x, i32* acc, i32 groups, i32 x_pitch, i32 rows).
+
+    acc[token][n] += the products of 16 rows n and `groups` groups of 64 weights; x (features / q, tokens, q), x_pitch
+    bytes a group of features; rows is the number of tokens, 1 to 8. acc and x have room for the next power of two.
+    """
+    halves = TILE * q // GROUP  # groups of weights that share their features
+    decoders = [_in_whole_steps(decoder, halves) for decoder in decoders]
+
+    def body(*values: Buffer) -> None:
+        planes, (lut, x, out, groups, x_pitch, rows) = values[:bit_count], values[8:]
+
+        def product(tokens: int) -> None:
+            chains, size = max(1, micro.chains // tokens), tokens * micro.width
+            with local((chains * size, "int32")) as (acc,):
+                for at in range(0, chains * size, micro.lanes):
+                    store(acc, at, i32(0, micro.lanes), micro.lanes)
+
+                def visit(first: Expr, i: int, weights: Vectors) -> None:
+                    chain = i // halves % chains * size
+                    at = bind((first + i) // halves * x_pitch)
+                    micro.multiply(acc, chain, tokens, weights, i % halves, x, at)
+
+                each_group(decoders, planes, lut, groups, visit)
+                for token in range(tokens):
+                    total = load(out, token * LANES)
+                    for chain in range(chains):
+                        total = total + micro.result(acc, chain * size + token * micro.width)
+                    store(out, token * LANES, total)
+
+        for fewer, tokens in zip((0, *micro.tokens), micro.tokens, strict=False):
+            with when(tirx.all(rows > fewer, rows <= tokens)):
+                product(tokens)
+
+    pointers = [*((f"p{p}", "uint8") for p in range(8)), ("lut", "int8"), ("x", "int8"), ("acc", "int32")]
+    scalars = [(name, "scalar") for name in ("groups", "x_pitch", "rows")]
+    return kernel(f"stic_rows_b{bit_count}", [*pointers, *scalars], body)
+
+
+def _in_whole_steps(decoder: Decoder, halves: int) -> Decoder:
+    """A decoder whose every step begins with the first of `halves` groups that share their features."""
+    times = halves // math.gcd(decoder.groups, halves)
+    if times == 1:
+        return decoder
+
+    def decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
+        starts = [at + i * decoder.groups * GROUP_BYTES for i in range(times)]
+        return [vectors for start in starts for vectors in decoder.decode(planes, start, table)]
+
+    return Decoder(times * decoder.groups, decoder.table, decode)
+
+
+def rows_vnni(target: Target) -> RowsKernel | None:
+    """AVX-512 VNNI: a register of weights is 16 rows x 4 features, a token's 4 features are broadcast from memory."""
+    if not has_vnni(target):
+        return None
+
+    def multiply(
+        acc: Buffer, start: int, tokens: int, weights: Vectors, half: int, x: Buffer, at: Expr
+    ) -> None:
+        unsigned = bind(bits(joined(weights), f"uint8x{GROUP}"))
+        for t in range(tokens):
+            features = bits(splat(bits(load(x, at + 4 * t, 4), "int32")), f"int8x{GROUP}")
+            sums = start + t * LANES
+            store(acc, sums, vpdpbusd(load(acc, sums), unsigned, features))
+
+    return RowsKernel(multiply, lambda acc, at: load(acc, at))
+
+
+def joined(weights: Vectors) -> Expr:
+    """The vectors of a group as one of 64 int8."""
+    return weights[0][0] if len(weights) == 1 else shuffle([vector for vector, _ in weights], range(GROUP))
+
+
+def rows_finish(target: Target, shape: KernelShape) -> tuple[PrimFunc, PrimFunc]:
+    """stic_rows_finish and stic_rows_finish_activated.
+
+    void stic_rows_finish(i32* acc, i32* xsum, f32* xscale, f32* scale, f32* bias, f32* extra, f32* y): from sums
+    acc (16 tokens, 16 rows), what stic_dot makes of its sums, for one tile; extra and y are (16 rows, 16 tokens).
+    """
+    return tuple(
+        _rows_finish(name, target, activate)
+        for name, activate in (("stic_rows_finish", None), ("stic_rows_finish_activated", function_of(shape)))
+    )
+
+
+def _rows_finish(name: str, target: Target, activate: Callable[[Expr], Expr] | None) -> PrimFunc:
+    def body(
+        acc: Buffer, xsum: Buffer, xscale: Buffer, scale: Buffer, bias: Buffer, extra: Buffer, y: Buffer
+    ) -> None:
+        with local((LANES * LANES, "int32"), (LANES * LANES, "int32")) as (block, spare):
+            for token in range(LANES):
+                store(block, token * LANES, load(acc, token * LANES))
+            transpose16(block, spare)
+            for row in range(TILE):
+                total = load(block, row * LANES)
+                if panel_zero(target):
+                    total = total - load(xsum, 0) * i32(panel_zero(target))
+                value = fma(splat(scale[row]), cast(total, f"float32x{LANES}"), load(extra, row * LANES))
+                store(y, row * LANES, fma(load(xscale, 0), value, splat(bias[row])))
+            if activate is not None:
+                with loop(TILE) as row:
+                    store(y, row * LANES, activate(load(y, row * LANES)))
+
+    arguments = [("acc", "int32"), ("xsum", "int32")]
+    floats = [(label, "float32") for label in ("xscale", "scale", "bias", "extra", "y")]
+    return kernel(name, arguments + floats, body)
+
+
+def rows_portable(target: Target) -> RowsKernel:
+    """Fallback: shifts and 32-bit multiplies on 16 rows, exact everywhere."""
+
+    def multiply(
+        acc: Buffer, start: int, tokens: int, weights: Vectors, half: int, x: Buffer, at: Expr
+    ) -> None:
+        del half
+        with local((GROUP, "int8")) as (group,):
+            filled = 0
+            for vector, lanes in weights:
+                store(group, filled, vector, lanes)
+                filled += lanes
+            words = bind(bits(load(group, 0, GROUP), f"int32x{LANES}"))
+            for j in range(4):
+                weight = bind((words << i32(24 - 8 * j)) >> i32(24))
+                for t in range(tokens):
+                    sums = start + t * LANES
+                    store(acc, sums, load(acc, sums) + weight * splat(cast(x[at + 4 * t + j], "int32")))
+
+    return RowsKernel(multiply, lambda acc, at: load(acc, at))
