@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from stic.compiler.additivity import Additivity, check, layer_factors, layer_sums, random_assignments
+from stic.compiler.array_cache import sources
 from stic.compiler.evaluate import (
     BATCH_TOKENS,
     Assignment,
@@ -47,6 +48,7 @@ Method = Literal["curves", "sti"]
 
 BITS = (2, 3, 4, 5, 6, 8, 16)
 GOOD_RHO = 0.8  # below, gains get a factor per layer
+_EVALUATES = ("compiler/evaluate.py", "compiler/forward.py", "compiler/contributions.py", "compiler/quantize.py")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def profile(
     lowest = settings.bits[0]
     base = uniform_assignment(quantized, lowest if settings.method == "sti" else settings.level)
     objective = settings.objective or default_objective(model, examples)
-    key, name = digest(quantized, batches, examples.targets, objective), LossJob(base).name
+    key = digest(sources(*_EVALUATES), quantized, batches, examples.targets, objective)
+    name = LossJob(base).name
     setup = Setup(f"{key} {name}", quantized, examples, batches, objective, base)
     log = EvaluationLog(cache, key)
     measure = _sti if settings.method == "sti" else _curves

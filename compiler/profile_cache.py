@@ -2,7 +2,7 @@
 
 One file a measurement, `<key>.jsonl`, append-only: a line {"job": ..., "result": ...} for each evaluation, in any
 order. A line goes out in one write to a file opened for appending, so processes may share it; a line that a crash
-cut short is ignored. The key is a digest of weights, calibration inputs and objective: whatever changes a result.
+cut short is ignored. The key is a digest of code, weights, calibration inputs and objective: whatever changes a result.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ stic_status stic_kernels_load(const stic_package *package, const char *path, sti
   } quantized[] = {{"stic_outliers", &k->outliers},
                    {"stic_dot", &k->dot},
                    {"stic_dot_activated", &k->dot_activated},
+                   {"stic_rows_outliers", &k->rows_outliers},
                    {"stic_rows_finish", &k->rows_finish},
                    {"stic_rows_finish_activated", &k->rows_finish_activated}};
   stic_status status;

@@ -30,14 +30,16 @@ typedef struct stic_kernels {
               float *extra, float *y, int32_t k, int32_t x_tile, int32_t y_rows, int32_t tiles);
   void (*dot_activated)(uint8_t *panel, int8_t *x, int32_t *token_sum, float *token_scale, float *scale, float *bias,
                         float *extra, float *y, int32_t k, int32_t x_tile, int32_t y_rows, int32_t tiles);
-  /* The same for up to STIC_FEW_TOKENS tokens, straight from the planes: acc (16 tokens, 16 rows) += the products;
-   * then y of one tile from acc. */
+  /* The same for up to STIC_FEW_TOKENS tokens, straight from the planes: acc (16 tokens, 16 rows) += the products,
+   * extra (16 tokens, 16 rows) += the outliers' share; then y of one tile from both. */
   void (*rows[9])(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *,
                   int8_t *table, int8_t *x, int32_t *acc, int32_t groups, int32_t x_pitch, int32_t rows);
+  void (*rows_outliers)(uint16_t *entries, float *scale, int8_t *x, float *extra, int32_t count, int32_t dense,
+                        int32_t x_pitch, int32_t rows);
   void (*rows_finish)(int32_t *acc, int32_t *token_sum, float *token_scale, float *scale, float *bias, float *extra,
-                      float *y);
+                      float *y, int32_t rows);
   void (*rows_finish_activated)(int32_t *acc, int32_t *token_sum, float *token_scale, float *scale, float *bias,
-                                float *extra, float *y);
+                                float *extra, float *y, int32_t rows);
   /* y[t][0..15] += w (16, ks) times x. */
   void (*matmul_f16)(stic_half *w, float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows, int32_t tiles);
   void (*matmul_f32)(float *w, float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows, int32_t tiles);

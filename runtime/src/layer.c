@@ -109,8 +109,9 @@ static void quantized_rows(const step *t, uint32_t first, uint32_t end, uint32_t
                            float *y, uint32_t y_rows, uint32_t thread) {
   stic_session *s = t->s;
   const stic_kernels *k = &s->kernels;
-  const uint32_t ks = s->package.columns[t->matrix], pitch = STIC_TILE * s->package.header->interleave;
+  const uint32_t ks = s->package.columns[t->matrix];
   const int32_t groups = (int32_t)(ks / 4), x_tile = (int32_t)(t->width * STIC_TILE), tiles = (int32_t)t->tiles;
+  const int32_t pitch = (int32_t)(STIC_TILE * s->package.header->interleave);
   int8_t *x = (int8_t *)stic_region_at(s, STIC_REGION_QUANTIZED) + x_at;
   int32_t *sum = stic_region_at(s, STIC_REGION_TOKEN_SUM);
   float *token_scale = region(s, STIC_REGION_TOKEN_SCALE);
@@ -126,17 +127,18 @@ static void quantized_rows(const step *t, uint32_t first, uint32_t end, uint32_t
     const codes c = find(t, slice, block);
     uint8_t *const *q = c.planes;
     int8_t *from = x + (size_t)(slice - first) * ks * STIC_TILE;
-    if (few)
-      k->rows[c.bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c.table, from, acc, groups, (int32_t)pitch,
-                      (int32_t)t->n);
-    else
+    if (few) {
+      k->rows[c.bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c.table, from, acc, groups, pitch, (int32_t)t->n);
+      k->rows_outliers(c.entries, scale, from, extra, c.outliers, c.dense, pitch, (int32_t)t->n);
+    } else {
       k->unpack[c.bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c.table,
                         panel + (size_t)(slice - first) * STIC_TILE * ks, groups);
-    if (c.outliers) k->outliers(c.entries, scale, from, extra, c.outliers, c.dense, (int32_t)pitch, x_tile, tiles);
+      k->outliers(c.entries, scale, from, extra, c.outliers, c.dense, pitch, x_tile, tiles);
+    }
   }
   const bool activated = t->matrix == STIC_UP;
   if (few)
-    (activated ? k->rows_finish_activated : k->rows_finish)(acc, sum, token_scale, scale, bias, extra, y);
+    (activated ? k->rows_finish_activated : k->rows_finish)(acc, sum, token_scale, scale, bias, extra, y, (int32_t)t->n);
   else
     (activated ? k->dot_activated : k->dot)(panel, x, sum, token_scale, scale, bias, extra, y,
                                             (int32_t)((end - first) * ks), x_tile, (int32_t)y_rows, tiles);

@@ -19,15 +19,19 @@ static bool spin_until_changed(stic_word *word, uint32_t seen) {
   return false;
 }
 
-/* Take items until none is left. The generation inside the ticket keeps a thread that comes late for one job from
- * taking an item of the next by the first one's numbers. */
+/* Take items until none is left, many at first and single ones at the end: neighbours share cache lines and pages, and
+ * the last items even out what the threads had. The generation inside the ticket keeps a thread that comes late for one
+ * job from taking items of the next by the first one's numbers. */
 static void work(stic_pool *pool, uint32_t thread) {
   uint64_t ticket = atomic_load(&pool->ticket);
-  while ((uint32_t)ticket > 0) {
-    if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket - 1)) continue;
-    /* The job cannot change before the item just taken is finished. */
-    pool->run(pool->context, pool->count - (uint32_t)ticket, thread);
-    if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_sleeps)) stic_wake_all(&pool->pending);
+  for (uint32_t left; (left = (uint32_t)ticket) > 0;) {
+    const uint32_t share = left / (2 * pool->threads), taken = share ? share : 1;
+    if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket - taken)) continue;
+    /* The job cannot change before the items just taken are finished. */
+    const uint32_t first = pool->count - left;
+    for (uint32_t i = 0; i < taken; i++) pool->run(pool->context, first + i, thread);
+    if (atomic_fetch_sub(&pool->pending, taken) == taken && atomic_load(&pool->caller_sleeps))
+      stic_wake_all(&pool->pending);
     ticket = atomic_load(&pool->ticket);
   }
 }

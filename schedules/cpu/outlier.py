@@ -37,6 +37,18 @@ from stic.targets.target import Target
 _UNROLLED = (8, 4, 1)  # tiles a step, as many as there are
 
 
+class Entry:
+    """One outlier of a block of 16 rows: its row, its group of q features and the feature in it, and what its weight is
+    beyond the table's value of the code under it."""
+
+    def __init__(self, entries: Buffer, i: Expr, scale: Buffer, dense: Expr, q: int) -> None:
+        position = bind(cast(entries[2 * i], "int32"))
+        self.row = bind((position >> (q.bit_length() - 1)) & (TILE - 1))
+        self.group, self.feature = bind(position >> ((TILE * q).bit_length() - 1)), bind(position & (q - 1))
+        value = cast(bits(entries[2 * i + 1], "float16"), "float32")
+        self.weight = fma(-scale[self.row], cast(dense, "float32"), value, 1)
+
+
 def bias(target: Target, shape: KernelShape) -> PrimFunc:
     """void stic_bias(f32* y, f32* bias, i32 y_rows, i32 tiles): y[t][0..15][:] = bias."""
 
@@ -48,6 +60,17 @@ def bias(target: Target, shape: KernelShape) -> PrimFunc:
     return kernel(
         "stic_bias", [("y", "float32"), ("bias", "float32"), ("y_rows", "scalar"), ("tiles", "scalar")], body
     )
+
+
+def _one_feature(target: Target, q: int, lanes: Expr, feature: Expr, one_hot: Expr) -> Expr:
+    """Feature `feature` of a group (16 tokens, q int8) as int32x16; one_hot has a 1 in its byte of four."""
+    if has_vnni(target):
+        return vpdpbusd(i32(0), bits(splat(one_hot), "uint8x64"), lanes)
+    lanes = bind(bits(lanes, f"int32x{q // 4 * LANES}"))
+    if q == 8:
+        even, odd = (shuffle([lanes], range(half, 2 * LANES, 2)) for half in (0, 1))
+        lanes = pick(splat(feature < 4), even, odd)
+    return (lanes << splat(24 - 8 * (feature & 3))) >> i32(24)
 
 
 def outliers(target: Target, shape: KernelShape) -> PrimFunc:
@@ -70,39 +93,22 @@ def outliers(target: Target, shape: KernelShape) -> PrimFunc:
         x_tile: Expr,
         tiles: Expr,
     ) -> None:
-        with loop(count) as i:
-            position = bind(cast(entries[2 * i], "int32"))
-            row = bind(T.truncdiv(position, q) & (TILE - 1))
-            feature = bind(position & (q - 1))
-            value = cast(bits(entries[2 * i + 1], "float16"), "float32")
-            weight = bind(-scale[row] * cast(dense, "float32") + value)
-            group = bind((position >> (TILE * q).bit_length() - 1) * x_pitch)
-            one_hot = bind(T.int32(1) << ((feature & 3) * 8))
+        def add(i: Expr, first: Expr, some: int) -> None:
+            """Emit one entry for `some` tiles from `first` on."""
+            entry = Entry(entries, i, scale, dense, q)
+            group, one_hot = bind(entry.group * x_pitch), bind(T.int32(1) << ((entry.feature & 3) * 8))
+            for tile in range(some):
+                lanes = load(x, (first + tile) * x_tile + group, q * LANES)
+                term = cast(_one_feature(target, q, lanes, entry.feature, one_hot), f"float32x{LANES}")
+                at = bind(((first + tile) * TILE + entry.row) * LANES)
+                store(extra, at, fma(splat(entry.weight), term, load(extra, at)))
 
-            def one_feature(at: Expr) -> Expr:
-                """That feature of 16 tokens, int32."""
-                lanes = load(x, at, q * LANES)
-                if has_vnni(target):
-                    return vpdpbusd(i32(0), bits(splat(one_hot), "uint8x64"), lanes)
-                lanes = bits(lanes, f"int32x{q // 4 * LANES}")
-                if q == 8:
-                    lanes = bind(lanes)
-                    even, odd = (shuffle([lanes], range(half, 2 * LANES, 2)) for half in (0, 1))
-                    lanes = pick(splat(feature < 4), even, odd)
-                return (lanes << splat(24 - 8 * (feature & 3))) >> i32(24)
-
-            def add(tile: Expr) -> None:
-                term = cast(one_feature(tile * x_tile + group), f"float32x{LANES}")
-                at = bind((tile * TILE + row) * LANES)
-                store(extra, at, fma(splat(weight), term, load(extra, at)))
-
-            done: Expr = 0
-            for count in _UNROLLED:
-                steps = bind((tiles - done) // count)
-                with loop(steps) as step:
-                    for tile in range(count):
-                        add(done + step * count + tile)
-                done = bind(done + steps * count)
+        done: Expr = 0
+        for some in _UNROLLED:  # tiles outside, so that their addresses are known before the entries
+            steps = bind((tiles - done) // some)
+            with loop(steps) as step, loop(count) as i:
+                add(i, bind(done + step * some), some)
+            done = bind(done + steps * some)
 
     arguments = [("entries", "uint16"), ("scale", "float32"), ("x", "int8"), ("extra", "float32")]
     scalars = [(name, "scalar") for name in ("count", "dense", "x_pitch", "x_tile", "tiles")]

@@ -11,7 +11,6 @@ other kernels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,9 +19,10 @@ from tvm import tirx
 from stic.schedules.cpu.activation import function_of
 from stic.schedules.cpu.dot_vnni import vpdpbusd
 from stic.schedules.cpu.isa import has_vnni, panel_zero
-from stic.schedules.cpu.unpack import GROUP_BYTES, Decoder, Vectors, each_group
+from stic.schedules.cpu.outlier import Entry
+from stic.schedules.cpu.unpack import Decoder, Vectors, each_group
 from stic.schedules.cpu.vector_math import fma
-from stic.schedules.pack import GROUP, TILE
+from stic.schedules.pack import GROUP, TILE, interleave
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,
@@ -45,6 +45,7 @@ from stic.schedules.tir import (
 )
 from stic.targets.target import Target
 
+_SCATTERED = 2  # tokens whose outputs are stored one by one; turning a whole tile round costs more than these
 
 @dataclass(frozen=True)
 class RowsKernel:
@@ -70,7 +71,7 @@ def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, 
     bytes a group of features; rows is the number of tokens, 1 to 8. acc and x have room for the next power of two.
     """
     halves = TILE * q // GROUP  # groups of weights that share their features
-    decoders = [_in_whole_steps(decoder, halves) for decoder in decoders]
+    decoders = [decoder for decoder in decoders if decoder.groups % halves == 0]
 
     def body(*values: Buffer) -> None:
         planes, (lut, x, out, groups, x_pitch, rows) = values[:bit_count], values[8:]
@@ -102,19 +103,6 @@ def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, 
     return kernel(f"stic_rows_b{bit_count}", [*pointers, *scalars], body)
 
 
-def _in_whole_steps(decoder: Decoder, halves: int) -> Decoder:
-    """A decoder whose every step begins with the first of `halves` groups that share their features."""
-    times = halves // math.gcd(decoder.groups, halves)
-    if times == 1:
-        return decoder
-
-    def decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
-        starts = [at + i * decoder.groups * GROUP_BYTES for i in range(times)]
-        return [vectors for start in starts for vectors in decoder.decode(planes, start, table)]
-
-    return Decoder(times * decoder.groups, decoder.table, decode)
-
-
 def rows_vnni(target: Target) -> RowsKernel | None:
     """AVX-512 VNNI: a register of weights is 16 rows x 4 features, a token's 4 features are broadcast from memory."""
     if not has_vnni(target):
@@ -137,11 +125,43 @@ def joined(weights: Vectors) -> Expr:
     return weights[0][0] if len(weights) == 1 else shuffle([vector for vector, _ in weights], range(GROUP))
 
 
+def rows_outliers(target: Target, shape: KernelShape) -> PrimFunc:
+    """void stic_rows_outliers(u16* entries, f32* scale, i8* x, f32* extra, i32 count, i32 dense, i32 x_pitch,
+    i32 rows).
+
+    What stic_outliers does, for few tokens: extra[token][n] += (v - scale[n] * dense) * x[token][k].
+    """
+    q = interleave(target)
+
+    def body(
+        entries: Buffer,
+        scale: Buffer,
+        x: Buffer,
+        extra: Buffer,
+        count: Expr,
+        dense: Expr,
+        x_pitch: Expr,
+        rows: Expr,
+    ) -> None:
+        with loop(count) as i:
+            entry = Entry(entries, i, scale, dense, q)
+            at = bind(entry.group * x_pitch + entry.feature)
+            with loop(rows) as token:
+                value = cast(x[at + token * q], "float32")
+                sums = bind(token * LANES + entry.row)
+                store(extra, sums, fma(entry.weight, value, extra[sums], 1), 1)
+
+    pointers = [("entries", "uint16"), ("scale", "float32"), ("x", "int8"), ("extra", "float32")]
+    scalars = [(name, "scalar") for name in ("count", "dense", "x_pitch", "rows")]
+    return kernel("stic_rows_outliers", pointers + scalars, body)
+
+
 def rows_finish(target: Target, shape: KernelShape) -> tuple[PrimFunc, PrimFunc]:
     """stic_rows_finish and stic_rows_finish_activated.
 
-    void stic_rows_finish(i32* acc, i32* xsum, f32* xscale, f32* scale, f32* bias, f32* extra, f32* y): from sums
-    acc (16 tokens, 16 rows), what stic_dot makes of its sums, for one tile; extra and y are (16 rows, 16 tokens).
+    void stic_rows_finish(i32* acc, i32* xsum, f32* xscale, f32* scale, f32* bias, f32* extra, f32* y, i32 rows): from
+    sums acc (16 tokens, 16 rows), what stic_dot makes of its sums, for one tile; extra (16 tokens, 16 rows), y (16
+    rows, 16 tokens), of which tokens from `rows` on may hold anything after.
     """
     return tuple(
         _rows_finish(name, target, activate)
@@ -151,25 +171,33 @@ def rows_finish(target: Target, shape: KernelShape) -> tuple[PrimFunc, PrimFunc]
 
 def _rows_finish(name: str, target: Target, activate: Callable[[Expr], Expr] | None) -> PrimFunc:
     def body(
-        acc: Buffer, xsum: Buffer, xscale: Buffer, scale: Buffer, bias: Buffer, extra: Buffer, y: Buffer
+        acc: Buffer, xsum: Buffer, xscale: Buffer, scale: Buffer, bias: Buffer, extra: Buffer, y: Buffer, rows: Expr
     ) -> None:
-        with local((LANES * LANES, "int32"), (LANES * LANES, "int32")) as (block, spare):
-            for token in range(LANES):
-                store(block, token * LANES, load(acc, token * LANES))
-            transpose16(block, spare)
-            for row in range(TILE):
-                total = load(block, row * LANES)
-                if panel_zero(target):
-                    total = total - load(xsum, 0) * i32(panel_zero(target))
-                value = fma(splat(scale[row]), cast(total, f"float32x{LANES}"), load(extra, row * LANES))
-                store(y, row * LANES, fma(load(xscale, 0), value, splat(bias[row])))
-            if activate is not None:
-                with loop(TILE) as row:
-                    store(y, row * LANES, activate(load(y, row * LANES)))
+        def finished(token: Expr) -> Expr:
+            """The 16 outputs of one token."""
+            total = load(acc, token * LANES)
+            if panel_zero(target):
+                total = total - splat(xsum[token] * panel_zero(target))
+            inner = fma(load(scale, 0), cast(total, f"float32x{LANES}"), load(extra, token * LANES))
+            value = fma(splat(xscale[token]), inner, load(bias, 0))
+            return value if activate is None else activate(value)
+
+        with local((LANES * LANES, "float32"), (LANES * LANES, "float32")) as (block, spare):
+            with when(rows <= _SCATTERED):
+                with loop(rows) as token:
+                    store(block, 0, finished(token))
+                    for row in range(TILE):
+                        store(y, row * LANES + token, block[row], 1)
+            with when(rows > _SCATTERED):
+                with loop(LANES) as token:
+                    store(block, token * LANES, finished(token))
+                transpose16(block, spare)
+                for row in range(TILE):
+                    store(y, row * LANES, load(block, row * LANES))
 
     arguments = [("acc", "int32"), ("xsum", "int32")]
     floats = [(label, "float32") for label in ("xscale", "scale", "bias", "extra", "y")]
-    return kernel(name, arguments + floats, body)
+    return kernel(name, [*arguments, *floats, ("rows", "scalar")], body)
 
 
 def rows_portable(target: Target) -> RowsKernel:

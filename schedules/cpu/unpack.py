@@ -13,6 +13,7 @@ beyond TIR's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from stic.schedules.cpu.isa import panel_zero
@@ -27,6 +28,7 @@ from stic.schedules.tir import (
     cast,
     kernel,
     load,
+    local,
     loop,
     prefetch,
     shuffle,
@@ -49,12 +51,13 @@ class Decoder:
     """How an instruction set turns planes into weights.
 
     table(lut) loads the 2^bits int8 into registers; decode(planes, at, table) emits the `groups` groups that begin at
-    byte `at` of every plane.
+    byte `at` of every plane. A decoder with `work` gets a local buffer of as many bytes as a fourth argument.
     """
 
     groups: int
     table: Callable[[Buffer], list[Expr]]
-    decode: Callable[[Sequence[Buffer], Expr, list[Expr]], list[Vectors]]
+    decode: Callable[..., list[Vectors]]
+    work: int = 0
 
 
 def each_group(
@@ -75,8 +78,9 @@ def each_group(
             if decoder.groups * GROUP_BYTES == LINE:
                 for plane in planes:
                     prefetch(plane, first * GROUP_BYTES + AHEAD // len(planes))
-            for i, vectors in enumerate(decoder.decode(planes, first * GROUP_BYTES, table)):
-                visit(first, i, vectors)
+            with local((decoder.work, "int8")) if decoder.work else nullcontext([]) as work:
+                for i, vectors in enumerate(decoder.decode(planes, first * GROUP_BYTES, table, *work)):
+                    visit(first, i, vectors)
         done = bind(done + steps * decoder.groups)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from stic.schedules.cpu.isa import has, panel_zero
 from stic.schedules.cpu.unpack import EACH_BYTE, ONE_BIT_A_BYTE, Decoder, Vectors, table_registers
-from stic.schedules.cpu.unpack_transposed import field_bits, transpose
+from stic.schedules.cpu.unpack_transposed import WORK, Keep, field_bits, names, transpose
 from stic.schedules.tir import Buffer, Expr, T, bind, bits, intrinsic, load, pick, shuffle, splat
 from stic.targets.target import Target
 
@@ -60,39 +60,39 @@ def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vecto
     return [result]
 
 
-def _chosen(table: Sequence[Expr], code: Expr) -> Expr:
+def _chosen(table: Sequence[Expr], code: Expr, keep: Keep) -> Expr:
     """Entries of 32 codes from tables of 16 each; 0 where a code is 128 or more."""
-    candidates = [bind(_shuffle(entries, code)) for entries in table]
+    candidates = [keep(_shuffle(entries, code)) for entries in table]
     bit = 4
     while len(candidates) > 1:
-        mask = bind(bits(bits(code, "uint16x16") << splat(T.uint16(7 - bit), 16), _BYTES))  # to the top of every byte
+        mask = keep(bits(bits(code, "uint16x16") << splat(T.uint16(7 - bit), 16), _BYTES))  # to the top of every byte
         candidates = [
-            bind(intrinsic("llvm.x86.avx2.pblendvb", _BYTES, candidates[i], candidates[i + 1], mask))
+            keep(intrinsic("llvm.x86.avx2.pblendvb", _BYTES, candidates[i], candidates[i + 1], mask))
             for i in range(0, len(candidates), 2)
         ]
         bit += 1
     return candidates[0]
 
 
-def _decode_four(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
-    field = field_bits(len(planes))
+def _decode_four(planes: Sequence[Buffer], at: Expr, table: list[Expr], work: Buffer) -> list[Vectors]:
+    field, keep = field_bits(len(planes)), names(work, _WIDTH)
     low, high = table, table
     if field == 2:  # a nibble is two codes, and each has its own table of nibbles
-        high = [bind(shuffle(table, [half + (code >> 2) for half in (0, 16) for code in range(16)]))]
+        high = [keep(shuffle(table, [half + (code >> 2) for half in (0, 16) for code in range(16)]))]
 
     def look_up(codes: Expr) -> list[Expr]:
         if field == 8 and len(table) == 16:
-            above = bind(codes ^ splat(T.int8(-128), _WIDTH))
-            return [bind(_chosen(table[:8], codes) | _chosen(table[8:], above))]
+            above = keep(codes ^ splat(T.int8(-128), _WIDTH))
+            return [keep(_chosen(table[:8], codes, keep) | _chosen(table[8:], above, keep))]
         if field == 8:
-            return [_chosen(table, codes)]
+            return [_chosen(table, codes, keep)]
         nibble = splat(T.int8(15), _WIDTH)
         moved = bits(bits(codes, "uint16x16") >> splat(T.uint16(4), 16), _BYTES)
-        nibbles = [bind(codes & nibble), bind(moved & nibble)]
+        nibbles = [keep(codes & nibble), keep(moved & nibble)]
         tables = (low, high) if field == 2 else (low,)
-        return [bind(_shuffle(entries[0], index)) for index in nibbles for entries in tables]
+        return [keep(_shuffle(entries[0], index)) for index in nibbles for entries in tables]
 
-    return transpose(planes, at, _WIDTH, look_up)
+    return transpose(planes, at, _WIDTH, keep, look_up)
 
 
 def _tables(lut: Buffer, bit_count: int, flip: int) -> list[Expr]:
@@ -109,7 +109,7 @@ def decoder_avx2_four(target: Target, bit_count: int) -> Decoder | None:
     if not has(target, "avx2"):
         return None
     flip = panel_zero(target)
-    return Decoder(4, lambda lut: _tables(lut, bit_count, flip), _decode_four)
+    return Decoder(4, lambda lut: _tables(lut, bit_count, flip), _decode_four, WORK)
 
 
 def decoder_avx2(target: Target, bit_count: int) -> Decoder | None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from stic.schedules.cpu.isa import has, panel_zero
 from stic.schedules.cpu.unpack import EACH_BYTE, GROUP_BYTES, ONE_BIT_A_BYTE, Decoder, Vectors, table_registers
-from stic.schedules.cpu.unpack_transposed import exchange, field_bits, transpose
+from stic.schedules.cpu.unpack_transposed import WORK, Keep, exchange, field_bits, names, transpose
 from stic.schedules.tir import Buffer, Expr, T, bind, bits, intrinsic, load, pick, shuffle, splat
 from stic.targets.target import Target
 
@@ -53,33 +53,33 @@ def _look_up(table: Sequence[Expr], code: Expr) -> Expr:
     return value
 
 
-def _swap(a: Expr, b: Expr, distance: int, width: int) -> tuple[Expr, Expr]:
+def _swap(a: Expr, b: Expr, distance: int, width: int, keep: Keep) -> tuple[Expr, Expr]:
     """`exchange`; of nibbles by one instruction a register."""
     if distance < 4:
-        return exchange(a, b, distance, width)
+        return exchange(a, b, distance, width, keep)
     return (
-        bind(intrinsic(f"{_NEON}.vsli.v16i8", _BYTES, a, b, T.int32(4))),
-        bind(intrinsic(f"{_NEON}.vsri.v16i8", _BYTES, b, a, T.int32(4))),
+        keep(intrinsic(f"{_NEON}.vsli.v16i8", _BYTES, a, b, T.int32(4))),
+        keep(intrinsic(f"{_NEON}.vsri.v16i8", _BYTES, b, a, T.int32(4))),
     )
 
 
-def _decode_two(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
-    field = field_bits(len(planes))
+def _decode_two(planes: Sequence[Buffer], at: Expr, table: list[Expr], work: Buffer) -> list[Vectors]:
+    field, keep = field_bits(len(planes)), names(work, _WIDTH)
     low, high = table, table
     if field == 2:  # a nibble is two codes, and each has its own table of nibbles
-        high = [bind(shuffle(table, [code >> 2 for code in range(_WIDTH)]))]
+        high = [keep(shuffle(table, [code >> 2 for code in range(_WIDTH)]))]
 
     def look_up(codes: Expr) -> list[Expr]:
         if field == 8:
             return [_look_up(table, codes)]
         nibbles = [
-            bind(codes & splat(T.int8(15), _WIDTH)),
-            bind(bits(bits(codes, f"uint8x{_WIDTH}") >> splat(T.uint8(4), _WIDTH), _BYTES)),
+            keep(codes & splat(T.int8(15), _WIDTH)),
+            keep(bits(bits(codes, f"uint8x{_WIDTH}") >> splat(T.uint8(4), _WIDTH), _BYTES)),
         ]
         tables = (low, high) if field == 2 else (low,)
-        return [bind(_look_up(entries, nibble)) for nibble in nibbles for entries in tables]
+        return [keep(_look_up(entries, nibble)) for nibble in nibbles for entries in tables]
 
-    return transpose(planes, at, _WIDTH, look_up, _swap)
+    return transpose(planes, at, _WIDTH, keep, look_up, _swap)
 
 
 def decoder_neon_two(target: Target, bit_count: int) -> Decoder | None:
@@ -87,7 +87,7 @@ def decoder_neon_two(target: Target, bit_count: int) -> Decoder | None:
     if not has(target, "asimd"):
         return None
     flip = panel_zero(target)
-    return Decoder(2, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode_two)
+    return Decoder(2, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode_two, WORK)
 
 
 def decoder_neon(target: Target, bit_count: int) -> Decoder | None:

@@ -150,7 +150,7 @@ def test_rows(machine: Any, seed: int, tokens: int) -> None:
     assert (acc[:tokens].T == total[:, :tokens] + offset[:tokens]).all()
     token, scale, bias = np.abs(normal(rng, TILE)), normal(rng, TILE), normal(rng, TILE)
     extra, y = normal(rng, TILE, TILE), np.zeros((TILE, TILE), np.float32)
-    arguments = [acc, sums, token, scale, bias, extra, y]
+    arguments = [acc, sums, token, scale, bias, extra.T.copy(), y, tokens]
     names = ("stic_rows_finish", "stic_rows_finish_activated")
     plain, activated = machine.run([(name, arguments) for name in names], SHAPE)
     expected = finished(total, scale, extra, token, bias)
@@ -161,6 +161,7 @@ def test_rows(machine: Any, seed: int, tokens: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 40])
 @pytest.mark.parametrize("tiles", [1, 3, 7, 13])
 def test_outliers(machine: Any, count: int, tiles: int) -> None:
+    """Whole tiles, and the first tokens of the first tile by the kernel for few."""
     rng, q = np.random.default_rng(8), interleave(machine.target)
     k, dense = 48, -3
     position = np.sort(rng.choice(TILE * k, count, replace=False)).astype(np.uint16)
@@ -172,5 +173,12 @@ def test_outliers(machine: Any, count: int, tiles: int) -> None:
         row, column = at // q % TILE, at // (TILE * q) * q + at % q
         weight = fma(-scale[row], np.float32(dense), value.astype(np.float32))
         expected[:, row] = fma(weight, x[:, column].astype(np.float32), expected[:, row])
-    call = [entries, scale, grouped(x, q), extra, count, dense, TILE * q, k * TILE, tiles]
-    np.testing.assert_array_equal(machine.run([("stic_outliers", call)], SHAPE)[0][3], expected)
+    data, few = grouped(x, q), 1 + tiles % 8
+    calls = [
+        ("stic_outliers", [entries, scale, data, extra, count, dense, TILE * q, k * TILE, tiles]),
+        ("stic_rows_outliers", [entries, scale, data, extra[0].T.copy(), count, dense, TILE * q, few]),
+    ]
+    all_of_them, some = machine.run(calls, SHAPE)
+    np.testing.assert_array_equal(all_of_them[3], expected)
+    np.testing.assert_array_equal(some[3][:few], expected[0].T[:few])
+    np.testing.assert_array_equal(some[3][few:], extra[0].T[few:])
