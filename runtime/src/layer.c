@@ -45,19 +45,10 @@ static const uint8_t *record(const step *t, uint32_t level, uint32_t slice) {
   return t->s->record_at[stic_record_index(&t->s->package, t->number, level, slice)];
 }
 
-typedef struct {
-  uint8_t *planes[8];
-  int8_t *table;
-  uint16_t *entries; /* outliers: position, float16 */
-  int32_t outliers, dense; /* how many, and the table's value under each */
-  uint32_t bits;
-} codes;
-
-/* 16 rows of one slice's matrix, as they lie in the arena. */
-static codes find(const step *t, uint32_t slice, uint32_t block) {
-  const stic_session *s = t->s;
-  const stic_package *p = &s->package;
-  codes c = {.bits = stic_bits(p, t->number, slice)};
+/* Where the planes, the table and the outliers of the stage's matrix are in one slice. */
+static stic_codes find(const step *t, uint32_t slice) {
+  const stic_package *p = &t->s->package;
+  stic_codes c = {.bits = stic_bits(p, t->number, slice)};
   uint32_t level, last, plane = 0;
   const uint8_t *base = NULL;
   stic_levels_of(p, c.bits, &level, &last);
@@ -66,15 +57,13 @@ static codes find(const step *t, uint32_t slice, uint32_t block) {
     const stic_layout *layout = &p->layouts[level];
     base = record(t, level, slice);
     for (uint32_t i = 0; i < layout->planes; i++)
-      c.planes[plane++] =
-          (uint8_t *)(uintptr_t)base + layout->plane_at[t->matrix][i] + (size_t)block * 2 * p->columns[t->matrix];
+      c.planes[plane++] = (uint8_t *)(uintptr_t)base + layout->plane_at[t->matrix][i];
   }
   c.table = (int8_t *)(uintptr_t)base + p->layouts[last].table_at[t->matrix];
   c.dense = c.table[1 << (c.bits - 1)];
   const uint16_t *entries;
-  const uint32_t *starts = stic_record_outliers(p, first, record(t, first, slice), t->matrix, &entries);
-  c.entries = (uint16_t *)(uintptr_t)entries + 2 * (size_t)starts[block];
-  c.outliers = (int32_t)(starts[block + 1] - starts[block]);
+  c.starts = stic_record_outliers(p, first, record(t, first, slice), t->matrix, &entries);
+  c.entries = (uint16_t *)(uintptr_t)entries;
   return c;
 }
 
@@ -124,16 +113,19 @@ static void quantized_rows(const step *t, uint32_t first, uint32_t end, uint32_t
   memset(extra, 0, (size_t)t->tiles * STIC_TILE * STIC_TILE * sizeof *extra);
   if (few) memset(acc, 0, STIC_TILE * STIC_TILE * sizeof *acc);
   for (uint32_t slice = first; slice < end; slice++) {
-    const codes c = find(t, slice, block);
-    uint8_t *const *q = c.planes;
+    const stic_codes *c = &s->codes[slice];
+    uint8_t *q[8];
+    for (uint32_t i = 0; i < 8; i++) q[i] = i < c->bits ? c->planes[i] + (size_t)block * 2 * ks : NULL;
     int8_t *from = x + (size_t)(slice - first) * ks * STIC_TILE;
+    uint16_t *entries = c->entries + 2 * (size_t)c->starts[block];
+    const int32_t outliers = (int32_t)(c->starts[block + 1] - c->starts[block]);
     if (few) {
-      k->rows[c.bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c.table, from, acc, groups, pitch, (int32_t)t->n);
-      k->rows_outliers(c.entries, scale, from, extra, c.outliers, c.dense, pitch, (int32_t)t->n);
+      k->rows[c->bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c->table, from, acc, groups, pitch, (int32_t)t->n);
+      k->rows_outliers(entries, scale, from, extra, outliers, c->dense, pitch, (int32_t)t->n);
     } else {
-      k->unpack[c.bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c.table,
-                        panel + (size_t)(slice - first) * STIC_TILE * ks, groups);
-      k->outliers(c.entries, scale, from, extra, c.outliers, c.dense, pitch, x_tile, tiles);
+      k->unpack[c->bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c->table,
+                         panel + (size_t)(slice - first) * STIC_TILE * ks, groups);
+      k->outliers(entries, scale, from, extra, outliers, c->dense, pitch, x_tile, tiles);
     }
   }
   const bool activated = t->matrix == STIC_UP;
@@ -231,6 +223,7 @@ static void project(step *t, uint32_t kind, uint32_t matrix, uint32_t source, ui
   t->target = region(t->s, target);
   t->scale_at = scale_at;
   t->bias_at = bias_at;
+  for (uint32_t slice = t->layer->full; slice < t->layer->slices; slice++) t->s->codes[slice] = find(t, slice);
   if (!split && t->layer->full < t->layer->slices) stage(t, STIC_EVENT_QUANTIZE, quantize_tile, t->tiles);
   stage(t, kind, split ? split_block : joined_block, split ? t->layer->slices * t->blocks : t->blocks);
 }

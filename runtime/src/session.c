@@ -26,6 +26,7 @@ static stic_status take_bookkeeping(stic_session *s) {
   s->trace.capacity = events < 16384 ? (uint32_t)events : 16384;
   s->trace.events = take(s, s->trace.capacity, sizeof *s->trace.events);
   s->record_at = take(s, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof *s->record_at);
+  s->codes = take(s, h->slices, sizeof *s->codes);
   s->io.left = take(s, h->extents, sizeof *s->io.left);
   s->io.loaded = take(s, h->resident_extents, sizeof *s->io.loaded);
   s->io.by_layer = take(s, h->resident_extents, sizeof *s->io.by_layer);
@@ -33,7 +34,7 @@ static stic_status take_bookkeeping(stic_session *s) {
   s->io.tokens = take(s, h->max_length, sizeof *s->io.tokens);
   s->io.pending = take(s, h->layers, sizeof *s->io.pending);
   s->arena = stic_map((size_t)h->arena_bytes);
-  if (!s->trace.events || !s->record_at || !s->io.left || !s->io.loaded || !s->io.by_layer || !s->io.order ||
+  if (!s->trace.events || !s->record_at || !s->codes || !s->io.left || !s->io.loaded || !s->io.by_layer || !s->io.order ||
       !s->io.tokens || !s->io.pending || !s->arena)
     return stic_fail(&s->error, STIC_OUT_OF_MEMORY, "no memory for the arena of %llu bytes",
                      (unsigned long long)h->arena_bytes);
@@ -97,8 +98,8 @@ static void destroy(stic_session *s) {
   stic_files_close(&s->io.embeddings);
   stic_kernels_unload(&s->kernels);
   if (s->arena) stic_unmap(s->arena, (size_t)s->package.header->arena_bytes);
-  void *const memory[] = {s->trace.events, s->record_at,   (void *)s->io.left,    s->io.loaded, s->io.by_layer,
-                          s->io.order,     s->io.tokens, (void *)s->io.pending, s->index};
+  void *const memory[] = {s->trace.events, s->record_at, s->codes,     (void *)s->io.left,    s->io.loaded,
+                          s->io.by_layer,  s->io.order,  s->io.tokens, (void *)s->io.pending, s->index};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
   free(s);
 }

@@ -8,11 +8,22 @@
 #include "kernels.h"
 #include "pool.h"
 
+/* Where the codes of one slice's matrix are. */
+typedef struct stic_codes {
+  uint8_t *planes[8];
+  int8_t *table;
+  uint16_t *entries;      /* outliers: position, float16 */
+  const uint32_t *starts; /* first entry of each block of 16 rows */
+  uint32_t bits;
+  int32_t dense; /* the table's value under every outlier */
+} stic_codes;
+
 struct stic_session {
   stic_package package;
   uint8_t *index;
   uint8_t *arena;
   uint8_t **record_at; /* [record] where an extent puts it; NULL: not in the plan */
+  stic_codes *codes;   /* [slice], of the matrix being multiplied with */
   stic_kernels kernels;
   stic_pool pool;
   stic_io io;
