@@ -30,9 +30,7 @@ def random_tokens(model: Model) -> list[Ids]:
     return list(rng.integers(0, model.embeddings.word.shape[0], (RANDOM_SEQUENCES, length)))
 
 
-def input_moments(
-    sharded: ShardedModel, sequences: Iterable[Ids] | None = None
-) -> dict[tuple[int, str], Array]:
+def input_moments(sharded: ShardedModel, sequences: Iterable[Ids] | None = None) -> dict[tuple[int, str], Array]:
     """Return, for each (layer, matrix name), the second moments E[x x^T] of its inputs over all tokens.
 
     The shape is (1, K, K) for qkv and up, whose slices read the same inputs, and (slices, K, K) for out and down; K

@@ -18,24 +18,23 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stic.compiler import cost_model, device, importance, task
+from stic.compiler.array_cache import Note
 from stic.compiler.assembly import Materials, assemble_package, claim, collect
-from stic.compiler.codegen import generate
-from stic.compiler.contributions import unit_order
+from stic.compiler.codegen import generate, kernels_key
 from stic.compiler.evaluate import agreement_objective
 from stic.compiler.export import export_model
 from stic.compiler.frontend import load_model
 from stic.compiler.memory_plan import place_extents
 from stic.compiler.model import Model
-from stic.compiler.moments import input_moments
 from stic.compiler.options import CompileOptions, Progress, silent
 from stic.compiler.packager import check_output, write_package
 from stic.compiler.plan import Plan, Problem, to_json
-from stic.compiler.planner import solve
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.profile_jobs import Workers
-from stic.compiler.quantize import QuantizedModel, bytes_per_weight, quantize
+from stic.compiler.quantize import QuantizedModel, bytes_per_weight
 from stic.compiler.sharding import ShardedModel, shard
 from stic.compiler.simulate import ReplayError, Timeline, check
+from stic.compiler.stage_cache import ordered_units, quantized_model, solved
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 from stic.runtime.native import cache_dir
@@ -72,6 +71,7 @@ class CompileResult:
     plan: Plan | None = None
     timeline: Timeline | None = None
     package: Path | None = None
+    notes: tuple[str, ...] = ()  # of the caches, for people
 
 
 class _Stop(Exception):
@@ -85,6 +85,7 @@ class _Run:
         if options.until is not None and options.until not in STAGES:
             raise InputError(f"there is no stage {options.until!r}; the stages are {', '.join(STAGES)}")
         self.options, self.progress = options, progress
+        self.notes: list[str] = []
 
     def stage(self, name: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
         """Run one stage; `work` gets a callback for its own progress."""
@@ -145,14 +146,14 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         run.finished("load", _describe(model))
         length = min(options.max_length, model.max_length)
         examples = _calibration(options, model)
-        bits = BITS + ((options.full_bits,) if options.full_bits else ())
+        bits = _offered(options)
         settings = _settings(options, model, bits, length)
         examples, batches = importance.sample(examples, model.tokenizer or Path(), length, settings)
 
-        sharded = run.stage("shard", lambda _: _shard(options, model, batches))
+        sharded = run.stage("shard", lambda _: _shard(options, model, batches, run.notes.append))
         run.finished("shard", asdict(sharded.geometry))
 
-        quantized = run.stage("quantize", lambda tick: _quantize(options, sharded, batches, tick))
+        quantized = run.stage("quantize", lambda tick: _quantize(options, sharded, batches, tick, run.notes.append))
         materials = collect(quantized, options.full_bits, length, threads, lanes)
         result = replace(result, materials=materials)
         run.finished("quantize", {"bits_per_weight": {b: 8 * bytes_per_weight(quantized, b) for b in LEVEL_BITS}})
@@ -168,7 +169,7 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
 
         problem = _problem(options, materials, worth, costs)
         result = replace(result, problem=problem)
-        plan = run.stage("plan", lambda _: _plan(options, problem, costs))
+        plan = run.stage("plan", lambda _: _plan(options, problem, costs, run.notes.append))
         result = replace(result, plan=plan)
         run.finished("plan", to_json(plan))
 
@@ -179,7 +180,13 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
             result = replace(result, package=_write(run, target, result))
     except _Stop:
         pass
-    return result
+    return replace(result, notes=tuple(run.notes))
+
+
+def _offered(options: CompileOptions) -> tuple[int, ...]:
+    """Bitwidths that a plan may choose from: few, for the planner's sake, and one that was asked for by name."""
+    asked = {options.bits} & set(LEVEL_BITS)
+    return tuple(sorted({*BITS, *asked})) + ((options.full_bits,) if options.full_bits else ())
 
 
 def _describe(model: Model) -> dict[str, Any]:
@@ -221,18 +228,22 @@ def _settings(options: CompileOptions, model: Model, bits: tuple[int, ...], leng
     )
 
 
-def _shard(options: CompileOptions, model: Model, batches: tuple[task.Batch, ...]) -> ShardedModel:
+def _shard(options: CompileOptions, model: Model, batches: tuple[task.Batch, ...], note: Note) -> ShardedModel:
     if model.elastic:
         return shard(model, options.slices)  # trained in the order it has
-    return shard(model, options.slices, *unit_order(model, batches))
+    return shard(model, options.slices, *ordered_units(model, batches, cache_dir() / "order", note))
 
 
 def _quantize(
-    options: CompileOptions, sharded: ShardedModel, batches: tuple[task.Batch, ...], tick: Callable[[int, int], None]
+    options: CompileOptions,
+    sharded: ShardedModel,
+    batches: tuple[task.Batch, ...],
+    tick: Callable[[int, int], None],
+    note: Note,
 ) -> QuantizedModel:
     sequences = [ids[mask].astype(np.int64) for b in batches for ids, mask in zip(b.ids, b.mask, strict=True)]
-    moments = input_moments(sharded, sequences[:: -(-len(sequences) // MOMENT_SEQUENCES)])
-    return quantize(sharded, options.quantizer, moments, progress=tick)
+    sequences = sequences[:: -(-len(sequences) // MOMENT_SEQUENCES)]
+    return quantized_model(sharded, options.quantizer, sequences, cache_dir() / "quantized", tick, note)
 
 
 def _worth(
@@ -271,13 +282,14 @@ def _costs(
         return cost_model.estimate(target, *shape, sizes.lanes, bits)
     folder = options.output.absolute().parent if options.output is not None else Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
-    activation = materials.quantized.sharded.model.activation
-    measured = (geometry, activation, options.full_bits, sizes.max_length, sizes.threads, sizes.lanes)
+    model, kernels = materials.quantized.sharded.model, kernels_key(materials.kernel_shape, target)
+    measured = (geometry, model.activation, options.full_bits, sizes.max_length, sizes.threads, sizes.lanes)
 
     def work() -> dict[str, Any]:
-        return device.measure(target, *measured, folder, tick)
+        return device.measure(target, *measured, folder, tick, epsilon=model.embeddings.norm.epsilon)
 
-    return cost_model.costs(cost_model.parse(device.cached((*measured, folder.stat().st_dev), work)), *shape, bits)
+    data = device.cached((*measured, kernels, folder.stat().st_dev), work)
+    return cost_model.costs(cost_model.parse(data), *shape, bits)
 
 
 def _problem(
@@ -299,8 +311,9 @@ def _problem(
     )
 
 
-def _plan(options: CompileOptions, problem: Problem, costs: cost_model.Costs) -> Plan:
-    plan = solve(problem, options.planner, options.bits, options.time_limit_s)
+def _plan(options: CompileOptions, problem: Problem, costs: cost_model.Costs, note: Note) -> Plan:
+    how = (options.planner, options.bits, options.time_limit_s)
+    plan = solved(problem, *how, options.gap, cache_dir() / "plans", note)
     return replace(plan, notes=(*plan.notes, *costs.notes))
 
 

@@ -24,11 +24,11 @@ from stic.schedules.cpu.quantize import quantize
 from stic.schedules.cpu.rows import RowsKernel, rows_finish, rows_kernel, rows_outliers, rows_portable, rows_vnni
 from stic.schedules.cpu.rows_avx import rows_avx2, rows_avx_vnni
 from stic.schedules.cpu.rows_neon import rows_sdot, rows_smmla, rows_smull
-from stic.schedules.cpu.unpack import WIDTHS, Decoder, decoder_portable, unpack_kernel
-from stic.schedules.cpu.unpack_avx2 import decoder_avx2, decoder_avx2_four
+from stic.schedules.cpu.unpack import LEAST_GROUPS, WIDTHS, Decoder, decoder_portable, unpack_kernel
+from stic.schedules.cpu.unpack_avx2 import decoder_avx2
 from stic.schedules.cpu.unpack_avx512 import decoder_avx512
 from stic.schedules.cpu.unpack_gfni import decoder_gfni
-from stic.schedules.cpu.unpack_neon import decoder_neon, decoder_neon_two
+from stic.schedules.cpu.unpack_neon import decoder_neon
 from stic.schedules.pack import interleave
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import PrimFunc
@@ -48,9 +48,7 @@ DOT: tuple[Callable[[Target], MicroKernel | None], ...] = (
 DECODERS: tuple[Callable[[Target, int], Decoder | None], ...] = (
     decoder_gfni,
     decoder_avx512,
-    decoder_avx2_four,
     decoder_avx2,
-    decoder_neon_two,
     decoder_neon,
     decoder_portable,
 )
@@ -83,9 +81,9 @@ def _first(answers: Iterable[Answer | None]) -> Answer:
 
 
 def decoders_for(target: Target, bit_count: int) -> tuple[Decoder, ...]:
-    """The decoders of one loop: those of many groups a step, best first, then the best of one group."""
+    """The decoders of one loop: those of many groups a step, best first, then the best whose step divides a block's."""
     answers = [answer for answer in (rule(target, bit_count) for rule in DECODERS) if answer is not None]
-    last = next(answer for answer in answers if answer.groups == 1)
+    last = next(answer for answer in answers if answer.groups <= LEAST_GROUPS)
     return (*answers[: answers.index(last)], last)
 
 

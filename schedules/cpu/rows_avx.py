@@ -4,7 +4,7 @@
     AVX2, a group         1 vpbroadcastd, 2 x (vpsignb, vpmaddubsw, vpmaddwd, vpaddd), 2 vpabsb for all tokens
 
 Each token keeps two accumulators of 8 rows; the decoder's tables leave room for four tokens. Bound by the decoder
-(unpack_avx2.py, about 12 b + 2 instructions a group) up to four tokens, then by the multiplies.
+(unpack_avx2.py, 14 to 145 instructions a group) up to four tokens, then by the multiplies.
 """
 
 from __future__ import annotations

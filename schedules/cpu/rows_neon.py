@@ -5,7 +5,7 @@
     smull, the same group                     a token: 1 ld1r, 8 smull (low and high halves), 8 sadalp
 
 Accumulators: sdot four registers a token; smmla eight for two tokens; smull eight a token, with two half sums a row.
-Bound by the decoder (unpack_neon.py, 4 (3 b + 2) instructions a group) up to about four tokens, then by the multiplies.
+Bound by the decoder (unpack_neon.py, 23 to 90 instructions a group) up to about four tokens, then by the multiplies.
 """
 
 from __future__ import annotations

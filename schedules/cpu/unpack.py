@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from stic.schedules.cpu.isa import panel_zero
-from stic.schedules.pack import GROUP
+from stic.schedules.pack import GROUP, TILE
 from stic.schedules.tir import (
     Buffer,
     Expr,
@@ -39,10 +39,9 @@ from stic.targets.target import Target
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 GROUP_BYTES = GROUP // 8
+LEAST_GROUPS = TILE * TILE // GROUP  # of a block with the fewest features; others have a multiple
 LINE = 64  # bytes of a cache line
 AHEAD = 10240  # bytes, over all planes, between what is read and what is prefetched
-EACH_BYTE = 0x0101010101010101  # times n: a word of eight bytes n
-ONE_BIT_A_BYTE = 0x8040201008040201 - (1 << 64)  # byte j of a word keeps bit j
 Vectors = list[tuple[Expr, int]]  # int8 vectors and their lanes, 64 together: one group
 
 
@@ -85,7 +84,8 @@ def each_group(
 
 
 def unpack_kernel(bit_count: int, decoders: Sequence[Decoder]) -> PrimFunc:
-    """void stic_unpack_b<bits>(u8* p0 .. u8* p7, i8* lut, u8* panel, i32 groups): `groups` groups of 64 codes.
+    """void stic_unpack_b<bits>(u8* p0 .. u8* p7, i8* lut, u8* panel, i32 groups): `groups` groups of 64 codes,
+    a multiple of LEAST_GROUPS.
 
     Only the first `bits` planes are read, 8 bytes a group each; lut has 2^bits entries aligned to its size (at most
     64); panel is 64-byte aligned.

@@ -1,13 +1,13 @@
-"""The decoder of AArch64: 16 codes in one register, four times a group.
+"""The decoder of AArch64: 128 codes at once.
 
-    plane p, 8 bytes    ld1r.2d          once a group
-                        tbl              byte i <- byte i / 8 of this quarter
-                        cmtst            0xFF where bit i % 8 is set
-                        sli #1           inserts the planes before it above its low bit: code = 2 code + bit
-    codes               and, tbl         tbl1 to 4 bits, tbl2 at 5, tbl4 at 6; 7 and 8 bits: tbl4, then tbx4 for every
-                                         64 entries more (an index past a table leaves the lane alone)
+Planes are transposed (unpack_transposed.py) with shifts and, for nibbles, sli and sri. Then codes are looked up, at 2
+bits two in a nibble: tbl1 to 4 bits, tbl2 at 5, tbl4 at 6; at 7 and 8 bits tbl4, then tbx4 for every 64 entries more
+(an index past a table leaves the lane alone).
 
-3 b + 2 instructions for 16 weights up to 6 bits; bound by the vector ports (tbl of several registers takes longer).
+    bits                          2    3    4    5    6    7    8
+    instructions for 64 weights   23   32   34   46   48   60   90     stores included
+
+Bound by the vector pipes (tbl of several registers takes longer).
 """
 
 from __future__ import annotations
@@ -15,32 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stic.schedules.cpu.isa import has, panel_zero
-from stic.schedules.cpu.unpack import EACH_BYTE, GROUP_BYTES, ONE_BIT_A_BYTE, Decoder, Vectors, table_registers
+from stic.schedules.cpu.unpack import Decoder, Vectors, table_registers
 from stic.schedules.cpu.unpack_transposed import WORK, Keep, exchange, field_bits, names, transpose
-from stic.schedules.tir import Buffer, Expr, T, bind, bits, intrinsic, load, pick, shuffle, splat
+from stic.schedules.tir import Buffer, Expr, T, bits, intrinsic, shuffle, splat
 from stic.targets.target import Target
 
 _WIDTH = 16
 _BYTES = f"int8x{_WIDTH}"
 _NEON = "llvm.aarch64.neon"
 _TABLE = 4  # registers that one tbl reads at most
-
-
-def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr]) -> list[Vectors]:
-    words = [bind(bits(splat(bits(load(plane, at, GROUP_BYTES), "int64"), 2), _BYTES)) for plane in planes]
-    bit = bits(splat(T.int64(ONE_BIT_A_BYTE), 2), _BYTES)
-    zero = splat(T.int8(0), _WIDTH)
-    keep = splat(T.int8((1 << len(planes)) - 1 if len(planes) < 8 else -1), _WIDTH)
-    result = []
-    for quarter in range(4):
-        spread = bits(T.ramp(T.int64(2 * quarter * EACH_BYTE), T.int64(EACH_BYTE), 2), _BYTES)
-        code: Expr = None
-        for word in words:
-            here = intrinsic(f"{_NEON}.tbl1.v16i8", _BYTES, word, spread)
-            mask = pick((here & bit) != zero, splat(T.int8(-1), _WIDTH), zero)
-            code = mask if code is None else intrinsic(f"{_NEON}.vsli.v16i8", _BYTES, mask, code, T.int32(1))
-        result.append((_look_up(table, bind(code & keep)), _WIDTH))
-    return [result]
 
 
 def _look_up(table: Sequence[Expr], code: Expr) -> Expr:
@@ -63,7 +46,7 @@ def _swap(a: Expr, b: Expr, distance: int, width: int, keep: Keep) -> tuple[Expr
     )
 
 
-def _decode_two(planes: Sequence[Buffer], at: Expr, table: list[Expr], work: Buffer) -> list[Vectors]:
+def _decode(planes: Sequence[Buffer], at: Expr, table: list[Expr], work: Buffer) -> list[Vectors]:
     field, keep = field_bits(len(planes)), names(work, _WIDTH)
     low, high = table, table
     if field == 2:  # a nibble is two codes, and each has its own table of nibbles
@@ -82,17 +65,9 @@ def _decode_two(planes: Sequence[Buffer], at: Expr, table: list[Expr], work: Buf
     return transpose(planes, at, _WIDTH, keep, look_up, _swap)
 
 
-def decoder_neon_two(target: Target, bit_count: int) -> Decoder | None:
-    """Any AArch64 core, two groups a step."""
-    if not has(target, "asimd"):
-        return None
-    flip = panel_zero(target)
-    return Decoder(2, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode_two, WORK)
-
-
 def decoder_neon(target: Target, bit_count: int) -> Decoder | None:
     """Any AArch64 core."""
     if not has(target, "asimd"):
         return None
     flip = panel_zero(target)
-    return Decoder(1, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode)
+    return Decoder(2, lambda lut: table_registers(lut, 1 << bit_count, _WIDTH, flip), _decode, WORK)

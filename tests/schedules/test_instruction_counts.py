@@ -1,8 +1,8 @@
 """Instructions that kernels execute and that their inner loops hold, against benchmarks/results/instructions.json.
 
 Counts are exact and the same on a busy machine, so a kernel that became slower shows here and not in a noisy time. A
-count may not grow by more than 2 %; STIC_UPDATE=1 writes the file again, and benchmarks/core_bounds.py then derives
-what the inner loops allow on Arm's cores. Code depends on the compiler: with another LLVM than the file's it skips.
+count may not grow by more than 2 %; STIC_UPDATE=1 writes the file again, and benchmarks/core_bounds.py derives what the
+inner loops allow on Arm's cores. Code depends on the compiler: with another LLVM than the file's it skips.
 
 Needs apache-tvm and a C compiler; the aarch64 targets also need qemu-aarch64 and aarch64-linux-gnu-gcc.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from tvm.target.codegen import llvm_version_major
 from stic.schedules.pack import GROUP, TILE, interleave
 from stic.schedules.shape import KernelShape
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "instructions.json"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+FILE = BENCHMARKS / "results" / "instructions.json"
 MOST = 1.02  # of the recorded count
 # Machines of conftest.py whose instruction sets differ in what they multiply with.
 COUNTED = ("host", "host-avx-vnni", "x86-64-v3", "aarch64-i8mm", "aarch64-dotprod", "raspberry-pi-4")
@@ -107,8 +110,9 @@ def add_norm_call() -> Call:
 def measured(q: int) -> dict[str, tuple[KernelShape, Call, int, str]]:
     """Kernel -> the shape of the model, the call, how many units of work it does, the unit."""
     return {
-        **{f"dot, {n} tiles": (SHAPE, dot_call(n), TILE * K * n * TILE, "MAC") for n in (1, 8)},
-        **{f"rows_b4, {n} rows": (SHAPE, rows_call(n, q), TILE * K * n, "MAC") for n in (1, 8)},
+        **{f"dot, {n} tokens": (SHAPE, dot_call(n // TILE), TILE * K * n, "MAC") for n in (16, 128)},
+        "rows_b4, 1 token": (SHAPE, rows_call(1, q), TILE * K, "MAC"),
+        "rows_b4, 8 tokens": (SHAPE, rows_call(8, q), TILE * K * 8, "MAC"),
         **{f"unpack_b{b}": (SHAPE, unpack_call(b), TILE * K // GROUP, "64 weights") for b in range(2, 9)},
         "quantize": (SHAPE, quantize_call(), K * TILE, "element"),
         "attention": (SHAPE, attention_call(), 2 * KEYS * SHAPE.head_dim * QUERIES * TILE, "MAC"),
@@ -212,3 +216,11 @@ def test_counts(machine: Any, request: pytest.FixtureRequest) -> None:
         if now[what] > MOST * before[kernel][what]
     ]
     assert not grown, f"{name}: {'; '.join(grown)} (STIC_UPDATE=1 records the counts of now)"
+
+
+def test_bounds_follow_from_the_counts() -> None:
+    """Those in the file, and the table of docs/kernels.md."""
+    command = [sys.executable, str(BENCHMARKS / "core_bounds.py")]
+    check = [] if os.environ.get("STIC_UPDATE") else ["--check"]
+    done = subprocess.run([*command, *check], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

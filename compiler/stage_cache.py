@@ -1,0 +1,123 @@
+"""Stages whose results are kept, so that another budget for the same model, or the same command, costs seconds.
+
+The order of units and the codes depend on the weights and the calibration text; a plan on the whole problem. Keys
+are digests of just that, and of the sources that compute it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.compiler.array_cache import Arrays, Cursor, Note, joined, remember, sources
+from stic.compiler.contributions import Order, unit_order
+from stic.compiler.model import Model
+from stic.compiler.moments import Ids, input_moments
+from stic.compiler.plan import Plan, Problem, dumps, from_json
+from stic.compiler.planner import solve
+from stic.compiler.profile_cache import digest
+from stic.compiler.quantize import Outliers, QuantizedMatrix, QuantizedModel, Quantizer, quantize
+from stic.compiler.sharding import ShardedModel
+from stic.compiler.task import Batch
+from stic.runtime.format import LEVEL_BITS, MATRICES
+
+_RUNS = ("compiler/forward.py", "compiler/moments.py")
+_ORDERS = (*_RUNS, "compiler/contributions.py")
+_FITS = (f"compiler/{name}.py" for name in ("codebook", "gobo", "nested", "quantize", "rounding", "sharding"))
+_QUANTIZES = (*_RUNS, *_FITS, "runtime/format.py")
+_PLANS = ("compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "runtime/format.py")
+
+
+def _encoder(model: Model) -> tuple[Any, ...]:
+    """What decides the hidden states of a model."""
+    return model.embeddings, model.layers, model.heads, model.activation, model.attention_scale
+
+
+def ordered_units(model: Model, batches: Sequence[Batch], folder: Path, note: Note) -> tuple[Order, Order]:
+    """`contributions.unit_order`, kept in `folder`."""
+    key = digest(sources(*_ORDERS), _encoder(model), [(b.ids, b.mask, b.types) for b in batches])
+
+    def pack(order: tuple[Order, Order]) -> Arrays:
+        return {"heads": order[0], "neurons": order[1]}
+
+    def unpack(arrays: Arrays) -> tuple[Order, Order]:
+        return arrays["heads"], arrays["neurons"]
+
+    return remember(folder, key, lambda: unit_order(model, batches), pack, unpack, note)
+
+
+def quantized_model(
+    sharded: ShardedModel,
+    quantizer: Quantizer,
+    sequences: Sequence[Ids],
+    folder: Path,
+    progress: Callable[[int, int], None],
+    note: Note,
+) -> QuantizedModel:
+    """`quantize` by the input moments of `sequences` (gobo needs none), kept in `folder`."""
+    inputs = sequences if quantizer == "nested" else ()
+    key = digest(sources(*_QUANTIZES), quantizer, sharded.geometry, _encoder(sharded.model), inputs)
+
+    def compute() -> QuantizedModel:
+        moments = input_moments(sharded, inputs) if quantizer == "nested" else None
+        return quantize(sharded, quantizer, moments, progress=progress)
+
+    return remember(folder, key, compute, _pack, lambda arrays: _unpack(arrays, sharded, quantizer), note)
+
+
+def solved(
+    problem: Problem, planner: str, bits: int | None, time_limit_s: float, gap: float, folder: Path, note: Note
+) -> Plan:
+    """`planner.solve`, kept in `folder` unless the time limit ended the search: then the next one may find more."""
+    key = digest(sources(*_PLANS), problem, planner, bits, time_limit_s, gap)
+
+    def pack(plan: Plan) -> Arrays | None:
+        late = plan.proof.status == "feasible" and not plan.proof.near_enough
+        return None if late else {"plan": np.frombuffer(dumps(plan).encode(), np.uint8)}
+
+    def unpack(arrays: Arrays) -> Plan:
+        return from_json(json.loads(arrays["plan"].tobytes()))
+
+    def compute() -> Plan:
+        return solve(problem, planner, bits, time_limit_s, enough=gap)
+
+    return remember(folder, key, compute, pack, unpack, note)
+
+
+def _pack(model: QuantizedModel) -> Arrays:
+    """All matrices end to end, layer by layer, slice by slice."""
+    matrices = [part[name] for layer in model.matrices for part in layer for name in MATRICES]
+    return {
+        "codes": joined(m.codes[bits] for m in matrices for bits in sorted(m.codes)),
+        "tables": joined(m.luts[bits] for m in matrices for bits in LEVEL_BITS),
+        "centroids": joined(m.centroids[bits] for m in matrices for bits in LEVEL_BITS),
+        "scales": joined(m.scale for m in matrices),
+        "outliers": np.array([len(m.outliers) for m in matrices]),
+        "rows": joined(m.outliers.rows for m in matrices),
+        "columns": joined(m.outliers.columns for m in matrices),
+        "values": joined(m.outliers.values for m in matrices),
+    }
+
+
+def _unpack(arrays: Arrays, sharded: ShardedModel, quantizer: Quantizer) -> QuantizedModel:
+    g, cursor = sharded.geometry, Cursor(arrays)
+    widths = LEVEL_BITS[-1:] if quantizer == "nested" else LEVEL_BITS
+
+    def tables(name: str) -> Mapping[int, NDArray[Any]]:
+        return {bits: cursor.take(name, 1 << bits) for bits in LEVEL_BITS}
+
+    def matrix(name: str) -> QuantizedMatrix:
+        n, k = g.matrix_shape(name)
+        count = int(cursor.take("outliers", 1)[0])
+        outliers = Outliers(*(cursor.take(part, count) for part in ("rows", "columns", "values")))
+        codes = {bits: cursor.take("codes", n, k) for bits in widths}
+        return QuantizedMatrix(codes, tables("tables"), cursor.take("scales", n), outliers, tables("centroids"))
+
+    layers = tuple(tuple({name: matrix(name) for name in MATRICES} for _ in range(g.slices)) for _ in range(g.layers))
+    cursor.close()
+    return QuantizedModel(sharded, quantizer, layers)
