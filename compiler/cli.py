@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("build", "Write ONNX from a Hugging Face directory, without torch."),
     "profile": ("measure", "Measure what each bitwidth of each shard is worth, on a calibration file."),
     "probe": ("measure", "Measure this device's storage and kernels."),
+    "tune": ("tune", "Find the fastest variants of a target's kernels, here or behind an RPC tracker."),
     "plan": ("build", "Decide bitwidths, residence and load order for a budget; write nothing."),
     "compile": ("build", "Compile a model into a package that meets a latency and a memory budget."),
     "inspect": ("show", "Show what is in a package: shards, bytes, residence, timeline, proof."),

@@ -18,6 +18,7 @@ from pathlib import Path
 import stic.schedules
 from stic.runtime.native import cache_dir
 from stic.schedules.shape import KernelShape
+from stic.schedules.tuning import tuning_for
 from stic.targets import toolchain
 from stic.targets.target import Target
 from stic.targets.toolchain import find_c_compiler, link_shared
@@ -55,6 +56,7 @@ def kernels_key(shape: KernelShape, target: Target) -> str:
     facts = {
         "shape": asdict(shape),
         "target": [target.arch, sorted(target.features), dict(target.tvm)],
+        "tuning": asdict(tuning_for(target)),
         "tvm": metadata.version("apache-tvm"),
         "linker": [linker.command, linker.version],
     }

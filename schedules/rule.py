@@ -32,6 +32,7 @@ from stic.schedules.cpu.unpack_neon import decoder_neon
 from stic.schedules.pack import interleave
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import PrimFunc
+from stic.schedules.tuning import Tuning, tuning_for
 from stic.targets.target import Target
 
 Rule = Callable[[Target, KernelShape], PrimFunc]
@@ -87,12 +88,22 @@ def decoders_for(target: Target, bit_count: int) -> tuple[Decoder, ...]:
     return (*answers[: answers.index(last)], last)
 
 
-def kernels_for(target: Target, shape: KernelShape) -> tuple[PrimFunc, ...]:
-    """Return every function of kernels.so for this target and model, one PrimFunc a symbol."""
-    dot = _first(rule(target) for rule in DOT)
+def micro_kernel(target: Target) -> MicroKernel:
+    """The dot product's micro-kernel of a target, not tuned."""
+    return _first(rule(target) for rule in DOT)
+
+
+def kernels_for(target: Target, shape: KernelShape, tuning: Tuning | None = None) -> tuple[PrimFunc, ...]:
+    """Return every function of kernels.so for this target and model, one PrimFunc a symbol.
+
+    `tuning` defaults to the target's record.
+    """
+    tuning = tuning or tuning_for(target)
+    dot = micro_kernel(target).tuned(tuning)
     rows = _first(rule(target) for rule in ROWS)
     functions = [*dot_kernels(dot, shape), *rows_finish(target, shape), attention(target, shape, dot)]
     for width in WIDTHS:
         decoders = decoders_for(target, width)
-        functions += [unpack_kernel(width, decoders), rows_kernel(width, decoders, rows, interleave(target))]
+        functions += [unpack_kernel(width, decoders, tuning.prefetch_bytes)]
+        functions.append(rows_kernel(width, decoders, rows, interleave(target), tuning))
     return (*functions, *(rule(target, shape) for rule in EVERY_CPU))

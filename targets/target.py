@@ -113,6 +113,18 @@ class Target:
         return tuple(feature for feature in self.features if FEATURES[feature] not in flags)
 
 
+def processor() -> str:
+    """What /proc/cpuinfo calls this machine's processor; on Arm, the numbers that name its cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    pairs = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+    model = [value for key, value in pairs if key == "model name"]
+    parts = sorted({value for key, value in pairs if key == "CPU part"})
+    return " ".join(model[:1] or parts)
+
+
 def names() -> tuple[str, ...]:
     """Names of all targets that `load` knows."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))

@@ -18,7 +18,7 @@ Sums leave the registers once, as finished outputs: y = activation(bias + xscale
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stic.schedules.cpu.activation import function_of
 from stic.schedules.cpu.vector_math import fma
@@ -42,6 +42,7 @@ from stic.schedules.tir import (
     store,
     when,
 )
+from stic.schedules.tuning import Tiles, Tuning
 from stic.targets.target import Target
 
 PANEL_ZERO = 128  # what an unsigned panel adds to its weights
@@ -56,7 +57,8 @@ class MicroKernel:
     the offset into x. result(acc, at) is the 16 finished sums of the accumulator at `at`.
     """
 
-    tiles: tuple[tuple[int, int], ...]  # (token tiles, rows) of the register tile, greatest first, ends with 1 tile
+    # (token tiles, rows) of the register tile, greatest first, ends with 1 tile; then other lists worth a try
+    choices: tuple[Tiles, ...]
     step: int  # features consumed by one advance; divides 16
     lanes: int  # int32 lanes of a native vector
     width: int  # int32 elements of one accumulator (row, tile)
@@ -64,6 +66,15 @@ class MicroKernel:
     result: Callable[[Buffer, int], Expr]
     interleave: int = 4  # q
     token_sum: Callable[[Expr, Expr], Expr] | None = None  # (int32x16, int8x64): adds x; given where weights are +128
+
+    @property
+    def tiles(self) -> Tiles:
+        """The register tiles in use: the first choice."""
+        return self.choices[0]
+
+    def tuned(self, tuning: Tuning) -> MicroKernel:
+        """The same with the register tiles of a record, if they are among the choices."""
+        return replace(self, choices=(tuning.tiles,)) if tuning.tiles in self.choices else self
 
 
 def dot_kernels(micro: MicroKernel, shape: KernelShape) -> tuple[PrimFunc, PrimFunc]:
@@ -180,4 +191,4 @@ def dot_portable(target: Target) -> MicroKernel:
                 weight = splat(cast(panel[w_at + 4 * r + j], "int32"))
                 store(acc, r * LANES, load(acc, r * LANES) + weight * value)
 
-    return MicroKernel(((1, 2),), 4, LANES, LANES, advance, plain_result(LANES))
+    return MicroKernel((((1, 2),),), 4, LANES, LANES, advance, plain_result(LANES))

@@ -17,7 +17,7 @@ from stic.schedules.cpu.isa import has
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, bits, intrinsic, load, splat, store
 from stic.targets.target import Target
 
-_TILES = ((2, 2), (1, 4))
+_TILES = (((2, 2), (1, 4)), ((1, 4),), ((2, 2), (1, 2)))
 _STEP = 8
 _WIDTH = 8  # int32 lanes of a ymm register
 

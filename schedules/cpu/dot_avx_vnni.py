@@ -16,7 +16,7 @@ from stic.schedules.cpu.isa import has
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, bits, intrinsic, load, shuffle, splat, store
 from stic.targets.target import Target
 
-_TILES = ((3, 2), (2, 2), (1, 4))
+_TILES = (((3, 2), (2, 2), (1, 4)), ((2, 2), (1, 4)), ((1, 4),))
 _WIDTH = 8  # int32 lanes of a ymm register
 
 

@@ -117,18 +117,18 @@ def dot_smmla(target: Target) -> MicroKernel | None:
         pair, upper = divmod(at // LANES, 2)
         return of_pair(acc, pair * 2 * LANES, upper)
 
-    return MicroKernel(((1, 4),), _STEP, _WIDTH, LANES, _advance_smmla, result, interleave=8)
+    return MicroKernel((((1, 4),),), _STEP, _WIDTH, LANES, _advance_smmla, result, interleave=8)
 
 
 def dot_sdot(target: Target) -> MicroKernel | None:
     """ARMv8.2 cores with the dot product extension."""
     if not has(target, "asimddp"):
         return None
-    return MicroKernel(((1, 4),), _STEP, _WIDTH, LANES, _advance_sdot, plain_result(_WIDTH))
+    return MicroKernel((((1, 4),),), _STEP, _WIDTH, LANES, _advance_sdot, plain_result(_WIDTH))
 
 
 def dot_smull(target: Target) -> MicroKernel | None:
     """Any AArch64 core."""
     if not has(target, "asimd"):
         return None
-    return MicroKernel(((1, 2),), _STEP, _WIDTH, 2 * LANES, _advance_smull, join_halves)
+    return MicroKernel((((1, 2),),), _STEP, _WIDTH, 2 * LANES, _advance_smull, join_halves)

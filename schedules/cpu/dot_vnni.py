@@ -17,7 +17,13 @@ from stic.schedules.cpu.isa import has_vnni
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, bits, intrinsic, load, splat, store
 from stic.targets.target import Target
 
-_TILES = ((4, 4), (2, 8), (1, 16))
+_TILES = (
+    ((4, 4), (2, 8), (1, 16)),
+    ((3, 8), (2, 8), (1, 16)),
+    ((4, 4), (3, 8), (2, 8), (1, 16)),
+    ((2, 8), (1, 16)),
+    ((4, 4), (2, 8), (1, 8)),
+)
 
 
 def vpdpbusd(acc: Expr, unsigned: Expr, signed: Expr) -> Expr:

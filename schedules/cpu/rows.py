@@ -43,6 +43,7 @@ from stic.schedules.tir import (
     transpose16,
     when,
 )
+from stic.schedules.tuning import Tuning
 from stic.targets.target import Target
 
 _SCATTERED = 2  # tokens whose outputs are stored one by one; turning a whole tile round costs more than these
@@ -64,7 +65,9 @@ class RowsKernel:
     chains: int = 8  # independent sums, where there are fewer tokens, that hide the latency of a multiply-add
 
 
-def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, q: int) -> PrimFunc:
+def rows_kernel(
+    bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, q: int, tuning: Tuning
+) -> PrimFunc:
     """void stic_rows_b<bits>(u8* p0 .. u8* p7, i8* lut, i8* x, i32* acc, i32 groups, i32 x_pitch, i32 rows).
 
     acc[token][n] += the products of 16 rows n and `groups` groups of 64 weights; x (features / q, tokens, q), x_pitch
@@ -77,7 +80,7 @@ def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, 
         planes, (lut, x, out, groups, x_pitch, rows) = values[:bit_count], values[8:]
 
         def product(tokens: int) -> None:
-            chains, size = max(1, micro.chains // tokens), tokens * micro.width
+            chains, size = max(1, (tuning.chains or micro.chains) // tokens), tokens * micro.width
             with local((chains * size, "int32")) as (acc,):
                 for at in range(0, chains * size, micro.lanes):
                     store(acc, at, i32(0, micro.lanes), micro.lanes)
@@ -87,7 +90,7 @@ def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, 
                     at = bind((first + i) // halves * x_pitch)
                     micro.multiply(acc, chain, tokens, weights, i % halves, x, at)
 
-                each_group(decoders, planes, lut, groups, visit)
+                each_group(decoders, planes, lut, groups, visit, tuning.prefetch_bytes)
                 for token in range(tokens):
                     total = load(out, token * LANES)
                     for chain in range(chains):

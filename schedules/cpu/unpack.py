@@ -41,7 +41,6 @@ WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 GROUP_BYTES = GROUP // 8
 LEAST_GROUPS = TILE * TILE // GROUP  # of a block with the fewest features; others have a multiple
 LINE = 64  # bytes of a cache line
-AHEAD = 10240  # bytes, over all planes, between what is read and what is prefetched
 Vectors = list[tuple[Expr, int]]  # int8 vectors and their lanes, 64 together: one group
 
 
@@ -65,6 +64,7 @@ def each_group(
     lut: Buffer,
     groups: Expr,
     visit: Callable[[Expr, int, Vectors], None],
+    prefetch_bytes: int,
 ) -> None:
     """Emit `visit(first, i, vectors)` for every group first + i of the `groups`; `decoders` go from many groups a
     step to few, and what one leaves over the next takes."""
@@ -76,14 +76,14 @@ def each_group(
             first = bind(done + step * decoder.groups)
             if decoder.groups * GROUP_BYTES == LINE:
                 for plane in planes:
-                    prefetch(plane, first * GROUP_BYTES + AHEAD // len(planes))
+                    prefetch(plane, first * GROUP_BYTES + prefetch_bytes // len(planes))
             with local((decoder.work, "int8")) if decoder.work else nullcontext([]) as work:
                 for i, vectors in enumerate(decoder.decode(planes, first * GROUP_BYTES, table, *work)):
                     visit(first, i, vectors)
         done = bind(done + steps * decoder.groups)
 
 
-def unpack_kernel(bit_count: int, decoders: Sequence[Decoder]) -> PrimFunc:
+def unpack_kernel(bit_count: int, decoders: Sequence[Decoder], prefetch_bytes: int) -> PrimFunc:
     """void stic_unpack_b<bits>(u8* p0 .. u8* p7, i8* lut, u8* panel, i32 groups): `groups` groups of 64 codes,
     a multiple of LEAST_GROUPS.
 
@@ -100,7 +100,7 @@ def unpack_kernel(bit_count: int, decoders: Sequence[Decoder]) -> PrimFunc:
                 store(panel, first * GROUP + at, vector, lanes)
                 at += lanes
 
-        each_group(decoders, planes, lut, groups, keep)
+        each_group(decoders, planes, lut, groups, keep, prefetch_bytes)
 
     arguments = [*((f"p{p}", "uint8") for p in range(8)), ("lut", "int8"), ("panel", "int8"), ("groups", "scalar")]
     return kernel(f"stic_unpack_b{bit_count}", arguments, body)
