@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ BETTER = 0.98  # a change is taken if it needs at most this share of the time
 MOSTLY = 0.7  # in at least this share of the rounds
 FEATURES, TILES = (384, 768, 1536), (1, 2, 4, 8)
 DOT_MACS = 20_000_000  # of one timing of stic_dot: 40 us to 4 ms
-ROWS_BYTES = 64 << 20  # of one timing of stic_rows: more than the last cache
+ROWS_BYTES = 64 << 20  # of one timing of stic_rows, or twice the last cache
 CHAINS, PREFETCH = (1, 2, 4, 8, 16), (0, 2560, 5120, 10240, 20480, 40960)
 _SHAPE = KernelShape(384, 32, "relu", 1e-12, 1e-12)  # what is measured does not depend on it
 _MEASURED = ("stic_dot", "stic_rows_b4")
@@ -61,6 +62,8 @@ class Trial:
 def device(target: Target, tracker: str | None, key: str | None) -> Iterator[Device]:
     """Yield this machine, or one leased from an RPC tracker. Raises TargetError where the target's code cannot run."""
     if tracker is not None:
+        if target.name == "host":
+            raise TargetError("target host is this machine: name the target that the device behind the tracker is")
         with lease(tracker, key or target.name) as session:
 
             def load_there(path: Path) -> Any:
@@ -80,13 +83,18 @@ def device(target: Target, tracker: str | None, key: str | None) -> Iterator[Dev
 def tune(
     target: Target, where: Device, rounds: int = ROUNDS, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Tuning, list[Trial]]:
-    """Search; returns the best choices and every trial in order."""
+    """Search; returns the best choices and every trial in order, of which the last two are the best against the defaults.
+
+    Small gains that were chance may add up on the way; if those two do not hold, the defaults are returned.
+    """
     alternatives: list[Callable[[Tuning], list[Tuning]]] = [
-        lambda best: [replace(best, tiles=tiles) for tiles in micro_kernel(target).choices],
+        lambda best: [replace(best, tiles=tiles) for tiles in micro_kernel(target).choices[1:]],
         lambda best: [replace(best, chains=chains) for chains in CHAINS],
         lambda best: [replace(best, prefetch_bytes=size) for size in PREFETCH],
     ]
-    measures = (_time_dot, _time_rows, _time_rows)
+    last_cache = int(target.cache["l3_bytes"].value) if "l3_bytes" in target.cache else 0
+    rows = partial(_time_rows, max(ROWS_BYTES, 2 * last_cache))
+    measures: tuple[Callable[[Any], Timer], ...] = (_time_dot, rows, rows)
     total = sum(len(each(Tuning())) for each in alternatives)
     best, trials, done = Tuning(), [], 0
     with tempfile.TemporaryDirectory(prefix="stic-tune-") as name:
@@ -105,6 +113,9 @@ def tune(
                     trial = _compare(other, measure(kernels(other)), measure(kernels(best)), rounds)
                     trials.append(trial)
                     best = other if trial.taken else best
+        if best != Tuning():
+            trials += [_compare(best, each(kernels(best)), each(kernels(Tuning())), rounds) for each in measures[:2]]
+            best = best if max(trial.ratio for trial in trials[-2:]) < 1 else Tuning()
         tick(total, total)
     return best, trials
 
@@ -131,9 +142,9 @@ def _time_dot(module: Any) -> Timer:
     return lambda: exp(statistics.fmean(log(_checked(function(*case)) / case[2]) for case in cases))
 
 
-def _time_rows(module: Any) -> Timer:
+def _time_rows(size: int, module: Any) -> Timer:
     function = module["stic_time_rows"]
-    return lambda: _checked(function(ROWS_BYTES))
+    return lambda: _checked(function(size))
 
 
 def _checked(ns: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from stic.runtime.errors import TargetError
 from stic.schedules.cpu.activation import activation
 from stic.schedules.cpu.attention import attention
 from stic.schedules.cpu.dot import MicroKernel, dot_kernels, dot_portable
@@ -99,9 +100,12 @@ def kernels_for(target: Target, shape: KernelShape, tuning: Tuning | None = None
     `tuning` defaults to the target's record.
     """
     tuning = tuning or tuning_for(target)
-    dot = micro_kernel(target).tuned(tuning)
+    plain = micro_kernel(target)
+    if tuning.tiles is not None and tuning.tiles not in plain.choices:
+        raise TargetError(f"the record of {target.name} names register tiles that are none: run `stic tune` again")
+    dot = plain.tuned(tuning)
     rows = _first(rule(target) for rule in ROWS)
-    functions = [*dot_kernels(dot, shape), *rows_finish(target, shape), attention(target, shape, dot)]
+    functions = [*dot_kernels(dot, shape), *rows_finish(target, shape), attention(target, shape, plain)]
     for width in WIDTHS:
         decoders = decoders_for(target, width)
         functions += [unpack_kernel(width, decoders, tuning.prefetch_bytes)]

@@ -17,7 +17,7 @@ from stic.targets.target import Target, processor
 FORMAT = 1
 FOLDER = Path(__file__).parent / "tuned"
 Tiles = tuple[tuple[int, int], ...]
-_FIELDS = {"format", "target", "processor", "tuning", "measured", "made_with"}
+_FIELDS = {"format", "target", "features", "processor", "tuning", "measured", "made_with"}
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,14 @@ def tuning_for(target: Target) -> Tuning:
         return Tuning()
     tuning, measured_on = read(path)
     # A target file is one device; `host` is whatever machine this is.
-    return tuning if target.name != "host" or measured_on == processor() else Tuning()
+    return tuning if target.name != "host" or measured_on == (processor(), target.features) else Tuning()
 
 
-def read(path: Path) -> tuple[Tuning, str]:
-    """Read a record: the tuning, and the processor it was measured on. Raises TargetError where it is none."""
+def read(path: Path) -> tuple[Tuning, tuple[str, tuple[str, ...]]]:
+    """Read a record: the tuning, and the processor and features that it was measured with.
+
+    Raises TargetError where it is none.
+    """
     try:
         data = json.loads(path.read_text())
         if data["format"] != FORMAT or set(data) != _FIELDS:
@@ -63,7 +66,8 @@ def read(path: Path) -> tuple[Tuning, str]:
         tiles, chains = chosen["tiles"], chosen["chains"]
         tiles = None if tiles is None else tuple((int(count), int(rows)) for count, rows in tiles)
         chains = None if chains is None else int(chains)
-        return Tuning(tiles, chains, int(chosen["prefetch_bytes"])), str(data["processor"])
+        measured_on = str(data["processor"]), tuple(map(str, data["features"]))
+        return Tuning(tiles, chains, int(chosen["prefetch_bytes"])), measured_on
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TargetError(f"{path} is not a record of `stic tune` ({error}): remove it, or tune again") from error
 
@@ -75,6 +79,7 @@ def write(
     data = {
         "format": FORMAT,
         "target": target.name,
+        "features": target.features,
         "processor": measured_on,
         "tuning": asdict(tuning),
         "measured": measured,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from stic.runtime.errors import TargetError
+from stic.runtime.errors import SticError, TargetError
 
 CONNECT_S = 5.0  # how long a tracker may take to answer
 WAIT_S = 60.0  # how long to wait for a device that others use
-SESSION_S = 600.0  # after which a device frees itself from a client that has gone
+POLL_S = 0.5
+SESSION_S = 3600.0  # after which a device frees itself from a client that has gone
 
 
 def _address(tracker: str) -> tuple[str, int]:
@@ -25,7 +27,8 @@ def _address(tracker: str) -> tuple[str, int]:
 def lease(tracker: str, key: str) -> Iterator[Any]:
     """Yield a session (`upload`, `load_module`) on a device registered as `key`; it is given back in any case.
 
-    Raises TargetError where there is no tracker, no such key, or no free device within WAIT_S seconds.
+    Raises TargetError where there is no tracker, no such key, or no free device within WAIT_S seconds, and for
+    whatever goes wrong on the device.
     """
     host, port = _address(tracker)
     try:
@@ -39,16 +42,38 @@ def lease(tracker: str, key: str) -> Iterator[Any]:
 
     try:
         connection = rpc.connect_tracker(host, port)
-        keys = sorted(connection.summary()["queue_info"])
-    except Exception as error:  # tvm raises its own kinds, and those of sockets
-        raise TargetError(f"what answers at {tracker} is no RPC tracker of this TVM ({error})") from error
-    if key not in keys:
-        raise TargetError(f"the tracker at {tracker} has no device {key!r}; it has {', '.join(keys) or 'none at all'}")
-    try:
+        _wait_until_free(connection, tracker, key)
         session = connection.request(key, max_retry=1, session_timeout=SESSION_S)
-    except Exception as error:
-        raise TargetError(f"no device {key!r} of the tracker at {tracker} could be leased ({error})") from error
+    except SticError:
+        raise
+    except Exception as error:  # tvm raises its own kinds, and those of sockets
+        raise TargetError(f"the tracker at {tracker} gave no device {key!r} ({_first_line(error)})") from error
     try:
         yield session
+    except (SticError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        message = f"device {key!r} of the tracker at {tracker} failed ({_first_line(error)}): is it of this target?"
+        raise TargetError(message) from error
     finally:
         del session  # the connection ends with its last reference, and with it the lease
+
+
+def _wait_until_free(connection: Any, tracker: str, key: str) -> None:
+    """Return once a device is free. A request would wait for ever, even for a device that has gone."""
+    until = time.monotonic() + WAIT_S
+    while True:
+        summary = connection.summary()
+        keys = sorted({server["key"].removeprefix("server:") for server in summary["server_info"]})
+        if key not in keys:
+            known = ", ".join(keys) or "none at all"
+            raise TargetError(f"the tracker at {tracker} has no device {key!r}; it has {known}")
+        if int(summary["queue_info"].get(key, {}).get("free", 0)) > 0:
+            return
+        if time.monotonic() > until:
+            raise TargetError(f"every device {key!r} of the tracker at {tracker} was in use for {WAIT_S:.0f} s")
+        time.sleep(POLL_S)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -40,13 +40,16 @@ def tune_command(
     from stic.schedules import tuning as records
     from stic.targets.target import load
 
+    if key is not None and tracker is None:
+        raise click.UsageError("--key names a device at a tracker: give --tracker too")
     aim = load(target)
     path = output or records.record_path(aim)
     _check_writable(path)
     with device(aim, tracker, key) as where, progress_bar() as progress:
         best, trials = tune(aim, where, rounds, partial(progress, f"tuning {target}"))
     measured = {"rounds": rounds, "trials": [asdict(trial) for trial in trials]}
-    made_with = {"stic": metadata.version("stic"), "apache-tvm": metadata.version("apache-tvm")}
+    command = f"stic tune --target {target} --rounds {rounds}" + (f" --key {key}" if key else "")
+    made_with = {"command": command, "stic": metadata.version("stic"), "apache-tvm": metadata.version("apache-tvm")}
     records.write(path, aim, where.name, best, measured, made_with)
     if as_json:
         click.echo(path.read_text())

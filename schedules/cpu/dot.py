@@ -73,8 +73,8 @@ class MicroKernel:
         return self.choices[0]
 
     def tuned(self, tuning: Tuning) -> MicroKernel:
-        """The same with the register tiles of a record, if they are among the choices."""
-        return replace(self, choices=(tuning.tiles,)) if tuning.tiles in self.choices else self
+        """The same with the register tiles of a record."""
+        return self if tuning.tiles is None else replace(self, choices=(tuning.tiles,))
 
 
 def dot_kernels(micro: MicroKernel, shape: KernelShape) -> tuple[PrimFunc, PrimFunc]:

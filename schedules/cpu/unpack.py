@@ -74,7 +74,7 @@ def each_group(
         steps = bind((groups - done) // decoder.groups)
         with loop(steps) as step:
             first = bind(done + step * decoder.groups)
-            if decoder.groups * GROUP_BYTES == LINE:
+            if prefetch_bytes and decoder.groups * GROUP_BYTES == LINE:
                 for plane in planes:
                     prefetch(plane, first * GROUP_BYTES + prefetch_bytes // len(planes))
             with local((decoder.work, "int8")) if decoder.work else nullcontext([]) as work:

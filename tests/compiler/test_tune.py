@@ -70,6 +70,11 @@ def test_a_record_is_used_on_its_processor_only(records: Path) -> None:
     assert kernels_key(SHAPE, HOST) == before
 
 
+def test_tiles_that_are_none_are_refused() -> None:
+    with pytest.raises(TargetError, match="register tiles that are none"):
+        kernels_for(HOST, SHAPE, Tuning(((1, 3),)))
+
+
 @pytest.mark.parametrize("change", [{"format": 2}, {"tuning": {}}, {"more": 1}, {"tuning": {"tiles": "x"}}])
 def test_what_is_no_record_is_refused(records: Path, change: dict[str, Any]) -> None:
     _write(records / "host.json", Tuning(), processor())
@@ -118,7 +123,7 @@ def test_choices_change_no_result(tmp_path: Path) -> None:
 
 
 def _check_trials(best: Tuning, trials: list[Trial]) -> None:
-    assert best == ([Tuning()] + [trial.tuning for trial in trials if trial.taken])[-1]
+    assert best in ([Tuning()] + [trial.tuning for trial in trials if trial.taken])
     assert all(trial.ratio > 0 for trial in trials)
 
 
@@ -127,7 +132,7 @@ def test_a_search_here() -> None:
     with device(HOST, None, None) as where:
         best, trials = tune(HOST, where, 3, lambda done, total: ticks.append((done, total)))
     _check_trials(best, trials)
-    assert ticks[-1][0] == ticks[-1][1] > len(trials)
+    assert ticks[-1][0] == ticks[-1][1] > 0
 
 
 def test_another_machines_target_wants_a_tracker(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,10 +142,14 @@ def test_another_machines_target_wants_a_tracker(capsys: pytest.CaptureFixture[s
 
 
 def test_no_tracker(capsys: pytest.CaptureFixture[str], records: Path) -> None:
-    assert main(["tune", "--tracker", "127.0.0.1:9", "--key", "phone"]) == 1
+    assert main(["tune", "--target", "x86-64-v3", "--tracker", "127.0.0.1:9", "--key", "phone"]) == 1
     assert "no RPC tracker answers at 127.0.0.1:9" in capsys.readouterr().err
-    assert main(["tune", "--tracker", "nowhere"]) == 1
+    assert main(["tune", "--target", "x86-64-v3", "--tracker", "nowhere"]) == 1
     assert "HOST:PORT" in capsys.readouterr().err
+    assert main(["tune", "--tracker", "127.0.0.1:9"]) == 1
+    assert "target host is this machine" in capsys.readouterr().err
+    assert main(["tune", "--key", "phone"]) == 2
+    assert "--tracker" in capsys.readouterr().err
     assert not list(records.iterdir())
 
 
@@ -192,18 +201,20 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @needs_tracker
 def test_a_search_behind_a_tracker(tracker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "record.json"
-    arguments = ["tune", "--tracker", tracker, "--key", "here", "--rounds", "3", "-o", str(out), "--json"]
+    target = "x86-64-v3" if HOST.arch == "x86_64" else "raspberry-pi-4"
+    arguments = ["tune", "--target", target, "--tracker", tracker, "--key", "here", "--rounds", "3"]
+    arguments += ["-o", str(out), "--json"]
     assert main(arguments) == 0
     best, measured_on = tuning.read(out)
-    assert measured_on == "here of an RPC tracker"
+    assert measured_on == ("here of an RPC tracker", load(target).features)
     trials = json.loads(capsys.readouterr().out)["measured"]["trials"]
     assert len(trials) > 5
-    assert any(trial["taken"] for trial in trials) == (best != Tuning())
+    assert best == Tuning() or any(trial["taken"] for trial in trials)
 
 
 @needs_tracker
 def test_an_unknown_key(tracker: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", "--tracker", tracker, "--key", "phone"]) == 1
+    assert main(["tune", "--target", "x86-64-v3", "--tracker", tracker, "--key", "phone"]) == 1
     assert "has no device 'phone'; it has here" in capsys.readouterr().err
 
 
