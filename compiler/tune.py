@@ -83,7 +83,7 @@ def device(target: Target, tracker: str | None, key: str | None) -> Iterator[Dev
 def tune(
     target: Target, where: Device, rounds: int = ROUNDS, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Tuning, list[Trial]]:
-    """Search; returns the best choices and every trial in order, of which the last two are the best against the defaults.
+    """Search; returns the best choices and every trial in order, the last two of the best against the defaults.
 
     Small gains that were chance may add up on the way; if those two do not hold, the defaults are returned.
     """
