@@ -35,7 +35,8 @@ DOT_MACS = 20_000_000  # of one timing of stic_dot: 40 us to 4 ms
 ROWS_BYTES = 64 << 20  # of one timing of stic_rows, or twice the last cache
 CHAINS, PREFETCH = (1, 2, 4, 8, 16), (0, 2560, 5120, 10240, 20480, 40960)
 _SHAPE = KernelShape(384, 32, "relu", 1e-12, 1e-12)  # what is measured does not depend on it
-_MEASURED = ("stic_dot", "stic_rows_b4")
+WIDTHS = (2, 4, 6, 8)
+_MEASURED = ("stic_dot", *(f"stic_rows_b{bits}" for bits in WIDTHS))
 
 Timer = Callable[[], float]  # nanoseconds of one measurement
 Load = Callable[[Path], Any]  # a shared library -> its functions by name
@@ -115,7 +116,8 @@ def tune(
                     best = other if trial.taken else best
         if best != Tuning():
             trials += [_compare(best, each(kernels(best)), each(kernels(Tuning())), rounds) for each in measures[:2]]
-            best = best if max(trial.ratio for trial in trials[-2:]) < 1 else Tuning()
+            low, high = sorted(trial.ratio for trial in trials[-2:])
+            best = best if low <= BETTER and high < 1 / BETTER else Tuning()
         tick(total, total)
     return best, trials
 
@@ -136,7 +138,7 @@ def _compare(tuning: Tuning, other: Timer, best: Timer, rounds: int) -> Trial:
 
 
 def _time_dot(module: Any) -> Timer:
-    """The geometric mean over shapes, so that each counts the same."""
+    """The geometric mean over shapes, so that each counts the same; below, over bitwidths."""
     function = module["stic_time_dot"]
     cases = [(k, tiles, max(1, DOT_MACS // (k * tiles * 256))) for k in FEATURES for tiles in TILES]
     return lambda: exp(statistics.fmean(log(_checked(function(*case)) / case[2]) for case in cases))
@@ -144,7 +146,7 @@ def _time_dot(module: Any) -> Timer:
 
 def _time_rows(size: int, module: Any) -> Timer:
     function = module["stic_time_rows"]
-    return lambda: _checked(function(size))
+    return lambda: exp(statistics.fmean(log(_checked(function(bits, size))) for bits in WIDTHS))
 
 
 def _checked(ns: int) -> float:

@@ -14,8 +14,9 @@ enum { ROWS = 16, TOKENS = 16, ALIGN = 4096, FEATURES = 4096 };
 
 void stic_dot(uint8_t *, int8_t *, int32_t *, float *, float *, float *, float *, float *, int32_t, int32_t, int32_t,
               int32_t);
-void stic_rows_b4(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, int8_t *,
-                  int8_t *, int32_t *, int32_t, int32_t, int32_t);
+typedef void rows_kernel(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, int8_t *,
+                         int8_t *, int32_t *, int32_t, int32_t, int32_t);
+rows_kernel stic_rows_b2, stic_rows_b4, stic_rows_b6, stic_rows_b8;
 
 static int64_t now_ns(void) {
   struct timespec t;
@@ -50,19 +51,22 @@ static int64_t time_dot(int64_t k, int64_t tiles, int64_t calls) {
   return ns;
 }
 
-/* One token through 4-bit blocks of 16 x 4096 weights that fill `bytes`: more than any cache holds. */
-static int64_t time_rows(int64_t bytes) {
-  const size_t block = (size_t)ROWS * FEATURES / 8, blocks = (size_t)bytes / (4 * block), plane = blocks * block;
-  uint8_t *planes = fresh(4 * plane + ALIGN);
-  int8_t *table = fresh(16), *x = fresh(16 * FEATURES);
+/* One token through blocks of 16 x 4096 weights at 2, 4, 6 or 8 bits that fill `bytes`: more than any cache holds. */
+static int64_t time_rows(int64_t bits, int64_t bytes) {
+  rows_kernel *const kernels[] = {stic_rows_b2, stic_rows_b4, stic_rows_b6, stic_rows_b8};
+  if (bits < 2 || bits > 8 || bits % 2) return -1;
+  const size_t block = (size_t)ROWS * FEATURES / 8, blocks = (size_t)bytes / ((size_t)bits * block);
+  const size_t plane = blocks * block + 5 * 64; /* not a multiple of 4096, at which planes would share lines of a cache */
+  uint8_t *planes = fresh((size_t)bits * plane + ALIGN);
+  int8_t *table = fresh(256), *x = fresh(16 * FEATURES);
   int32_t *acc = fresh(ROWS * TOKENS * sizeof *acc);
   int64_t ns = -1;
   if (planes && table && x && acc) {
     ns = now_ns();
     for (size_t b = 0; b < blocks; b++) {
-      uint8_t *p = planes + b * block;
-      stic_rows_b4(p, p + plane, p + 2 * plane, p + 3 * plane, NULL, NULL, NULL, NULL, table, x, acc,
-                   ROWS * FEATURES / 64, 8, 1);
+      uint8_t *p[8];
+      for (int i = 0; i < 8; i++) p[i] = i < bits ? planes + (size_t)i * plane + b * block : NULL;
+      kernels[bits / 2 - 1](p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], table, x, acc, ROWS * FEATURES / 64, 8, 1);
     }
     ns = now_ns() - ns;
   }
@@ -84,5 +88,5 @@ EXPORT __tvm_ffi_stic_time_dot(void *self, const stic_ffi_any *a, int32_t n, sti
 EXPORT __tvm_ffi_stic_time_rows(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result);
 EXPORT __tvm_ffi_stic_time_rows(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {
   (void)self;
-  return n == 1 ? give(result, time_rows(a[0].v_int64)) : -1;
+  return n == 2 ? give(result, time_rows(a[0].v_int64, a[1].v_int64)) : -1;
 }
