@@ -127,7 +127,7 @@ REGIONS = (
     "token_scale",  # float32 (tiles, 16)
     "token_sum",  # int32 (tiles, 16)
     "panel",  # a thread: 16 * K bytes
-    "scratch",  # a thread: attention's working memory, see `scratch_bytes`
+    "scratch",  # a thread: sums of outliers, attention's working memory: see `scratch_bytes`
     "rows",  # embedding rows of the input, (max_length, row_stride)
     "staging",  # an IO lane: one block-aligned row read
     "ids",  # int32 (max_length): token ids
@@ -263,12 +263,14 @@ def pad(n: int, multiple: int) -> int:
 
 
 def scratch_bytes(max_length: int, head_dim: int) -> int:
-    """Bytes of a thread's share of region `scratch`: float32 (T, 16), (T, D) and (D, 16).
+    """Bytes of a thread's share of region `scratch`, for T = pad16(max_length) keys and D = pad16(head_dim).
 
-    T = pad16(max_length) keys, D = pad16(head_dim); the attention kernel says what it keeps in each.
+    What outliers add to a block of rows: float32 (T, 16). Then what attention keeps: float32 (T, 16) scores, (T) and
+    (2 D), int8 (T, D) keys, (T, D) values, (T, 16) weights and (D, 16) queries.
     """
     keys, width = pad(max_length, TILE), pad(head_dim, TILE)
-    return 4 * (keys * TILE + keys * width + width * TILE)
+    attention = 4 * (keys * (TILE + 1) + 2 * width) + 2 * keys * width + TILE * (keys + width)
+    return 4 * keys * TILE + attention
 
 
 def levels_of(bits: int, nested: bool) -> tuple[int, ...]:

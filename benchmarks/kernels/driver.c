@@ -194,7 +194,6 @@ static void gemm_block(void *context, uint32_t block, uint32_t thread) {
   const uint32_t tiles = (p->tokens + TILE - 1) / TILE, k = p->slices * p->ks;
   float *extra = p->extra + (size_t)thread * tiles * TILE * TILE, *y = p->y + (size_t)block * TILE * TILE;
   uint8_t *panel = p->panels + (size_t)thread * TILE * k, *at[8] = {NULL};
-  memset(extra, 0, sizeof *extra * tiles * TILE * TILE);
   for (uint32_t slice = 0; slice < p->slices; slice++) {
     planes_of(job, slice, block, at);
     kernels->unpack[p->bits](at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], job->parts[slice].table,

@@ -30,7 +30,7 @@ typedef struct {
   int32_t *xsum;      /* (tiles, 16) */
   float *xscale;      /* (tiles, 16) */
   float *y;           /* (tiles, n, 16): the last matrix's */
-  float *extra;       /* (threads, tiles, 16, 16) */
+  float *extra;       /* (threads, tiles, 16, 16), zero */
   uint8_t *panels;    /* (threads, 16 * slices * ks) */
 } bench_product;
 

@@ -24,7 +24,7 @@ typedef struct stic_kernels {
   /* extra[t][n] += (value - scale[n] * dense) * x[t][k] for the entries (position in the panel, value). */
   void (*outliers)(uint16_t *entries, float *scale, int8_t *x, float *extra, int32_t count, int32_t dense,
                    int32_t x_pitch, int32_t x_tile, int32_t tiles);
-  /* y[t][0..15] = bias + token scale * (scale * (panel (k/q, 16, q) times x) + extra), extra (tiles, 16, 16);
+  /* y[t][0..15] = bias + token scale * (scale * (panel (k/q, 16, q) times x) + extra), extra (tiles, 16, 16) := 0;
    * dot_activated puts the model's activation on top. */
   void (*dot)(uint8_t *panel, int8_t *x, int32_t *token_sum, float *token_scale, float *scale, float *bias,
               float *extra, float *y, int32_t k, int32_t x_tile, int32_t y_rows, int32_t tiles);

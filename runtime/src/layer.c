@@ -108,10 +108,13 @@ static void quantized_rows(const step *t, uint32_t first, uint32_t end, uint32_t
   /* Token sums go over all features: with slices at full precision before these, only stic_dot takes its own. */
   const bool few = t->n <= STIC_FEW_TOKENS && (end - first) * ks == t->width;
   uint8_t *panel = panel_of(t, thread);
-  float *extra = scratch_of(t, thread);
-  int32_t *acc = (int32_t *)(void *)(extra + (size_t)t->tiles * STIC_TILE * STIC_TILE);
-  memset(extra, 0, (size_t)t->tiles * STIC_TILE * STIC_TILE * sizeof *extra);
-  if (few) memset(acc, 0, STIC_TILE * STIC_TILE * sizeof *acc);
+  float *extra = scratch_of(t, thread); /* zero, and zero again after stic_dot */
+  int32_t *acc = NULL;
+  if (few) {
+    extra += stic_extra_floats(&s->package);
+    acc = (int32_t *)(void *)(extra + STIC_TILE * STIC_TILE);
+    memset(extra, 0, 2 * STIC_TILE * STIC_TILE * sizeof *extra);
+  }
   for (uint32_t slice = first; slice < end; slice++) {
     const stic_codes *c = &s->codes[slice];
     uint8_t *q[8];
@@ -181,7 +184,7 @@ static void attention_part(void *context, uint32_t item, uint32_t thread) {
   float *qkv = region(s, STIC_REGION_QKV) + ((size_t)slice * 3 * width + part * hd) * STIC_TILE;
   float *q = qkv + (size_t)first * qkv_rows * STIC_TILE, *k = qkv + (size_t)width * STIC_TILE;
   float *context_at = region(s, STIC_REGION_CONTEXT) + ((size_t)first * m * width + slice * width) * STIC_TILE;
-  float *floats = scratch_of(t, thread);
+  float *floats = scratch_of(t, thread) + stic_extra_floats(&s->package);
   int8_t *bytes = (int8_t *)(floats + (size_t)t->tiles * (STIC_TILE + 1) * STIC_TILE + 2 * stic_pad(hd, STIC_TILE));
   s->kernels.attention(q, k, k + (size_t)width * STIC_TILE, context_at + (size_t)part * hd * STIC_TILE, floats, bytes,
                        (int32_t)qkv_rows, (int32_t)(m * width), (int32_t)t->n, (int32_t)tiles);

@@ -57,10 +57,13 @@ static inline void stic_levels_of(const stic_package *p, uint32_t bits, uint32_t
 
 static inline uint32_t stic_bits_of_level(uint32_t level) { return level + 2; }
 
-/* A thread's share of region `scratch`: float (T, 16), (T, D) and (D, 16) for T padded keys, D padded head features. */
+/* Floats at the start of a thread's share of region `scratch` in which outliers are summed; zero between blocks. */
+static inline uint64_t stic_extra_floats(const stic_package *p) { return (uint64_t)p->tiles * STIC_TILE * STIC_TILE; }
+
+/* A thread's share of region `scratch`: those, then what attention keeps for T keys and D features of a head, padded. */
 static inline uint64_t stic_scratch_bytes(const stic_package *p) {
   const uint64_t keys = (uint64_t)p->tiles * STIC_TILE, width = stic_pad(p->header->head_dim, STIC_TILE);
-  return 4 * (keys * STIC_TILE + keys * width + width * STIC_TILE);
+  return 4 * (stic_extra_floats(p) + keys * (STIC_TILE + 1) + 2 * width) + 2 * keys * width + STIC_TILE * (keys + width);
 }
 
 /* Parse index.bin, `size` bytes that must outlive the result. Reads nothing else; changes nothing but *package. */

@@ -82,7 +82,8 @@ def dot_kernels(micro: MicroKernel, shape: KernelShape) -> tuple[PrimFunc, PrimF
 
     void stic_dot(u8* panel, i8* x, i32* xsum, f32* xscale, f32* scale, f32* bias, f32* extra, f32* y, i32 k,
     i32 x_tile, i32 y_rows, i32 tiles): y[t][n] = bias[n] + xscale[t] * (scale[n] * float(sum_k w[n][k] x[t][k]) +
-    extra[t][n]) for 16 rows n, lane by lane; extra (tiles, 16, 16) is the outliers' share (stic_outliers).
+    extra[t][n]) for 16 rows n, lane by lane; extra (tiles, 16, 16) is the outliers' share (stic_outliers), and becomes
+    zero, for those of the next rows.
 
     panel (k/q, 16, q), k a multiple of 16; x starts at the panel's first feature, its tiles are x_tile bytes apart.
     xsum is the sum over the whole of a tile; where the call covers fewer features than x_tile holds, it is taken here.
@@ -127,13 +128,18 @@ def _dot_kernel(name: str, micro: MicroKernel, activate: Callable[[Expr], Expr] 
                         value = zero if micro.token_sum is None else load(corrections, t * LANES + lane, micro.lanes)
                         store(acc, at + lane, value, micro.lanes)
 
+        # Zero, as every k is a multiple of 16, but not to LLVM, which turns a run of zero stores into a call of memset.
+        zero = bind(bits(splat(k & 15), f"float32x{LANES}"))
+
         def finish(acc: Buffer, first: Expr, count: int, row: Expr, rows: int) -> None:
             with local((rows * count * LANES, "float32")) as (values,):
                 for r in range(rows):
                     row_scale, row_bias = splat(scale[row + r]), splat(bias[row + r])
                     for t in range(count):
                         total = cast(micro.result(acc, (r * count + t) * micro.width), f"float32x{LANES}")
-                        value = fma(row_scale, total, load(extra, ((first + t) * TILE + row + r) * LANES))
+                        at = bind(((first + t) * TILE + row + r) * LANES)
+                        value = fma(row_scale, total, load(extra, at))
+                        store(extra, at, zero)
                         value = fma(load(xscale, (first + t) * LANES), value, row_bias)
                         if activate is None:
                             store(y, ((first + t) * y_rows + row + r) * LANES, value)

@@ -146,13 +146,17 @@ def rows_outliers(target: Target, shape: KernelShape) -> PrimFunc:
         x_pitch: Expr,
         rows: Expr,
     ) -> None:
-        with loop(count) as i:
+        def add(entry: Entry, token: Expr) -> None:
+            value = cast(x[entry.group * x_pitch + entry.feature + token * q], "float32")
+            sums = bind(token * LANES + entry.row)
+            store(extra, sums, fma(entry.weight, value, extra[sums], 1), 1)
+
+        with when(rows == 1), loop(count) as i:
+            add(Entry(entries, i, scale, dense, q), 0)
+        with when(rows > 1), loop(count) as i:
             entry = Entry(entries, i, scale, dense, q)
-            at = bind(entry.group * x_pitch + entry.feature)
             with loop(rows) as token:
-                value = cast(x[at + token * q], "float32")
-                sums = bind(token * LANES + entry.row)
-                store(extra, sums, fma(entry.weight, value, extra[sums], 1), 1)
+                add(entry, token)
 
     pointers = [("entries", "uint16"), ("scale", "float32"), ("x", "int8"), ("extra", "float32")]
     scalars = [(name, "scalar") for name in ("count", "dense", "x_pitch", "rows")]

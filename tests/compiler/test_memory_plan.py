@@ -144,7 +144,7 @@ def test_regions_verify_and_add_up(sizes, preload, working, table):
     tiles, z = -(-sizes.max_length // 16), sizes.shape
     assert placed["qkv"][1] == tiles * sizes.slices * 3 * pad(z.heads_per_slice * z.head_dim, 16) * 64
     keys, width = 16 * tiles, pad(z.head_dim, 16)
-    assert placed["scratch"][1] == sizes.threads * (64 * keys + 4 * keys * width + 64 * width)
+    assert placed["scratch"][1] == sizes.threads * (148 * keys + 2 * keys * width + 24 * width)
 
 
 @settings(max_examples=60, deadline=None)

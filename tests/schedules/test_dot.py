@@ -107,6 +107,7 @@ def check_dots(machine: Any, cases: list[tuple[str, list[Any], np.ndarray]]) -> 
     answers = machine.run([(name, call) for name, call, _ in cases], SHAPE)
     for (_, _, expected), answer in zip(cases, answers, strict=True):
         np.testing.assert_array_equal(answer[7], expected)
+        assert not answer[6].any()
 
 
 def test_dot_shapes(machine: Any) -> None:
