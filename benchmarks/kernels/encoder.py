@@ -28,7 +28,7 @@ def measure(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     model = load_model(place.model)
     ids = {str(tokens): _ids(place.model, tokens) for tokens in settings["tokens"]}
     absent: dict[str, str] = {}
-    paths = packages(place, settings, absent) | peers(place, absent)
+    paths = packages(place, settings) | peers(place, absent)
     rows: list[dict[str, Any]] = []
     for threads in settings["threads"]:
         peak, peak_macs = loop_turn(Driver(place.library, threads), loops_for(place.target)[0], _PEAK_US)
