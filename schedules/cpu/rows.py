@@ -48,6 +48,7 @@ from stic.targets.target import Target
 
 _SCATTERED = 2  # tokens whose outputs are stored one by one; turning a whole tile round costs more than these
 
+
 @dataclass(frozen=True)
 class RowsKernel:
     """How an instruction set multiplies weights of 16 rows with few tokens.

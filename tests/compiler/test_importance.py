@@ -4,7 +4,6 @@ The model is tiny and random; what is tested is the measurement, not what is mea
 """
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -16,16 +15,14 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from stic.compiler import profile_jobs
-from stic.compiler.additivity import check, layer_factors, layer_sums, random_assignments
-from stic.compiler.evaluate import Evaluator, Setup, collect, run_model
-from stic.compiler.gain_curves import concave_gains, fill_in, presence_values
+from stic.compiler.evaluate import Evaluator
 from stic.compiler.importance import Importance, ProfileSettings, load, profile, sample, save
 from stic.compiler.pipeline import read_model
 from stic.compiler.profile_cache import EvaluationLog
 from stic.compiler.profile_jobs import ErrorJob, LossJob, Workers
-from stic.compiler.quantize import QuantizedModel, dequantize, quantize
-from stic.compiler.sharding import assemble, shard
-from stic.compiler.task import Examples, encode, open_tokenizer, score
+from stic.compiler.quantize import QuantizedModel, quantize
+from stic.compiler.sharding import shard
+from stic.compiler.task import Examples, open_tokenizer
 from stic.runtime.errors import InputError
 
 SETTINGS = ProfileSettings(bits=(2, 3, 4, 6, 16), tokens=60, plans=12)
@@ -359,92 +356,3 @@ def test_a_sample_has_two_kinds_of_label(tiny_dir: Path) -> None:
     assert sum(len(batch.rows) for batch in batches) == len(chosen)
     plain, _ = sample(replace(examples, kind="unlabelled", targets=None), coder, 64, replace(SETTINGS, tokens=1))
     assert len(plain) == 1
-
-
-@pytest.mark.parametrize("flexible", [False, True])
-def test_random_plans_are_plans(flexible: bool) -> None:
-    plans = random_assignments(0, 40, SETTINGS.bits, 4, 6, 4, flexible)
-    assert plans == random_assignments(0, 40, SETTINGS.bits, 4, 6, 4, flexible)
-    bits = np.array(plans)
-    assert bits.shape == (40, 6, 4) and set(bits.ravel().tolist()) <= {0, *SETTINGS.bits}
-    assert (np.diff(bits, axis=2) <= 0).all()
-    assert (bits[:, 0, 0] > 0).all() and (bits == 0).any() == flexible
-
-
-def test_sums_that_add_up_are_found_additive() -> None:
-    rng = np.random.default_rng(0)
-    plans = random_assignments(1, 32, SETTINGS.bits, 4, 3, 4, False)
-    gain = concave_gains(rng.random((3, 4, 5)), SETTINGS.bits)
-    sums = np.array([layer_sums(plan, SETTINGS.bits, gain, np.zeros((3, 4))) for plan in plans])
-    perfect = check(sums, 5 - sums.sum(axis=1))
-    assert perfect.rho == pytest.approx(1) and perfect.residual == pytest.approx(0, abs=1e-6)
-    assert check(sums, sums.sum(axis=1)).rho == pytest.approx(-1)
-    assert math.isnan(check(np.ones_like(sums), np.ones(32)).rho)
-    truth = np.array([0.2, 1.0, 1.8])
-    factors = layer_factors(sums, np.exp(-(sums @ truth)))
-    assert (np.diff(factors) > 0).all() and factors.mean() == pytest.approx(1)
-    np.testing.assert_array_equal(layer_factors(sums, np.exp(sums @ truth)), np.ones(3))
-
-
-def test_curves_from_losses() -> None:
-    bits = (2, 3, 4, 6)
-    losses = np.array([[8.0, 4.0, 5.0, 3.0], [1.0, 2.0, 3.0, 4.0], [4.0, 2.0, 1.0, 0.5]])
-    gain = concave_gains(losses, bits)
-    assert_rising_and_concave(gain, bits)
-    assert not gain[1].any()
-    np.testing.assert_allclose(gain[2], [0, 2, 3, 3.5])
-    known = np.array([[4.0, np.nan, 1.0, np.nan, 0.5]])
-    errors = np.array([[1.0, 0.5, 0.25, 0.125, 0.0]])
-    np.testing.assert_allclose(fill_in(known, errors), [[4.0, 2.0, 1.0, 0.75, 0.5]])
-
-
-def test_presence_from_widths() -> None:
-    losses = np.array([[9.0, 5.0, 6.0, 1.0]])
-    presence = presence_values(losses, np.array([[0.5, 0.1, 9.0]]))
-    np.testing.assert_allclose(presence, [[9.0 - 5.5 - 0.5, 0.0, 0.0]])
-
-
-def test_scores_are_in_the_order_of_the_examples(classifier: QuantizedModel) -> None:
-    model = classifier.sharded.model
-    assert model.tokenizer is not None
-    examples = labelled()
-    whole = encode(examples, model.tokenizer, 64)
-    single = encode(examples, model.tokenizer, 64, batch_tokens=1)
-    many, one = (collect(model, batches, [run_model(model, b) for b in batches]) for batches in (whole, single))
-    np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
-    assert score(many, examples).n == 16
-
-
-def test_an_assignment_is_evaluated_as_the_model_that_it_makes(encoder: QuantizedModel) -> None:
-    """Whatever an evaluator shares or leaves out: padding, layers before the first change, slices that did not."""
-    model, base = encoder.sharded.model, ((4,) * 4,) * 2
-    assert model.tokenizer is not None
-    texts = tuple((" ".join(["the dog runs"] * count), None) for count in (1, 2, 3, 3, 5, 1))
-    examples = Examples("unlabelled", texts, None, "runs")
-    batches = encode(examples, model.tokenizer, 64, batch_tokens=40)
-    assert any(not batch.mask.all() for batch in batches)
-    evaluator = Evaluator(Setup("", encoder, examples, batches, "cosine", base).measurement)
-    for assignment in (
-        base,
-        ((4, 4, 2, 4), base[1]),
-        (base[0], (4, 16, 4, 4)),
-        ((4, 4, 2, 4), (2, 4, 4, 4)),
-        ((3, 4, 2, 4), base[1]),
-        ((4, 4, 4, 0), base[1]),
-        ((0,) * 4, base[1]),
-    ):
-
-        def matrix(layer: int, index: int, name: str, bits: tuple[tuple[int, ...], ...] = assignment) -> Any:
-            chosen = bits[layer][index]
-            return dequantize(encoder, layer, index, name, chosen) if chosen else None
-
-        made = assemble(encoder.sharded, matrix)
-        made = replace(made, layers=tuple(made.layers[i] for i, bits in enumerate(assignment) if any(bits)))
-        expected = collect(model, batches, [run_model(made, batch) for batch in batches])
-        np.testing.assert_allclose(evaluator.outputs(assignment), expected, atol=1e-5)
-
-
-def test_jobs_name_what_they_evaluate() -> None:
-    job = LossJob(((4, 2), (0, 0)))
-    assert job.name == "loss 4,2/0,0"
-    assert job.first(((4, 2), (4, 4))) == 1 and job.first(((4, 4), (0, 0))) == 0
