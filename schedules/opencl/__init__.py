@@ -1,0 +1,1 @@
+"""Kernels for GPUs, written in TIR and lowered to OpenCL C by TVM."""
