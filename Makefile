@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --disable-pip-version-check --quiet
+# A worker for each processor; the tests of a file stay together, because they share what is slow to make.
+PARALLEL ?= -n logical --dist loadfile
 
 DEMO ?= build/demo
 LATENCY ?= 60ms
@@ -17,12 +19,13 @@ TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks
 
-.PHONY: demo test lint types check bench-encoder bench-kernels bench-quantizers bench-planner clean help
+.PHONY: demo test test-device lint types check bench-encoder bench-kernels bench-quantizers bench-planner clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
 	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
+	@echo "make test-device        of pytest, what drives an emulated phone behind an RPC tracker (needs qemu-aarch64)"
 	@echo "make lint types check   the parts of it"
 	@echo "make bench-encoder      latency and memory against onnxruntime; prediction on throttled storage (root)"
 	@echo "make bench-kernels      kernels and encoder against the machine's limits, onnxruntime, OpenVINO and llama.cpp"
@@ -59,7 +62,7 @@ $(DEMO)/minilm.onnx: | $(VENV)/demo.stamp
 DEMO_PACKAGE := $(DEMO)/minilm-$(TARGET)-$(LATENCY)-$(MEMORY)-$(STORAGE).stic
 
 # What compiles a package: a change there compiles the demo's again.
-SOURCES := $(wildcard compiler/*.py compiler/planner/*.py schedules/*.py schedules/cpu/*.py targets/*.py targets/*.toml \
+SOURCES := $(wildcard compiler/*.py compiler/planner/*.py schedules/*.py schedules/cpu/*.py schedules/opencl/* targets/*.py targets/*.toml \
 	runtime/*.py runtime/src/* runtime/include/*)
 
 $(DEMO_PACKAGE)/index.bin: $(DEMO)/minilm.onnx $(SOURCES)
@@ -83,7 +86,10 @@ types: $(VENV)/test.stamp
 check: lint types
 
 test: check
-	$(BIN)/python -m pytest -q $(PYTEST)
+	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST)
+
+test-device: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q $(PARALLEL) tests/device $(PYTEST)
 
 bench-encoder: $(DEMO)/minilm.onnx $(DEMO_PACKAGE)/index.bin | $(VENV)/test.stamp
 	$(BIN)/stic compile $(DEMO)/minilm.onnx --target host --planner preload --bits 6 -o $(DEMO)/resident.stic

@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from stic.compiler.codegen import GpuProgram
 from stic.compiler.cost_model import REQUEST_BYTES
-from stic.compiler.memory_check import verify_extents, verify_regions
+from stic.compiler.gpu_memory import gpu_bytes, gpu_state
+from stic.compiler.memory_check import verify_extents, verify_regions, verify_state, verify_weights
 from stic.compiler.memory_plan import Placement, Sizes, fixed_bytes, place_extents, regions
-from stic.compiler.packager import Parts
+from stic.compiler.package_index import GpuParts, Parts
 from stic.compiler.plan import Plan
 from stic.compiler.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.compiler.trunk import Trunk, build_embeddings, build_trunk
-from stic.runtime.errors import UnsupportedModelError
+from stic.runtime.errors import TargetError, UnsupportedModelError
 from stic.runtime.format import MATRICES, row_stride
+from stic.runtime.gpu_format import Storage
 from stic.schedules.shape import KernelShape
-from stic.targets.target import Target
+from stic.targets.target import Gpu, Target
 
 STACK_BYTES = 128 << 10
 
@@ -38,6 +41,10 @@ class Materials:
     def fixed_bytes(self) -> int:
         """Memory that no decision changes."""
         return fixed_bytes(self.sizes, self.store)
+
+    def gpu_bytes(self, storage: Storage) -> int:
+        """Memory that is held beside the rest once any layer is on a GPU that stores activations as `storage`."""
+        return gpu_bytes(self.sizes, self.store, storage)
 
     @property
     def kernel_shape(self) -> KernelShape:
@@ -82,10 +89,11 @@ def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads:
     return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word), sizes)
 
 
-def claim(materials: Materials, plan: Plan, placement: Placement) -> int:
-    """Bytes that the engine holds at its peak under a plan."""
+def claim(materials: Materials, plan: Plan, placement: Placement, storage: Storage = "float16") -> int:
+    """Bytes that the engine holds at its peak under a plan; layers on a GPU keep activations as `storage`."""
     table = len(materials.embeddings) if plan.table_resident else 0
-    return materials.fixed_bytes + placement.preload_bytes + placement.working_bytes + table
+    gpu = materials.gpu_bytes(storage) if plan.on_gpu else 0
+    return materials.fixed_bytes + placement.preload_bytes + placement.working_bytes + table + gpu
 
 
 def assemble_package(
@@ -96,14 +104,29 @@ def assemble_package(
     predicted_us: int = 0,
     timeline: tuple[dict[str, Any], ...] = (),
     labels: tuple[str, ...] = (),
+    program: GpuProgram | None = None,
+    fallback: bool = True,
 ) -> Parts:
-    """Place everything that `plan` decides and verify the placement; the result is ready for `write_package`."""
+    """Place everything that `plan` decides and verify the placement; the result is ready for `write_package`.
+
+    A plan with layers on the GPU needs `program`; `fallback` says whether it still holds with these on the CPU.
+    Raises TargetError where the GPU allows no buffer as large as the plan needs, or no work-group as a kernel needs.
+    """
     placement = place_extents(plan, materials.store)
     table = len(materials.embeddings) if plan.table_resident else 0
     placed, arena = regions(materials.sizes, placement.preload_bytes, placement.working_bytes, table)
     verify_extents(plan, materials.store, placement)
     verify_regions(placed, arena)
     sizes = materials.sizes
+    gpu = None
+    if plan.on_gpu:
+        if program is None or target.gpu is None:
+            raise ValueError("a plan with layers on the GPU needs a target with one, and its kernels")
+        gpu = GpuParts(target.gpu.name, program, gpu_state(sizes, program.storage), fallback)
+        verify_state(gpu.state.regions, gpu.state.state_bytes)
+        verify_weights(placed)
+        _check_allocations(target.gpu, placement, gpu)
+        _check_launches(target.gpu, program)
     return Parts(
         quantized=materials.quantized,
         store=materials.store,
@@ -113,7 +136,7 @@ def assemble_package(
         placement=placement,
         regions=placed,
         arena_bytes=arena,
-        claimed_bytes=claim(materials, plan, placement),
+        claimed_bytes=claim(materials, plan, placement, program.storage if program is not None else "float16"),
         predicted_us=predicted_us,
         timeline=list(timeline),
         target=target,
@@ -124,4 +147,28 @@ def assemble_package(
         request_bytes=REQUEST_BYTES,
         stack_bytes=sizes.stack_bytes,
         labels=labels,
+        gpu=gpu,
     )
+
+
+def _check_allocations(gpu: Gpu, placement: Placement, parts: GpuParts) -> None:
+    weights = placement.preload_bytes + placement.working_bytes
+    for what, size in (("weights", weights), ("activations", parts.state.state_bytes)):
+        if size > gpu.max_alloc_bytes:
+            raise TargetError(
+                f"the {what} of this plan are one buffer of {size / 2**20:.1f} MiB, but {gpu.name} allows"
+                f" {gpu.max_alloc_bytes / 2**20:.0f} MiB: plan for less memory, or place the layers with --place cpu"
+            )
+
+
+def _check_launches(gpu: Gpu, program: GpuProgram) -> None:
+    for launch in program.launches:
+        for what, size, limit in (
+            ("work-items in a group", int(np.prod(launch["local"])), gpu.facts["work_group"].value),
+            ("bytes of local memory", int(launch["local_bytes"]), gpu.facts["local_memory_bytes"].value),
+        ):
+            if size > limit:
+                raise TargetError(
+                    f"kernel {launch['name'].decode()} takes {size} {what}, but {gpu.name} allows {limit:.0f}:"
+                    " place the layers with --place cpu"
+                )

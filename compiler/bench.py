@@ -1,4 +1,5 @@
-"""Measure a package with `stic_run`, the engine's own command: a process that holds nothing but the engine."""
+"""Measure a package: with `stic_run`, the engine's own command, in a process that holds nothing but the engine; or in
+a session that is open already, as on a device."""
 
 from __future__ import annotations
 
@@ -8,15 +9,23 @@ import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.table import Table
 
 from stic.compiler.quantities import format_bytes, format_time
+from stic.compiler.runner import Running
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.package import Package
+from stic.runtime.session import Info
 from stic.targets.target import load
 from stic.targets.toolchain import build_engine
+
+
+class OpenSession(Running, Protocol):
+    """A session that says what it was opened with."""
+
+    info: Info
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,10 @@ class Bench:
     direct: bool  # reads bypassed the page cache
     peak_bytes: int  # what the engine counts
     claimed_bytes: int  # what the plan claims
-    rss_bytes: int  # what the operating system counts, at the peak (VmHWM)
+    rss_bytes: int | None  # what the operating system counts, at the peak (VmHWM); None: the process holds other things
+    gpu_layers: int  # that ran on a GPU
+    gpu_builds: int  # programs compiled for it from source
+    gpu_device: str  # the GPU and its driver, or why layers planned for one ran on the CPU; "": none were
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -59,30 +71,37 @@ class Bench:
         way = "past the page cache" if self.direct else "through the page cache, dropped before"
         table.add_row("read", f"{format_bytes(self.io_bytes)} in {self.io_requests} requests a run, {way}")
         table.add_row("engine memory", f"{format_bytes(self.peak_bytes)} (claimed {format_bytes(self.claimed_bytes)})")
-        table.add_row("process memory", f"{format_bytes(self.rss_bytes)} at its peak")
+        if self.rss_bytes is not None:
+            table.add_row("process memory", f"{format_bytes(self.rss_bytes)} at its peak")
+        if self.gpu_layers:
+            built = "compiled at this start" if self.gpu_builds else "compiled before"
+            table.add_row("GPU", f"{self.gpu_layers} layers on {self.gpu_device}; kernels {built}")
+        elif self.gpu_device:
+            table.add_row("GPU", f"none: its layers ran {self.gpu_device}")
         return table
 
 
 def measure(
-    path: Path, runs: int, threads: int | None, tokens: int | None, cold: bool, storage_bytes_per_s: int | None = None
+    path: Path,
+    runs: int,
+    threads: int | None,
+    tokens: int | None,
+    cold: bool,
+    storage_bytes_per_s: int | None = None,
+    gpu: str = "auto",
 ) -> Bench:
     """Run random tokens through the package `runs` times in a process of its own.
 
     `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
-    `storage_bytes_per_s` emulates storage of that bandwidth.
+    `storage_bytes_per_s` emulates storage of that bandwidth. `gpu`: where layers planned for one run, as in Session.
     Raises PackageError for what is no package, EngineError with the engine's sentence where it refuses.
     """
     package = Package.open(path)
-    limit = int(package.header["max_length"])
-    tokens = tokens or limit
-    if tokens > limit:
-        raise InputError(f"--length is {tokens}: the package was compiled for at most {limit} tokens")
-    vocabulary = int(package.header["vocabulary"])
-    ids = random.Random(1).sample(range(vocabulary), min(tokens, vocabulary))
-    ids += ids[:1] * (tokens - len(ids))
+    ids = _ids(package, tokens)
     options = ["--ids", ",".join(map(str, ids)), "--runs", str(runs), "--json"]
     options += ["--threads", str(threads)] if threads else []
     options += ["--cold"] if cold else []
+    options += ["--gpu", gpu]
     options += ["--io-limit", str(storage_bytes_per_s)] if storage_bytes_per_s else []
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
         runner = build_engine(load("host"), Path(folder)).runner
@@ -92,4 +111,51 @@ def measure(
         raise EngineError(message or f"stic_run ended with status {done.returncode} and said nothing")
     found = json.loads(done.stdout)
     del found["outputs"], found["emulated"]
-    return Bench(tokens=tokens, cold=cold, deadline_us=int(package.header["deadline_us"]) or None, **found)
+    found["gpu_device"] = found.pop("device")
+    return Bench(tokens=len(ids), cold=cold, deadline_us=int(package.header["deadline_us"]) or None, **found)
+
+
+def measure_session(session: OpenSession, package: Package, runs: int, tokens: int | None, cold: bool) -> Bench:
+    """The same in an open session of the package; of its process nothing is known."""
+    ids = _ids(package, tokens)
+    times, stalls = [], []
+    for _ in range(runs):
+        if cold:
+            session.evict()
+        session.run(ids)
+        stats = session.stats()
+        times.append(stats.run_us)
+        stalls.append(stats.stall_us)
+    times.sort()
+    return Bench(
+        runs=runs,
+        tokens=len(ids),
+        threads=session.info.threads,
+        lanes=session.info.lanes,
+        cold=cold,
+        median_us=times[runs // 2],
+        p95_us=times[(runs * 95 + 99) // 100 - 1],
+        predicted_us=session.info.predicted_us,
+        deadline_us=session.info.deadline_us or None,
+        stall_us=sum(stalls) // runs,
+        io_bytes=stats.io_bytes,
+        io_requests=stats.io_requests,
+        direct=stats.direct,
+        peak_bytes=stats.peak_bytes,
+        claimed_bytes=stats.claimed_bytes,
+        rss_bytes=None,
+        gpu_layers=stats.gpu_layers,
+        gpu_builds=stats.gpu_builds,
+        gpu_device=session.device,
+    )
+
+
+def _ids(package: Package, tokens: int | None) -> list[int]:
+    """Random tokens that differ from each other, as far as the vocabulary goes; by default as many as were planned."""
+    limit = int(package.header["max_length"])
+    tokens = tokens or limit
+    if tokens > limit:
+        raise InputError(f"--length is {tokens}: the package was compiled for at most {limit} tokens")
+    vocabulary = int(package.header["vocabulary"])
+    ids = random.Random(1).sample(range(vocabulary), min(tokens, vocabulary))
+    return ids + ids[:1] * (tokens - len(ids))

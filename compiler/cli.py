@@ -21,10 +21,13 @@ COMMANDS = {
     "tune": ("tune", "Find the fastest variants of a target's kernels, here or behind an RPC tracker."),
     "plan": ("build", "Decide bitwidths, residence and load order for a budget; write nothing."),
     "compile": ("build", "Compile a model into a package that meets a latency and a memory budget."),
+    "engine": ("engine", "Build the C engine for a target, to run packages there without Python."),
     "inspect": ("show", "Show what is in a package: shards, bytes, residence, timeline, proof."),
     "run": ("use", "Run a package on sentences; draw predicted against measured."),
     "eval": ("use", "Measure a package's accuracy on a TSV file."),
     "bench": ("use", "Measure a package's latency and memory in a process of its own."),
+    "deploy": ("deploy", "Put a package on a device behind an RPC tracker; run or measure it there."),
+    "devices": ("deploy", "List the devices behind an RPC tracker."),
 }
 
 HELP = """Plan and compile transformer encoders that run from storage within a latency and a memory budget.

@@ -1,6 +1,6 @@
-"""Kernels of one model for one target -> kernels.so.
+"""Kernels of one model for one target -> kernels.so, and for its GPU -> kernels.cl.
 
-The result depends on the schedules' sources, the model's constants, the target, TVM and the linker; it is cached under
+A result depends on the schedules' sources, the model's constants, the target, TVM and the linker; it is cached under
 a hash of all of them. TVM takes seconds to import, so only what is not cached imports it.
 """
 
@@ -9,19 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 import stic.schedules
+from stic.runtime.gpu_format import LAUNCH, MOST_LAUNCHES, Storage, Style
 from stic.runtime.native import cache_dir
 from stic.schedules.shape import KernelShape
 from stic.schedules.tuning import tuning_for
 from stic.targets import toolchain
 from stic.targets.target import Target
 from stic.targets.toolchain import find_c_compiler, link_shared
+
+
+@dataclass(frozen=True, eq=False)
+class GpuProgram:
+    """kernels.cl and how its kernels are started."""
+
+    path: Path
+    style: Style
+    storage: Storage
+    launches: NDArray[Any]  # LAUNCH
 
 
 def generate(shape: KernelShape, target: Target, out: Path) -> None:
@@ -33,11 +47,54 @@ def generate(shape: KernelShape, target: Target, out: Path) -> None:
     cached = cache_dir() / "kernels" / f"{kernels_key(shape, target)}.so"
     if not cached.is_file():
         _compile(shape, target, cached)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kernels-") as folder:
-        partial = Path(folder) / out.name
-        shutil.copy(cached, partial)
-        os.replace(partial, out)
+    _replace(out, cached.read_bytes())
+
+
+def generate_program(shape: KernelShape, style: Style, storage: Storage, q: int, out: Path) -> GpuProgram:
+    """Write the text of the model's kernels for a GPU of `style` to `out`.
+
+    `storage` is the type of stored activations, `q` the interleave of the package's weights.
+    """
+    key = program_key(shape, style, storage, q)
+    cached = cache_dir() / "kernels" / f"{key}.cl.json"
+    try:
+        data = json.loads(cached.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        data = _lower(shape, style, storage, q)
+        _replace(cached, json.dumps(data).encode())
+    _replace(out, data["text"].encode())
+    return GpuProgram(out, style, storage, _launches(data["launches"]))
+
+
+def _lower(shape: KernelShape, style: Style, storage: Storage, q: int) -> dict[str, Any]:
+    from stic.schedules.opencl.rule import program_for
+
+    program = program_for(style, shape, storage, q)
+    return {"text": program.text, "launches": [asdict(launch) for launch in program.launches]}
+
+
+def _launches(entries: list[dict[str, Any]]) -> NDArray[Any]:
+    """Launches as they stand in a package, axes that a kernel does not use filled with 1."""
+    if len(entries) > MOST_LAUNCHES:
+        raise ValueError(f"a program has {len(entries)} kernels, at most {MOST_LAUNCHES} have room in a package")
+    table = np.zeros(len(entries), LAUNCH)
+    for row, entry in zip(table, entries, strict=True):
+        name = entry["name"].encode()
+        if len(name) > LAUNCH["name"].itemsize:
+            raise ValueError(f"the name of kernel {entry['name']} is too long for a package")
+        row["name"], row["local_bytes"] = name, entry["local_bytes"]
+        for axes in ("local", "group"):
+            row[axes] = (*entry[axes], 1, 1)[:3]
+    return table
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".kernels-") as folder:
+        partial = Path(folder) / path.name
+        partial.write_bytes(data)
+        os.replace(partial, path)
 
 
 def _compile(shape: KernelShape, target: Target, out: Path) -> None:
@@ -60,8 +117,23 @@ def kernels_key(shape: KernelShape, target: Target) -> str:
         "tvm": metadata.version("apache-tvm"),
         "linker": [linker.command, linker.version],
     }
+    return _key(facts, [path for path in _schedules("*.py") if path.parent.name != "opencl"], toolchain.__file__)
+
+
+def program_key(shape: KernelShape, style: Style, storage: Storage, q: int) -> str:
+    """Return a hash of everything that the content of kernels.cl depends on."""
+    facts = {"shape": asdict(shape), "gpu": [style, storage, q], "tvm": metadata.version("apache-tvm")}
+    return _key(facts, [*_schedules("*.py"), *_schedules("*.cl")], __file__)
+
+
+def _schedules(pattern: str) -> list[Path]:
+    """Sources of the schedules, in order."""
+    return sorted(Path(next(iter(stic.schedules.__path__))).rglob(pattern))
+
+
+def _key(facts: dict[str, Any], sources: list[Path], module: str) -> str:
+    """Hash of facts, of source files, and of a module's file."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    root = Path(next(iter(stic.schedules.__path__)))
-    for path in (*sorted(root.rglob("*.py")), Path(toolchain.__file__)):
+    for path in (*sources, Path(module)):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:32]

@@ -12,6 +12,7 @@ from stic.compiler.report import predicted
 from stic.compiler.simulate import Event
 from stic.runtime.errors import PackageError
 from stic.runtime.format import ARCHITECTURES, FEATURES, FULL, LEVELS, MATRICES, POOLINGS, levels_of, planes_in
+from stic.runtime.gpu_format import codes_bytes
 from stic.runtime.package import Package
 
 
@@ -51,7 +52,22 @@ def identity(package: Package) -> dict[str, Any]:
         "pooling": POOLINGS[int(head["pooling"])],
         "labels": list(labels(package)),
         "full_bits": int(head["full_bits"]),
+        "gpu": gpu_facts(package),
         **{name: int(head[name]) for name in numbers},
+    }
+
+
+def gpu_facts(package: Package) -> dict[str, Any] | None:
+    """What the package runs on a GPU and how; None: nothing."""
+    gpu = package.gpu
+    if gpu is None:
+        return None
+    return {
+        "name": package.plan.get("gpu", ""),
+        "style": gpu.style,
+        "storage": gpu.storage,
+        "layers": gpu.places.count("gpu"),
+        "fallback": gpu.fallback,
     }
 
 
@@ -59,7 +75,7 @@ def describe(package: Package) -> list[str]:
     """The same in a few lines for people."""
     facts = identity(package)
     width = package.shape.heads_per_slice
-    return [
+    lines = [
         f"{facts['name'] or 'a model'}: {facts['layers']} layers of {facts['slices']} slices"
         f" ({width} head{'s' if width > 1 else ''} and {package.shape.neurons_per_slice} neurons each),"
         f" hidden {facts['hidden']}, up to {facts['max_length']} tokens",
@@ -70,6 +86,13 @@ def describe(package: Package) -> list[str]:
         f" {facts['threads']} compute threads, {facts['lanes']} IO lanes; format {facts['format']},"
         f" quantizer {facts['quantizer']}",
     ]
+    if (gpu := facts["gpu"]) is not None:
+        instead = "on the CPU instead" if gpu["fallback"] else "not at all: the CPU would miss the deadline"
+        lines.append(
+            f"{gpu['layers']} of {facts['layers']} layers run on {gpu['name']}, activations in {gpu['storage']};"
+            f" where that fails, {instead}"
+        )
+    return lines
 
 
 def file_bytes(package: Package) -> dict[str, int]:
@@ -103,12 +126,17 @@ def kind_bytes(package: Package) -> dict[str, int]:
 def memory_bytes(package: Package) -> dict[str, int]:
     """Bytes of each region of the arena, and what the claim counts beside it."""
     regions = {name: size for name, (_, size) in package.regions.items()}
+    if package.gpu is not None:
+        layers, slices = package.bits.shape
+        regions["gpu state"] = package.gpu.state_bytes
+        regions["gpu copies"] = int(package.files["trunk.bin"]["bytes"]) + codes_bytes(layers, slices)
     return {**regions, "beside": int(package.header["claimed_bytes"]) - sum(regions.values())}
 
 
 def memory_groups(package: Package) -> dict[str, int]:
     """The same in few words: what a plan decides about, and the rest."""
     names = {"trunk": "trunk", "preload": "preload buffer", "working": "working buffer", "table": "word table"}
+    names |= {"gpu state": "activations on the GPU", "gpu copies": "trunk and addresses for the GPU"}
     groups: dict[str, int] = {}
     for region, size in memory_bytes(package).items():
         name = "index, stacks, code" if region == "beside" else names.get(region, "activations, input, output")

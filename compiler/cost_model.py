@@ -6,7 +6,8 @@ A profile is the JSON that `stic probe` writes:
      "io": {"direct": true, "lanes": 2, "points": [{"bytes", "lanes", "median_us", "spread_us"}, ...],
             "request_us": .., "bytes_per_s": .., "row_us": ..},          fitted with `lanes` lanes in use
      "compute": {"threads": 2, "shapes": [{"hidden", "heads_per_slice", "head_dim", "neurons_per_slice", "slices",
-                 "rows", "layer_us", "slice_us": {"2": ..}, "embed_us", "head_us", "submit_us", "spread"}, ...]}}
+                 "rows", "layer_us", "slice_us": {"2": ..}, "embed_us", "head_us", "submit_us", "spread"}, ...]},
+     "gpu": {"device", "driver", "arithmetic", "hop_us", "shapes": [..]}}    where one was measured; shapes as above
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Costs:
     compute: ComputeCost
     measured: bool  # False: at least a part is scaled or estimated, as `notes` say
     notes: tuple[str, ...] = ()
+    gpu: ComputeCost | None = None  # the same work on the GPU
+    hop_us: float = 0.0  # handing activations over between CPU and GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,17 @@ class ShapeProfile:
     slices: int
     rows: int
     compute: ComputeCost
+
+
+@dataclass(frozen=True, eq=False)
+class GpuProfile:
+    """What was measured with all layers on the GPU."""
+
+    device: str
+    driver: str
+    arithmetic: str  # of products: "int8" or "float", as the device's driver allows
+    hop_us: float
+    shapes: tuple[ShapeProfile, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +77,7 @@ class DeviceProfile:
     row_us: float
     threads: int
     shapes: tuple[ShapeProfile, ...]
+    gpu: GpuProfile | None = None
 
 
 def load(path: Path) -> DeviceProfile:
@@ -88,10 +103,13 @@ def parse(data: Mapping[str, Any]) -> DeviceProfile:
             float(io["row_us"]),
             int(compute["threads"]),
             tuple(_shape(entry) for entry in compute["shapes"]),
+            None if data.get("gpu") is None else _gpu(data["gpu"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"this is not a device profile: {error!r}; write one with `stic probe`") from error
-    numbers = [profile.request_us, profile.row_us, *(u for s in profile.shapes for u in _times(s.compute))]
+    shapes = (*profile.shapes, *(profile.gpu.shapes if profile.gpu is not None else ()))
+    numbers = [profile.request_us, profile.row_us, *(u for s in shapes for u in _times(s.compute))]
+    numbers.append(profile.gpu.hop_us if profile.gpu is not None else 0.0)
     if not (profile.bytes_per_s > 0 and profile.threads > 0 and all(math.isfinite(n) and n >= 0 for n in numbers)):
         raise InputError("this device profile holds a negative or infinite time; measure again with `stic probe`")
     return profile
@@ -99,6 +117,12 @@ def parse(data: Mapping[str, Any]) -> DeviceProfile:
 
 def _times(cost: ComputeCost) -> Iterable[float]:
     return (cost.layer_us, cost.embed_us, cost.head_us, cost.submit_us, *cost.slice_us.values())
+
+
+def _gpu(entry: Mapping[str, Any]) -> GpuProfile:
+    shapes = tuple(_shape(shape) for shape in entry["shapes"])
+    device, driver, arithmetic = (str(entry[name]) for name in ("device", "driver", "arithmetic"))
+    return GpuProfile(device, driver, arithmetic, float(entry["hop_us"]), shapes)
 
 
 def _shape(entry: Mapping[str, Any]) -> ShapeProfile:
@@ -163,18 +187,7 @@ def costs(
     """
     if not profile.shapes:
         raise InputError(f"the profile of {profile.device} holds no compute times; run `stic probe` with a model")
-    notes = []
-    exact = [s for s in profile.shapes if (s.shape, s.slices, s.rows) == (shape, slices, rows)]
-    wanted = macs_of(shape, rows)
-    nearest = exact[0] if exact else min(
-        profile.shapes, key=lambda s: (abs(math.log(macs_of(s.shape, s.rows) / wanted)), abs(s.rows - rows))
-    )  # fmt: skip
-    compute = nearest.compute if exact else _compute(nearest, shape, rows)
-    if not exact:
-        notes.append(
-            f"compute times are scaled from hidden {nearest.shape.hidden}, {nearest.rows} tokens, not measured; "
-            "probe this model for better ones"
-        )
+    compute, notes = _nearest(profile.shapes, shape, slices, rows, "compute times")
     if threads != profile.threads:
         ratio = profile.threads / threads
         compute = replace(
@@ -185,12 +198,34 @@ def costs(
         )
         notes.append(f"compute times are scaled from {profile.threads} to {threads} threads")
     compute, missing = _fill(compute, bits)
+    gpu, hop_us = None, 0.0
+    if profile.gpu is not None and profile.gpu.shapes:
+        on_gpu, scaled = _nearest(profile.gpu.shapes, shape, slices, rows, f"times on {profile.gpu.device}")
+        gpu, also_missing = _fill(on_gpu, bits)
+        missing, hop_us = sorted({*missing, *also_missing}), profile.gpu.hop_us
+        notes += scaled
     if missing:
         notes.append(f"bits {', '.join(map(str, missing))} were not measured; the next larger ones stand in")
     if not profile.direct:
         notes.append("IO was measured through the page cache (no O_DIRECT); real storage may be slower")
     io = IoCost(profile.request_us, profile.bytes_per_s * derating, REQUEST_BYTES, profile.row_us)
-    return Costs(io, compute, not notes, tuple(notes))
+    return Costs(io, compute, not notes, tuple(notes), gpu, hop_us)
+
+
+def _nearest(
+    shapes: tuple[ShapeProfile, ...], shape: Shape, slices: int, rows: int, what: str
+) -> tuple[ComputeCost, list[str]]:
+    """Times of `shape`: those measured, or those of the nearest shape scaled, with a sentence that says so."""
+    exact = [s for s in shapes if (s.shape, s.slices, s.rows) == (shape, slices, rows)]
+    if exact:
+        return exact[0].compute, []
+    wanted = macs_of(shape, rows)
+    nearest = min(shapes, key=lambda s: (abs(math.log(macs_of(s.shape, s.rows) / wanted)), abs(s.rows - rows)))
+    note = (
+        f"{what} are scaled from hidden {nearest.shape.hidden}, {nearest.rows} tokens, not measured; "
+        "probe this model for better ones"
+    )
+    return _compute(nearest, shape, rows), [note]
 
 
 def paced(costs: Costs, bytes_per_s: int) -> Costs:

@@ -1,4 +1,4 @@
-"""Measure on this machine what the planner needs to know: run packages of random weights through the engine.
+"""Measure on a device what the planner needs to know: run packages of random weights through the engine there.
 
 Compute times come from a package that is wholly resident, one layer for each bitwidth and one of half the slices;
 storage times from the very reads of a package that streams everything, after `stic.targets.storage` has measured bare
@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +21,23 @@ from typing import Any
 import numpy as np
 
 from stic.compiler.assembly import Materials, assemble_package, collect
-from stic.compiler.codegen import generate
+from stic.compiler.codegen import GpuProgram, generate
 from stic.compiler.model import Activation
 from stic.compiler.packager import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
+from stic.compiler.runner import HostRunner, Runner, Tick
 from stic.compiler.sharding import Geometry
 from stic.compiler.synthetic import VOCABULARY, synthetic
 from stic.runtime.format import LEVEL_BITS
 from stic.runtime.native import cache_dir, find_library
-from stic.runtime.session import Session
 from stic.runtime.trace import Trace
-from stic.targets.storage import fit, measure_storage
+from stic.targets.storage import fit
 from stic.targets.target import Target
 
 DEFAULT_LANES = 2  # phone flash gains nothing from more (FlexInfer, arXiv 2503.03777)
 WARM_RUNS, RESIDENT_RUNS, STREAMED_RUNS = 3, 25, 10
 PARTIAL_BITS = 4  # the layer with half the slices
 MIN_STREAMED_BYTES = 64 << 20  # over all streamed runs: less is over before a throttled device settles
-
-Tick = Callable[[int, int], None]
 
 
 def measure(
@@ -54,13 +52,16 @@ def measure(
     tick: Tick = lambda done, total: None,
     epsilon: float = 1e-12,
     survey: tuple[int, ...] = (),
+    runner: Runner | None = None,
 ) -> dict[str, Any]:
-    """Measure `geometry` for inputs of `rows` tokens, reading from `folder`; returns a profile (cost_model's JSON).
+    """Measure `geometry` for inputs of `rows` tokens on `runner`'s device; returns a profile (cost_model's JSON).
 
-    With `epsilon` of the model's norms the kernels are the model's own, compiled once. `survey` names further numbers
-    of lanes to measure bare reads with: for people, since no plan needs them.
+    Packages are written in `folder`; without a runner they are run here, and read from there. With `epsilon` of the
+    model's norms the kernels are the model's own, compiled once. `survey` names further numbers of lanes to measure
+    bare reads with: for people, since no plan needs them.
     """
     steps = 4
+    where = runner or HostRunner(folder)
     tick(0, steps)
     bits = LEVEL_BITS + ((full_bits,) if full_bits else ())
     layers = len(bits) + 1
@@ -70,31 +71,28 @@ def measure(
         kernels = Path(name) / "kernels.so"
         generate(materials.kernel_shape, target, kernels)
         tick(1, steps)
-        compute = _compute(materials, target, kernels, Path(name) / "resident", bits)
+        compute = _compute(where, materials, target, kernels, Path(name) / "resident", bits)
         tick(2, steps)
-        storage = measure_storage(folder, sorted({lanes, *survey}))
+        storage = where.storage(sorted({lanes, *survey}))
         tick(3, steps)
-        io = _storage(materials, target, kernels, Path(name) / "streamed", fit(storage["points"], lanes))
+        io = _storage(where, materials, target, kernels, Path(name) / "streamed", fit(storage["points"], lanes))
     tick(4, steps)
-    shape = {
-        "hidden": geometry.hidden,
-        "heads_per_slice": geometry.heads_per_slice,
-        "head_dim": geometry.head_dim,
-        "neurons_per_slice": geometry.neurons_per_slice,
-        "slices": geometry.slices,
-        "rows": rows,
-        **compute,
-    }
     return {
         "format": 1,
-        "device": f"{platform.node()}, {target.description}",
+        "device": f"{where.name}, {target.description}",
         "io": {**storage, "lanes": lanes, **io},
-        "compute": {"threads": threads, "shapes": [shape]},
+        "compute": {"threads": threads, "shapes": [{**shape_facts(geometry, rows), **compute}]},
     }
+
+
+def shape_facts(geometry: Geometry, rows: int) -> dict[str, Any]:
+    """What a profile says of the shape that was measured."""
+    names = ("hidden", "heads_per_slice", "head_dim", "neurons_per_slice", "slices")
+    return {**{name: getattr(geometry, name) for name in names}, "rows": rows}
 
 
 def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the profile that was measured under `key` on this machine, by this engine, else measure and keep it."""
+    """Return what was measured under `key` on this machine, by this engine, else measure; what is not empty is kept."""
     engine = find_library()  # its path names its content
     name = hashlib.sha256(repr((platform.node(), engine, key)).encode()).hexdigest()[:24]
     path = cache_dir() / "profiles" / f"{name}.json"
@@ -103,6 +101,8 @@ def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str
         return found
     except (OSError, ValueError):
         profile = work()
+    if not profile:
+        return profile
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(profile, indent=1))
@@ -110,16 +110,42 @@ def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str
     return profile
 
 
-def _package(
-    materials: Materials, target: Target, kernels: Path, output: Path, layers: tuple[LayerPlan, ...], resident: bool
-) -> Path:
+def write_probe(
+    materials: Materials,
+    target: Target,
+    kernels: Path,
+    output: Path,
+    layers: tuple[LayerPlan, ...],
+    resident: bool,
+    program: GpuProgram | None = None,
+) -> None:
+    """Write a package that runs `layers` of random weights; `resident`: the word table stays in memory."""
     proof = Proof("heuristic", 0.0, None, 0.0)
     plan = Plan("probe", layers, resident, len(layers), True, Budget(), 0.0, proof)
-    write_package(assemble_package(materials, plan, target, kernels), output)
-    return output
+    write_package(assemble_package(materials, plan, target, kernels, program=program), output)
 
 
-def _ids(rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def layers_of(bits: tuple[int, ...], slices: int) -> tuple[LayerPlan, ...]:
+    """What compute is measured with: a whole layer at each bitwidth, then one of half the slices, all resident."""
+    widths = [(b, slices) for b in bits] + [(PARTIAL_BITS, max(1, slices // 2))]
+    return tuple(LayerPlan((b,) * n, (b,) * n) for b, n in widths)
+
+
+def fitted(by_layer: Mapping[int, Sequence[float]], bits: tuple[int, ...], slices: int) -> dict[str, Any]:
+    """Times of layers and slices from runs of `layers_of`; `by_layer` holds microseconds of each layer by run."""
+    middle = [statistics.median(by_layer[layer]) for layer in range(len(bits) + 1)]
+    whole, part, half = middle[bits.index(PARTIAL_BITS)], middle[-1], max(1, slices // 2)
+    slice_us = max(0.0, (whole - part) / (slices - half)) if slices > half else whole / slices
+    layer_us = max(0.0, whole - slices * slice_us)
+    low, _, high = statistics.quantiles(by_layer[bits.index(PARTIAL_BITS)], n=4)
+    return {
+        "layer_us": layer_us,
+        "slice_us": {str(b): max(0.0, m - layer_us) / slices for b, m in zip(bits, middle, strict=False)},
+        "spread": (high - low) / whole,
+    }
+
+
+def random_ids(rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.random.default_rng(0).permutation(max(VOCABULARY, rows))[:rows] % VOCABULARY
 
 
@@ -133,20 +159,18 @@ def _layer_us(trace: Trace) -> dict[int, float]:
 
 
 def _compute(
-    materials: Materials, target: Target, kernels: Path, output: Path, bits: tuple[int, ...]
+    runner: Runner, materials: Materials, target: Target, kernels: Path, output: Path, bits: tuple[int, ...]
 ) -> dict[str, Any]:
     """Times of layers, slices, embedding and head, everything resident."""
     slices, rows = materials.sizes.slices, materials.sizes.max_length
-    half = max(1, slices // 2)
-    widths = [(b, slices) for b in bits] + [(PARTIAL_BITS, half)]
-    layers = tuple(LayerPlan((b,) * n, (b,) * n) for b, n in widths)
-    _package(materials, target, kernels, output, layers, True)
-    ids = _ids(rows)
+    layers = layers_of(bits, slices)
+    write_probe(materials, target, kernels, output, layers, True)
+    ids = random_ids(rows)
     by_layer: dict[int, list[float]] = {}
     embed: list[float] = []
     head: list[float] = []
     rest: list[float] = []
-    with Session(output) as session:
+    with runner.session(output) as session:
         for number in range(WARM_RUNS + RESIDENT_RUNS):
             session.run(ids)
             if number < WARM_RUNS:
@@ -158,30 +182,23 @@ def _compute(
             for name, times in (("embed", embed), ("head", head)):
                 times.append(sum(e.end_ns - e.begin_ns for e in trace if e.name == name) / 1e3)
             rest.append(max(0.0, stats.run_us - sum(spans.values())))
-    middle = [statistics.median(by_layer[layer]) for layer in range(len(layers))]
-    whole, part = middle[bits.index(PARTIAL_BITS)], middle[-1]
-    slice_us = max(0.0, (whole - part) / (slices - half)) if slices > half else whole / slices
-    layer_us = max(0.0, whole - slices * slice_us)
-    low, _, high = statistics.quantiles(by_layer[bits.index(PARTIAL_BITS)], n=4)
     return {
-        "layer_us": layer_us,
-        "slice_us": {str(b): max(0.0, m - layer_us) / slices for b, m in zip(bits, middle, strict=False)},
+        **fitted(by_layer, bits, slices),
         "embed_us": statistics.median(embed),
         "head_us": statistics.median(head),
         "submit_us": statistics.median(rest),
-        "spread": (high - low) / whole,
     }
 
 
 def _storage(
-    materials: Materials, target: Target, kernels: Path, output: Path, bare: dict[str, float]
+    runner: Runner, materials: Materials, target: Target, kernels: Path, output: Path, bare: dict[str, float]
 ) -> dict[str, float]:
     """Bandwidth and row time as the engine's own lanes reach them; `bare` gives the cost of a request."""
     slices, rows = materials.sizes.slices, materials.sizes.max_length
     layers = tuple(LayerPlan((8,) * slices, (0,) * slices) for _ in range(materials.store.layers))
-    _package(materials, target, kernels, output, layers, False)
-    ids, per_byte, per_row = _ids(rows), [], []
-    with Session(output) as session:
+    write_probe(materials, target, kernels, output, layers, False)
+    ids, per_byte, per_row = random_ids(rows), [], []
+    with runner.session(output) as session:
         session.run(ids)
         runs = max(STREAMED_RUNS, MIN_STREAMED_BYTES // max(1, session.stats().io_bytes))
         for _ in range(runs):

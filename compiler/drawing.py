@@ -15,6 +15,7 @@ from typing import Literal
 from stic.compiler.quantities import format_time
 
 Kind = Literal["read", "compute", "stall"]
+HAND_OVER = "→"  # label of moving activations between processors
 SHADES = " ▁▂▃▄▅▆▇█"
 COLOURS = {"read": "#4c78a8", "compute": "#f58518", "stall": "#d62728"}
 
@@ -121,7 +122,9 @@ def terminal(strips: Sequence[Strip], width: int = 100) -> str:
             draw = _read_row if all(s.kind == "read" for s in spans) else _compute_row
             lines.append(f"  {lane:<{margin - 3}} {draw(spans, cells, cell_us)}".rstrip())
     lines.append(" " * margin + _axis(cells, cell_us))
-    lines.append("  read: height = how busy; compute: E embedding, last digit of the layer, H head, · waits")
+    legend = "  read: height = how busy; compute: E embedding, last digit of the layer, H head, · waits"
+    moves = any(span.label == HAND_OVER for strip in strips for span in strip.spans)
+    lines.append(legend + f", {HAND_OVER} hand-over" * moves)
     return "\n".join(lines)
 
 

@@ -26,6 +26,19 @@ _LIVE = {
 }
 
 
+# The same for the GPU's state buffer, where attention is two phases: 3 scores, 4 their product with the values;
+# 5 output projection and norm, 6 up, 7 down and norm.
+_GPU_ALWAYS = frozenset(range(9))
+_GPU_LIVE = {
+    "x": frozenset(range(1, 9)),
+    "y": frozenset(range(2, 9)),
+    "qkv": frozenset((2, 3, 4)),
+    "context": frozenset((4, 5)),
+    "ffn": frozenset((6, 7)),
+    "scores": frozenset((3, 4)),
+}
+
+
 class MemoryPlanError(AssertionError):
     """Two live things overlap, or something lies outside its region."""
 
@@ -49,6 +62,22 @@ def verify_regions(placed: dict[str, tuple[int, int]], arena_bytes: int) -> None
     for (a, at), (b, bt) in combinations(placed.items(), 2):
         together = _LIVE.get(a, _ALWAYS) & _LIVE.get(b, _ALWAYS)
         _require(not (together and _overlap(at, bt)), f"regions {a} and {b} overlap while both are in use")
+
+
+def verify_state(placed: dict[str, tuple[int, int]], state_bytes: int) -> None:
+    """No two regions of the GPU's state that are live in one phase overlap; all are sub-buffers inside it."""
+    for name, (offset, size) in placed.items():
+        _require(offset % BLOCK == 0, f"GPU region {name} starts at {offset}, not a multiple of {BLOCK}")
+        _require(0 <= offset and 0 < size and offset + size <= state_bytes, f"GPU region {name} leaves the state")
+    for (a, at), (b, bt) in combinations(placed.items(), 2):
+        together = _GPU_LIVE.get(a, _GPU_ALWAYS) & _GPU_LIVE.get(b, _GPU_ALWAYS)
+        _require(not (together and _overlap(at, bt)), f"GPU regions {a} and {b} overlap while both are in use")
+
+
+def verify_weights(placed: dict[str, tuple[int, int]]) -> None:
+    """A GPU reads weights from one stretch at the arena's start: `preload`, then `working` at the next block."""
+    (start, size), (behind, _) = placed["preload"], placed["working"]
+    _require(start == 0 and 0 <= behind - size < BLOCK, f"weights are apart: {size} bytes at {start}, more at {behind}")
 
 
 def _span(extent: Extent) -> tuple[int, int]:

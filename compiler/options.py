@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from stic.compiler.plan import Budget
 from stic.runtime.errors import InputError
+from stic.runtime.gpu_format import Storage
 
 Method = Literal["curves", "sti"]
 Quantizer = Literal["nested", "gobo"]
@@ -36,6 +37,9 @@ class CompileOptions:
     budget: Budget
     output: Path | None = None  # package directory; None: plan only
     planner: str = "ilp"
+    gpu: str | None = None  # target whose GPU is beside the CPU; "none": no GPU; None: the target's own
+    gpu_storage: Storage = "float16"  # type of activations in the GPU's memory
+    place: Literal["auto", "cpu", "gpu"] = "auto"  # where layers run; auto: where the cost tables say
     bits: int | None = None  # uniform bitwidth, for the planners that take one
     calibration: Path | None = None  # TSV for importance; None: the built-in sentences
     importance: Path | None = None  # what `stic profile` wrote; None: measure now

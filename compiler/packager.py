@@ -11,71 +11,22 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.memory_plan import Placement
-from stic.compiler.plan import Plan, to_json
+from stic.compiler.package_index import Parts, index
+from stic.compiler.plan import to_json
 from stic.compiler.quantize import QuantizedModel
 from stic.compiler.sharding import shard_matrices
 from stic.compiler.store import Store
-from stic.compiler.trunk import Trunk
 from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
-from stic.runtime.format import (
-    ARCHITECTURES,
-    EXTENT,
-    FEATURES,
-    FILE,
-    FULL,
-    HEADER,
-    LEVEL_BITS,
-    LEVELS,
-    MAGIC,
-    MAJOR,
-    MATRICES,
-    MINOR,
-    POOLINGS,
-    RECORD,
-    REGION,
-    REGIONS,
-    TILE,
-    pad,
-    planes_in,
-    record_layout,
-    row_stride,
-)
+from stic.runtime.format import FULL, LEVEL_BITS, MAGIC, MATRICES, TILE, planes_in, record_layout
+from stic.runtime.gpu_format import PROGRAM_FILE
 from stic.schedules.pack import interleave, pack_planes
-from stic.targets.target import Target
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """What goes into a package."""
-
-    quantized: QuantizedModel
-    store: Store
-    trunk: Trunk
-    embeddings: bytes
-    plan: Plan
-    placement: Placement
-    regions: dict[str, tuple[int, int]]  # name -> (offset, bytes)
-    arena_bytes: int
-    claimed_bytes: int
-    predicted_us: int
-    timeline: list[dict[str, Any]]
-    target: Target
-    kernels: Path  # kernels.so
-    max_length: int
-    threads: int
-    lanes: int
-    request_bytes: int
-    stack_bytes: int
-    labels: tuple[str, ...] = ()
 
 
 def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slice_: int, q: int) -> bytes:
@@ -149,9 +100,11 @@ def write_package(parts: Parts, output: Path, progress: Callable[[int, int], Non
         (staging / "embeddings.bin").write_bytes(parts.embeddings)
         (staging / "plan.json").write_text(json.dumps(_description(parts), indent=1), encoding="utf-8")
         shutil.copyfile(parts.kernels, staging / "kernels.so")
+        if parts.gpu is not None:
+            shutil.copyfile(parts.gpu.program.path, staging / PROGRAM_FILE)
         if parts.quantized.sharded.model.tokenizer is not None:
             shutil.copyfile(parts.quantized.sharded.model.tokenizer, staging / "tokenizer.json")
-        (staging / "index.bin").write_bytes(_index(parts, crcs, staging))
+        (staging / "index.bin").write_bytes(index(parts, crcs, staging))
         for path in (*staging.iterdir(), staging):
             _to_disk(path)
         _replace(staging, output)
@@ -214,104 +167,10 @@ def _description(parts: Parts) -> dict[str, Any]:
             "labels": list(parts.labels),
         },
         "target": parts.target.name,
+        **({} if parts.gpu is None else {"gpu": parts.gpu.name}),
         "quantizer": parts.quantized.quantizer,
         "plan": to_json(parts.plan),
         "predicted_us": parts.predicted_us,
         "claimed_bytes": parts.claimed_bytes,
         "timeline": parts.timeline,
     }
-
-
-def _index(parts: Parts, crcs: NDArray[np.uint32], folder: Path) -> bytes:
-    store, plan, geometry = parts.store, parts.plan, parts.quantized.sharded.geometry
-    model = parts.quantized.sharded.model
-    layers = parts.trunk.layers.copy()
-    bits = np.zeros((geometry.layers, geometry.slices), np.uint8)
-    for number, decided in enumerate(plan.layers):
-        layers[number]["slices"], layers[number]["full"] = len(decided.bits), decided.full
-        bits[number, : len(decided.bits)] = decided.bits
-    records = np.zeros((geometry.layers, LEVELS, geometry.slices), RECORD)
-    records["offset"], records["bytes"], records["crc"] = store.offset, store.bytes, crcs
-    placed = [("preload", extent) for extent in parts.placement.resident]
-    placed += [("working", extent) for extent in parts.placement.streamed]
-    extents = np.zeros(len(placed), EXTENT)
-    for entry, (region, extent) in zip(extents, placed, strict=True):
-        entry["file_offset"], entry["bytes"] = extent.file_offset, extent.bytes
-        entry["destination"] = parts.regions[region][0] + extent.destination
-        for name in ("layer", "level", "first", "count", "wait_layer"):
-            entry[name] = getattr(extent, name)
-    regions = np.zeros(len(REGIONS), REGION)
-    for entry, name in zip(regions, REGIONS, strict=True):
-        entry["offset"], entry["bytes"] = parts.regions[name]
-    names = sorted(path.name for path in folder.iterdir())
-    files = np.zeros(len(names), FILE)
-    for entry, name in zip(files, names, strict=True):
-        data = (folder / name).read_bytes()
-        entry["name"], entry["bytes"], entry["crc"] = name.encode(), len(data), zlib.crc32(data)
-
-    head = model.head
-    types = model.embeddings.token_type
-    features = head.dense[-1].linear.weight.shape[0] if head.dense else model.hidden
-    header = np.zeros(1, HEADER)
-    values: dict[str, Any] = {
-        "magic": MAGIC,
-        "major": MAJOR,
-        "minor": MINOR,
-        "architecture": ARCHITECTURES.index(parts.target.arch),
-        "features": sum(1 << FEATURES.index(name) for name in parts.target.features),
-        "hidden": geometry.hidden,
-        "heads_per_slice": geometry.heads_per_slice,
-        "head_dim": geometry.head_dim,
-        "slices": geometry.slices,
-        "layers": geometry.layers,
-        "neurons_per_slice": geometry.neurons_per_slice,
-        "vocabulary": model.embeddings.word.shape[0],
-        "max_length": parts.max_length,
-        "types": 0 if types is None else len(types),
-        "row_stride": row_stride(model.hidden),
-        "nested": int(store.nested),
-        "full_bits": store.full_bits,
-        "pooling": POOLINGS.index(head.pooling),
-        "normalize": int(head.normalize),
-        "output_features": features,
-        "threads": parts.threads,
-        "lanes": parts.lanes,
-        "request_bytes": parts.request_bytes,
-        "stack_bytes": parts.stack_bytes,
-        "table_resident": int(plan.table_resident),
-        "load_first": int(not plan.overlap),
-        "interleave": interleave(parts.target),
-        "cores": parts.target.core_bits,
-        **parts.trunk.header,
-        "files": len(files),
-        "extents": len(extents),
-        "resident_extents": len(parts.placement.resident),
-        "dense": len(parts.trunk.dense),
-        "arena_bytes": parts.arena_bytes,
-        "claimed_bytes": parts.claimed_bytes,
-        "deadline_us": plan.budget.latency_us or 0,
-        "predicted_us": parts.predicted_us,
-    }
-    tables = {
-        "files_at": files,
-        "layers_at": layers,
-        "bits_at": bits,
-        "records_at": records,
-        "extents_at": extents,
-        "dense_at": parts.trunk.dense,
-        "regions_at": regions,
-    }
-    body = b""
-    for name, table in tables.items():
-        values[name] = pad(HEADER.itemsize, 64) + len(body)
-        raw = table.tobytes()
-        body += raw + bytes(-len(raw) % 64)
-    for name, value in values.items():
-        header[0][name] = value
-    header[0]["index_bytes"] = pad(HEADER.itemsize, 64) + len(body)
-    raw = header.tobytes()
-    raw += bytes(-len(raw) % 64)
-    header[0]["index_crc"] = zlib.crc32(raw + body)
-    raw = header.tobytes()
-    return raw + bytes(-len(raw) % 64) + body
-

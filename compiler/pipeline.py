@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_limits
 from stic.compiler import cost_model, device, importance, task
 from stic.compiler.array_cache import Note
 from stic.compiler.assembly import Materials, assemble_package, claim, collect
-from stic.compiler.codegen import generate, kernels_key
+from stic.compiler.codegen import GpuProgram, generate, generate_program
+from stic.compiler.device_costs import device_costs
 from stic.compiler.evaluate import agreement_objective
 from stic.compiler.export import export_model
 from stic.compiler.frontend import load_model
@@ -33,11 +34,13 @@ from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.profile_jobs import Workers
 from stic.compiler.quantize import QuantizedModel, bytes_per_weight
 from stic.compiler.sharding import ShardedModel, shard
-from stic.compiler.simulate import ReplayError, Timeline, check
+from stic.compiler.simulate import ReplayError, Timeline, check, simulate
 from stic.compiler.stage_cache import ordered_units, quantized_model, solved
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
+from stic.runtime.gpu_format import PROGRAM_FILE, Storage
 from stic.runtime.native import cache_dir
+from stic.schedules.pack import interleave
 from stic.targets.target import Target
 from stic.targets.target import load as load_target
 from stic.targets.toolchain import find_c_compiler
@@ -134,7 +137,7 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
 
 def _compile(options: CompileOptions, progress: Progress, write: bool) -> CompileResult:
     run = _Run(options, progress)
-    target = load_target(options.target)
+    target = _target(options)
     threads, lanes = options.threads or target.threads, options.lanes or device.DEFAULT_LANES
     if write:
         # What is bound to fail is worth knowing before minutes of measuring.
@@ -162,10 +165,12 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         result = replace(result, importance=worth)
         run.finished("profile", {"rho": worth.rho, "metric": worth.metric, "calibration": worth.calibration})
 
-        costs = run.stage("device", lambda tick: _costs(options, target, materials, bits, tick))
+        costs = run.stage("device", lambda tick: device_costs(options, target, materials, bits, tick, run.notes.append))
         if options.storage_bytes_per_s is not None:
             costs = cost_model.paced(costs, options.storage_bytes_per_s)
-        run.finished("device", {"io": asdict(costs.io), "compute": asdict(costs.compute), "notes": costs.notes})
+        on_gpu = {} if costs.gpu is None else {"gpu": asdict(costs.gpu), "hop_us": costs.hop_us}
+        facts = {"io": asdict(costs.io), "compute": asdict(costs.compute), **on_gpu, "notes": costs.notes}
+        run.finished("device", facts)
 
         problem = _problem(options, materials, worth, costs)
         result = replace(result, problem=problem)
@@ -173,7 +178,7 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         result = replace(result, plan=plan)
         run.finished("plan", to_json(plan))
 
-        timeline = run.stage("check", lambda _: _check(plan, problem, materials))
+        timeline = run.stage("check", lambda _: _check(plan, problem, materials, options.gpu_storage))
         result = replace(result, timeline=timeline)
         run.finished("check", {"latency_us": timeline.latency_us, "peak_bytes": timeline.peak_bytes})
         if write:
@@ -181,6 +186,15 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     except _Stop:
         pass
     return replace(result, notes=tuple(run.notes))
+
+
+def _target(options: CompileOptions) -> Target:
+    target = load_target(options.target, options.gpu)
+    if options.place == "gpu" and target.gpu is None:
+        raise InputError(
+            f"target {target.name} has no GPU to place layers on: name one with --gpu, or leave out --place gpu"
+        )
+    return replace(target, gpu=None) if options.place == "cpu" else target
 
 
 def _offered(options: CompileOptions) -> tuple[int, ...]:
@@ -266,32 +280,6 @@ def _worth(
     return found
 
 
-def _costs(
-    options: CompileOptions,
-    target: Target,
-    materials: Materials,
-    bits: tuple[int, ...],
-    tick: Callable[[int, int], None],
-) -> cost_model.Costs:
-    """Times from the profile that was given, from this machine, or from the target file's facts, in this order."""
-    sizes, geometry = materials.sizes, materials.quantized.sharded.geometry
-    shape = (geometry.shape, geometry.slices, sizes.max_length, sizes.threads)
-    if options.profile is not None:
-        return cost_model.costs(cost_model.load(options.profile), *shape, bits)
-    if target.name != "host":
-        return cost_model.estimate(target, *shape, sizes.lanes, bits)
-    folder = options.output.absolute().parent if options.output is not None else Path.cwd()
-    folder.mkdir(parents=True, exist_ok=True)
-    model, kernels = materials.quantized.sharded.model, kernels_key(materials.kernel_shape, target)
-    measured = (geometry, model.activation, options.full_bits, sizes.max_length, sizes.threads, sizes.lanes)
-
-    def work() -> dict[str, Any]:
-        return device.measure(target, *measured, folder, tick, epsilon=model.embeddings.norm.epsilon)
-
-    data = device.cached((*measured, kernels, folder.stat().st_dev), work)
-    return cost_model.costs(cost_model.parse(data), *shape, bits)
-
-
 def _problem(
     options: CompileOptions, materials: Materials, worth: importance.Importance, costs: cost_model.Costs
 ) -> Problem:
@@ -308,6 +296,10 @@ def _problem(
         table_bytes=len(materials.embeddings),
         budget=options.budget,
         margin=options.margin,
+        gpu=costs.gpu,
+        hop_us=costs.hop_us,
+        gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(options.gpu_storage),
+        places=("gpu",) * materials.store.layers if options.place == "gpu" else (),
     )
 
 
@@ -317,23 +309,40 @@ def _plan(options: CompileOptions, problem: Problem, costs: cost_model.Costs, no
     return replace(plan, notes=(*plan.notes, *costs.notes))
 
 
-def _check(plan: Plan, problem: Problem, materials: Materials) -> Timeline:
+def _check(plan: Plan, problem: Problem, materials: Materials, storage: Storage) -> Timeline:
     """Replay the plan against the planner's claim, and against the memory that the packager will lay out."""
     timeline = check(plan, problem, claim_of(plan, problem))
-    laid_out = claim(materials, plan, place_extents(plan, materials.store))
+    laid_out = claim(materials, plan, place_extents(plan, materials.store), storage)
     if laid_out != timeline.peak_bytes:
         raise ReplayError(f"the replay holds {timeline.peak_bytes} bytes, the package will hold {laid_out}")
     return timeline
 
 
+def _holds_on_cpu(plan: Plan, problem: Problem) -> bool:
+    """Whether a plan meets its deadline with all layers on the CPU, as where the GPU fails; memory only shrinks."""
+    moved = replace(plan, layers=tuple(replace(layer, place="cpu") for layer in plan.layers))
+    latency_us = plan.budget.latency_us
+    return latency_us is None or simulate(moved, problem).latency_us <= latency_us * (1 - plan.margin)
+
+
 def _write(run: _Run, target: Target, result: CompileResult) -> Path:
     """Compile the kernels and write the package."""
     materials, plan, timeline, output = result.materials, result.plan, result.timeline, run.options.output
+    problem, storage = result.problem, run.options.gpu_storage
     assert materials is not None and plan is not None and timeline is not None and output is not None
+    assert problem is not None
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
-        kernels = Path(folder) / "kernels.so"
-        run.stage("generate", lambda _: generate(materials.kernel_shape, target, kernels))
-        run.finished("generate", {"bytes": kernels.stat().st_size})
+        kernels, text = Path(folder) / "kernels.so", Path(folder) / PROGRAM_FILE
+
+        def compiled() -> GpuProgram | None:
+            generate(materials.kernel_shape, target, kernels)
+            if not plan.on_gpu or target.gpu is None:
+                return None
+            return generate_program(materials.kernel_shape, target.gpu.style, storage, interleave(target), text)
+
+        program = run.stage("generate", lambda _: compiled())
+        sizes = {path.name: path.stat().st_size for path in (kernels, text) if path.exists()}
+        run.finished("generate", {"bytes": sizes})
         parts = assemble_package(
             materials,
             plan,
@@ -342,6 +351,8 @@ def _write(run: _Run, target: Target, result: CompileResult) -> Path:
             predicted_us=round(timeline.latency_us),
             timeline=tuple(asdict(event) for event in timeline.events),
             labels=_labels(result.model),
+            program=program,
+            fallback=_holds_on_cpu(plan, problem),
         )
         run.stage("package", lambda tick: write_package(parts, output, tick))
         run.finished("package", {"output": str(output), "claimed_bytes": parts.claimed_bytes})

@@ -7,9 +7,10 @@ memory) is computed from the plan by `stic.compiler.simulate` and `stic.compiler
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from stic.compiler.store import Store
 from stic.runtime.errors import InputError
 
 Gains = NDArray[np.float64]
+Place = Literal["cpu", "gpu"]
+FORMAT = 2  # of a plan's JSON; 1 had no places
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,17 @@ class IoCost:
 
 @dataclass(frozen=True, eq=False)
 class ComputeCost:
-    """Microseconds of compute for an input of the planned length, on the planned threads."""
+    """Microseconds of compute for an input of the planned length, on the planned threads or on a GPU."""
 
     layer_us: float  # what a layer costs beyond its slices (norms, quantisation, barriers)
     slice_us: dict[int, float]  # bits -> unpacking and multiplying one slice of one layer, attention included
     embed_us: float
     head_us: float
     submit_us: float = 0.0  # waking the pool and returning
+
+    def of_layer(self, bits: Sequence[int]) -> float:
+        """Microseconds for a layer whose kept slices have these bits."""
+        return self.layer_us + sum(self.slice_us[b] for b in bits) if bits else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,32 @@ class Problem:
     table_bytes: int  # embeddings.bin, should it be resident
     budget: Budget
     margin: float = 0.0  # share of the latency budget kept back for jitter
+    gpu: ComputeCost | None = None  # the same work on the GPU beside the CPU; None: there is none. The head stays
+    hop_us: float = 0.0  # handing activations from the CPU to the GPU, or back
+    gpu_bytes: int = 0  # memory that is held once any layer is on the GPU, a multiple of 4096
+    places: tuple[Place, ...] = ()  # where each layer is computed if it is kept; empty: on the CPU, or not decided yet
+
+    def __post_init__(self) -> None:
+        if self.places and len(self.places) != self.store.layers:
+            raise ValueError(f"{len(self.places)} places for {self.store.layers} layers")
+        if "gpu" in self.places and self.gpu is None:
+            raise ValueError("layers are placed on a GPU, but it has no costs")
+
+    def place(self, layer: int) -> Place:
+        """Where a layer is computed."""
+        return self.places[layer] if self.places else "cpu"
+
+    def cost(self, place: Place) -> ComputeCost:
+        """What computing there costs."""
+        if place == "cpu":
+            return self.compute
+        if self.gpu is None:
+            raise ValueError("a layer is placed on a GPU, but it has no costs")
+        return self.gpu
+
+    def decided(self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...]) -> LayerPlan:
+        """The decisions for one layer, at its place."""
+        return LayerPlan(bits, resident, self.place(layer) if bits else "cpu")
 
     @property
     def table_may_stay(self) -> bool:
@@ -84,8 +117,11 @@ class LayerPlan:
 
     bits: tuple[int, ...]  # never increasing; 16 or 32 = full precision
     resident: tuple[int, ...]  # bits held in the preload buffer between runs; 0 = none
+    place: Place = "cpu"  # where it is computed
 
     def __post_init__(self) -> None:
+        if self.place not in ("cpu", "gpu") or (self.place == "gpu" and not self.bits):
+            raise ValueError(f"a layer of {len(self.bits)} slices cannot be placed on {self.place!r}")
         if len(self.bits) != len(self.resident):
             raise ValueError("bits and resident differ in length")
         if any(a < b for a, b in pairwise(self.bits)):
@@ -141,6 +177,11 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether any layer is computed on the GPU."""
+        return any(layer.place == "gpu" for layer in self.layers)
+
+    @property
     def mean_bits(self) -> float:
         """Mean bits over kept shards."""
         bits = [b for layer in self.layers for b in layer.bits]
@@ -160,21 +201,28 @@ class Claim:
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """Plain data for plan.json."""
-    return {"format": 1, **asdict(plan)}
+    return {"format": FORMAT, **asdict(plan)}
 
 
 def from_json(data: dict[str, Any]) -> Plan:
     """Inverse of `to_json`; unknown or missing fields are refused."""
     try:
         data = dict(data)
-        if data.pop("format") != 1:
+        version = data.pop("format")
+        if version not in (1, FORMAT):
             raise ValueError("unknown plan format")
-        layers = tuple(LayerPlan(tuple(v["bits"]), tuple(v["resident"])) for v in data.pop("layers"))
+        layers = tuple(_layer(version, **layer) for layer in data.pop("layers"))
         budget = Budget(**data.pop("budget"))
         proof = Proof(**data.pop("proof"))
         return Plan(layers=layers, budget=budget, proof=proof, notes=tuple(data.pop("notes")), **data)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"this is not a plan that stic wrote: {error}") from error
+
+
+def _layer(version: int, bits: list[int], resident: list[int], place: Place | None = None) -> LayerPlan:
+    if (place is None) != (version == 1):
+        raise ValueError(f"a layer of plan format {version} {'lacks' if place is None else 'has'} a place")
+    return LayerPlan(tuple(bits), tuple(resident), place or "cpu")
 
 
 def dumps(plan: Plan) -> str:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from stic.compiler.drawing import Kind, Span, Strip
-from stic.compiler.plan import LayerPlan, Plan
+from stic.compiler.drawing import HAND_OVER, Kind, Span, Strip
+from stic.compiler.plan import LayerPlan, Place, Plan
 from stic.compiler.quantities import format_bytes, format_time
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
 from stic.compiler.sweep import Point, on_front
-from stic.runtime.trace import Trace
+from stic.runtime.trace import GPU, Trace
 
 if TYPE_CHECKING:  # the module brings the tokenizer and the process pool with it
     from stic.compiler.importance import Importance
@@ -43,7 +43,9 @@ def plan_facts(plan: Plan, predicted_us: float, peak_bytes: int) -> dict[str, An
         "table_resident": plan.table_resident,
         "read_ahead": plan.read_ahead,
         "notes": list(plan.notes),
-        "shards": [{"bits": list(layer.bits), "resident": list(layer.resident)} for layer in plan.layers],
+        "shards": [
+            {"bits": list(layer.bits), "resident": list(layer.resident), "place": layer.place} for layer in plan.layers
+        ],
     }
 
 
@@ -64,12 +66,17 @@ def shard_table(layers: Sequence[LayerPlan], layer_bytes: Sequence[tuple[int, in
     table.add_column("bits of each slice")
     table.add_column("of them resident")
     table.add_column("mean bits", justify="right")
+    placed = any(layer.place == "gpu" for layer in layers)
+    if placed:
+        table.add_column("runs on")
     if layer_bytes is not None:
         table.add_column("resident", justify="right")
         table.add_column("streamed", justify="right")
     for number, layer in enumerate(layers):
         mean = f"{sum(layer.bits) / len(layer.bits):.2f}" if layer.bits else "left out"
         row = [str(number), grid_row(layer.bits, slices), grid_row(layer.resident, slices), mean]
+        if placed:
+            row.append(layer.place.upper() if layer.bits else "")
         if layer_bytes is not None:
             row += [format_bytes(size) for size in layer_bytes[number]]
         table.add_row(*row)
@@ -183,16 +190,28 @@ def print_device(console: Console, data: Mapping[str, Any]) -> None:
         table.add_row(format_bytes(point["bytes"]), str(point["lanes"]), *times, f"{speed:.0f}")
     console.print(table)
     for shape in compute["shapes"]:
+        _print_shape(console, shape, f"{compute['threads']} threads")
+    if (gpu := data.get("gpu")) is not None:
         console.print(
-            f"layer of {shape['slices']} slices, hidden {shape['hidden']}, {shape['heads_per_slice']} x"
-            f" {shape['head_dim']} heads and {shape['neurons_per_slice']} neurons a slice, {shape['rows']} tokens,"
-            f" {compute['threads']} threads: {format_time(shape['layer_us'])} a layer and for each slice"
+            f"{gpu['device']}, driver {gpu['driver']}, {gpu['arithmetic']} arithmetic;"
+            f" {format_time(gpu['hop_us'])} to hand activations over"
         )
-        table = Table(box=None, pad_edge=False)
-        for bits in shape["slice_us"]:
-            table.add_column(f"{bits} bits", justify="right")
-        table.add_row(*(format_time(us) for us in shape["slice_us"].values()))
-        console.print(table)
+        for shape in gpu["shapes"]:
+            _print_shape(console, shape, "on the GPU")
+
+
+def _print_shape(console: Console, shape: Mapping[str, Any], where: str) -> None:
+    """Print the times of one shape of a profile."""
+    console.print(
+        f"layer of {shape['slices']} slices, hidden {shape['hidden']}, {shape['heads_per_slice']} x"
+        f" {shape['head_dim']} heads and {shape['neurons_per_slice']} neurons a slice, {shape['rows']} tokens,"
+        f" {where}: {format_time(shape['layer_us'])} a layer and for each slice"
+    )
+    table = Table(box=None, pad_edge=False)
+    for bits in shape["slice_us"]:
+        table.add_column(f"{bits} bits", justify="right")
+    table.add_row(*(format_time(us) for us in shape["slice_us"].values()))
+    console.print(table)
 
 
 def layer_label(layer: int) -> str:
@@ -200,14 +219,21 @@ def layer_label(layer: int) -> str:
     return {EMBEDDING: "E", HEAD: "H"}.get(layer, str(layer))
 
 
+def _lane(io: bool, place: Place) -> str:
+    return "IO" if io else "GPU" if place == "gpu" else "compute"
+
+
 def predicted(events: Iterable[Event], length: int, deadline_us: float | None) -> Strip:
     """A replayed plan, for drawing; `length` is the input it was planned for, in tokens."""
     kinds: dict[str, Kind] = {"io": "read", "compute": "compute", "stall": "stall"}
     spans = (
-        Span("IO" if e.kind == "io" else "compute", kinds[e.kind], e.start_us, e.end_us, layer_label(e.layer))
-        for e in events
+        Span(_lane(e.kind == "io", e.place), kinds[e.kind], e.start_us, e.end_us, layer_label(e.layer)) for e in events
     )
     return Strip(f"predicted for {length} tokens", tuple(spans), deadline_us)
+
+
+def _measured_lane(track: int) -> str:
+    return "GPU" if track == GPU else "compute"
 
 
 def measured(trace: Trace, tokens: int) -> Strip:
@@ -218,10 +244,10 @@ def measured(trace: Trace, tokens: int) -> Strip:
         if e.track >= 0:
             spans.append(Span(f"IO {e.track}", "read", start, end, str(e.layer) if e.layer >= 0 else "E"))
         elif e.name == "stall":
-            spans.append(Span("compute", "stall", start, end))
+            spans.append(Span(_measured_lane(e.track), "stall", start, end))
         else:
-            label = {"embed": "E", "head": "H"}.get(e.name, str(e.layer))
-            spans.append(Span("compute", "compute", start, end, label))
+            label = {"embed": "E", "head": "H", "hand-over": HAND_OVER}.get(e.name, str(e.layer))
+            spans.append(Span(_measured_lane(e.track), "compute", start, end, label))
     return Strip(f"measured with {tokens} tokens", _joined(spans))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stic.compiler.memory_plan import Extent, place_extents
-from stic.compiler.plan import Claim, Plan, Problem
+from stic.compiler.plan import Claim, Place, Plan, Problem
 from stic.runtime.format import BLOCK, pad, row_stride
 
 EMBEDDING, HEAD = -1, -2  # in Event.layer
@@ -25,6 +25,7 @@ class Event:
     start_us: float
     end_us: float
     bytes: int  # of an io event; else 0
+    place: Place = "cpu"  # what computes, or waits
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ class _Clock:
     def __init__(self, kind: Literal["io", "compute"], now: float, events: list[Event]) -> None:
         self.kind, self.now, self.events = kind, now, events
 
-    def run(self, layer: int, level: int, ready: float, duration: float, size: int = 0) -> float:
+    def run(
+        self, layer: int, level: int, ready: float, duration: float, size: int = 0, place: Place = "cpu"
+    ) -> float:
         """Do one piece of work that cannot start before `ready`; returns its end."""
         start = max(self.now, ready)
         if self.kind == "compute" and start > self.now:
-            self.events.append(Event("stall", layer, -1, self.now, start, 0))
+            self.events.append(Event("stall", layer, -1, self.now, start, 0, place))
         self.now = start + duration
-        self.events.append(Event(self.kind, layer, level, start, self.now, size))
+        self.events.append(Event(self.kind, layer, level, start, self.now, size, place))
         return self.now
 
 
@@ -66,15 +69,17 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
 
     Reads are in load order: embedding rows, then extents. An extent starts when the lane is free and its
     `wait_layer` has been computed. A layer is computed when its own extents have arrived and the layer
-    before it is done; without overlap, when everything has arrived.
+    before it is done; without overlap, when everything has arrived. CPU and GPU take turns: what is computed on the
+    other one than its input begins with handing that over. The embedding is computed where the first kept layer is.
     """
     placement = place_extents(plan, problem.store)
     by_layer: list[list[Extent]] = [[] for _ in plan.layers]
     for extent in placement.streamed:
         by_layer[extent.layer].append(extent)
-    cost, events = problem.compute, []  # type: ignore[var-annotated]
-    io = _Clock("io", cost.submit_us, events)
-    compute = _Clock("compute", cost.submit_us, events)
+    events: list[Event] = []
+    io = _Clock("io", problem.compute.submit_us, events)
+    compute = _Clock("compute", problem.compute.submit_us, events)
+    at = next((layer.place for layer in plan.layers if layer.bits), "cpu")  # where activations are
     done: dict[int, float] = {-1: 0.0}
     steps: list[tuple[float, int]] = [(0.0, 0)]
 
@@ -91,17 +96,22 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
         rows = io.run(EMBEDDING, -1, 0.0, problem.io.row_us * problem.length, size)
     arrived = {k: read(k) for k in range(len(plan.layers))} if not plan.overlap else {}
     everything = io.now if not plan.overlap else 0.0
-    compute.run(EMBEDDING, -1, max(rows, everything), cost.embed_us)
+    compute.run(EMBEDDING, -1, max(rows, everything), problem.cost(at).embed_us, place=at)
     for k, layer in enumerate(plan.layers):
         ready = arrived[k] if not plan.overlap else read(k)
         if layer.bits:
+            cost = problem.cost(layer.place)
             duration = cost.layer_us + sum(cost.slice_us[b] for b in layer.bits)
-            compute.run(k, -1, ready if by_layer[k] else 0.0, duration)
+            duration += problem.hop_us if layer.place != at else 0.0
+            compute.run(k, -1, ready if by_layer[k] else 0.0, duration, place=layer.place)
+            at = layer.place
         done[k] = compute.now
         steps.append((compute.now, -sum(x.bytes for x in by_layer[k])))
-    latency = compute.run(HEAD, -1, 0.0, cost.head_us)
+    hop_us = problem.hop_us if at == "gpu" else 0.0
+    latency = compute.run(HEAD, -1, 0.0, problem.compute.head_us + hop_us)
 
     table = problem.table_bytes if plan.table_resident else 0
+    gpu = problem.gpu_bytes if plan.on_gpu else 0
     return Timeline(
         events=tuple(sorted(events, key=lambda e: (e.start_us, e.end_us))),
         latency_us=latency,
@@ -109,7 +119,7 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
         io_bytes=sum(e.bytes for e in events),
         preload_bytes=placement.preload_bytes,
         working_bytes=placement.working_bytes,
-        peak_bytes=problem.fixed_bytes + table + placement.preload_bytes + placement.working_bytes,
+        peak_bytes=problem.fixed_bytes + table + gpu + placement.preload_bytes + placement.working_bytes,
         held=_accumulate(steps),
     )
 

@@ -57,22 +57,28 @@ def tokens_of(package: Package, texts: Sequence[Pair], truncate: bool) -> list[t
     return found
 
 
-def outputs_of(
-    session: Runs, package: Package, examples: Examples, progress: Callable[[str, int, int], None]
-) -> NDArray[np.float32]:
-    """One output vector for each of `examples.sequences`, (sequences, features); long texts are cut.
+def inputs_of(package: Package, examples: Examples) -> list[tuple[int, Ids, Ids | None]]:
+    """(number, ids, types) of each of `examples.sequences`, those of one length together; long texts are cut.
 
-    Raises InputError if the package gives a vector a token instead.
+    Types are None where the model has none. Raises InputError if the package gives a vector a token instead of one.
     """
-    total = len(examples.sequences)
-    outputs = np.zeros((total, int(package.header["output_features"])), np.float32)
     if int(package.header["pooling"]) == 0:
         raise InputError(f"{package.path} gives one vector a token: evaluation needs a model with pooling or a head")
     has_types = int(package.header["types"]) > 0
-    done = 0
-    for batch in encode(examples, tokenizer_of(package), int(package.header["max_length"])):
-        for row, ids, types, mask in zip(batch.rows, batch.ids, batch.types, batch.mask, strict=True):
-            outputs[row] = session.run(ids[mask], types[mask] if has_types else None)
-            done += 1
-        progress("evaluating", done, total)
+    return [
+        (int(row), ids[mask], types[mask] if has_types else None)
+        for batch in encode(examples, tokenizer_of(package), int(package.header["max_length"]))
+        for row, ids, types, mask in zip(batch.rows, batch.ids, batch.types, batch.mask, strict=True)
+    ]
+
+
+def outputs_of(
+    session: Runs, package: Package, examples: Examples, progress: Callable[[str, int, int], None]
+) -> NDArray[np.float32]:
+    """One output vector for each of `examples.sequences`, (sequences, features); otherwise as `inputs_of`."""
+    inputs = inputs_of(package, examples)
+    outputs = np.zeros((len(inputs), int(package.header["output_features"])), np.float32)
+    for done, (row, ids, types) in enumerate(inputs):
+        outputs[row] = session.run(ids, types)
+        progress("evaluating", done + 1, len(inputs))
     return outputs

@@ -23,11 +23,12 @@ from stic.schedules.rule import kernels_for, micro_kernel
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import build
 from stic.schedules.tuning import Tuning
-from stic.targets.rpc import lease
+from stic.targets.rpc import Place, lease
 from stic.targets.target import Target, processor
 from stic.targets.toolchain import find_c_compiler
 
 ROUNDS = 9
+MEASURE_S = 60.0  # how long a device may take for one measurement
 BETTER = 0.98  # a change is taken if it needs at most this share of the time
 MOSTLY = 0.7  # in at least this share of the rounds
 FEATURES, TILES = (384, 768, 1536), (1, 2, 4, 8)
@@ -65,11 +66,11 @@ def device(target: Target, tracker: str | None, key: str | None) -> Iterator[Dev
     if tracker is not None:
         if target.name == "host":
             raise TargetError("target host is this machine: name the target that the device behind the tracker is")
-        with lease(tracker, key or target.name) as session:
+        with lease(Place(tracker, key or target.name, step_s=MEASURE_S)) as leased:
 
             def load_there(path: Path) -> Any:
-                session.upload(str(path))
-                return session.load_module(path.name)
+                leased.upload(path.read_bytes(), path.name)
+                return leased.load_module(path.name)
 
             yield Device(f"{key or target.name} of an RPC tracker", load_there)
         return

@@ -7,6 +7,7 @@ A package is a directory. All numbers are little-endian; CRC means CRC-32 as in 
     embeddings.bin   one row a token id
     shards.bin       one record per (layer, level, slice)
     kernels.so       compiled kernels, plain C functions
+    kernels.cl       kernels for a GPU, OpenCL C; only in packages with a GPU part
     plan.json        the plan and its predicted timeline, for people
     tokenizer.json   optional
 
@@ -23,7 +24,9 @@ how long:
     regions   REGION   one for each of REGIONS: where the engine keeps what inside its one arena
 
 `index_crc` is the CRC of index.bin with that field set to zero. A reader refuses another `major`, and any
-`minor` above its own.
+`minor` above its own. A package says the least minor that it needs: 1 with a GPU part, else 0.
+
+**GPU part**, where `gpu_at` is not 0: which layers run on a GPU, and how; see `stic.runtime.gpu_format`.
 
 **Geometry.** pad16(n) rounds up to 16. H = hidden, HP = pad16(H), A = pad16(heads_per_slice * head_dim), FP
 = pad16(neurons_per_slice). A shard has four matrices (N, K), padded with zeros: qkv (3A, HP), rows q | k | v, each
@@ -82,7 +85,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 2, 0
+MAJOR, MINOR = 2, 1  # 1: a package may have a GPU part
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
@@ -181,13 +184,14 @@ HEADER = np.dtype(
         ("dense", "<u4"),
         ("regions_at", "<u4"),
         ("arena_bytes", "<u8"),
-        ("claimed_bytes", "<u8"),  # the plan's claim: arena, index, stacks, code
+        ("claimed_bytes", "<u8"),  # the plan's claim: arena, index, stacks, code, what the GPU keeps
         ("deadline_us", "<u4"),  # 0: none
         ("predicted_us", "<u4"),
         ("load_first", "<u4"),  # 1: read everything before computing anything; then no extent waits for a layer
         ("interleave", "<u4"),  # q, one of INTERLEAVES
         ("cores", "<u8"),  # bit i: compute threads should run on processor i; 0: on any
-        ("reserved", "<u4", (4,)),  # zero
+        ("gpu_at", "<u4"),  # offset of the GPU part (gpu_format.GPU), a multiple of 4; 0: none
+        ("reserved", "<u4", (3,)),  # zero
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])

@@ -33,6 +33,8 @@ class Options(ctypes.Structure):
         ("lanes", ctypes.c_uint32),
         ("buffered", ctypes.c_uint32),
         ("io_bytes_per_s", ctypes.c_uint64),
+        ("gpu", ctypes.c_uint32),
+        ("gpu_arithmetic", ctypes.c_uint32),
     )
 
 
@@ -41,8 +43,8 @@ _INFO_NUMBERS = (
     " deadline_us predicted_us"
 ).split()
 _STATS_NUMBERS = (
-    "arena_bytes bookkeeping_bytes stack_bytes peak_bytes claimed_bytes resident_bytes runs run_us stall_us io_bytes"
-    " io_requests"
+    "arena_bytes bookkeeping_bytes stack_bytes gpu_bytes peak_bytes claimed_bytes resident_bytes runs run_us stall_us"
+    " io_bytes io_requests"
 ).split()
 
 
@@ -56,8 +58,9 @@ class Stats(ctypes.Structure):
     """stic_stats of stic.h."""
 
     _fields_ = (
-        *((name, ctypes.c_uint32) for name in ("struct_bytes", "direct", "emulated", "reserved")),
+        *((name, ctypes.c_uint32) for name in ("struct_bytes", "direct", "emulated", "gpu_layers")),
         *((name, ctypes.c_uint64) for name in _STATS_NUMBERS),
+        *((name, ctypes.c_uint32) for name in ("gpu_builds", "gpu_arithmetic")),
     )
 
 
@@ -87,6 +90,7 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "stic_session_output_size": (ctypes.c_size_t, (_SESSION, ctypes.c_int32)),
     "stic_session_evict": (ctypes.c_int, (_SESSION, ctypes.c_uint64)),
+    "stic_session_device": (ctypes.c_char_p, (_SESSION,)),
     "stic_session_info": (ctypes.c_int, (_SESSION, ctypes.POINTER(Info))),
     "stic_session_stats": (ctypes.c_int, (_SESSION, ctypes.POINTER(Stats))),
     "stic_session_trace": (

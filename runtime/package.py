@@ -38,6 +38,8 @@ from stic.runtime.format import (
     pad,
     record_layout,
 )
+from stic.runtime.gpu_format import PLACES, PROGRAM_FILE
+from stic.runtime.gpu_package import GpuPart, check_weights, read_gpu
 
 REQUIRED_FILES = ("trunk.bin", "embeddings.bin", "shards.bin", "kernels.so", "plan.json")
 CHECKED_BY_PART = ("embeddings.bin", "shards.bin")  # rows and records carry their own CRCs
@@ -76,6 +78,7 @@ class Package:
         rows = self._table("regions", REGION, len(REGIONS))
         self.regions = {name: (int(row["offset"]), int(row["bytes"])) for name, row in zip(REGIONS, rows, strict=True)}
         self._check_tables()
+        self.gpu = self._gpu()  # None: every layer runs on the CPU
 
     @classmethod
     def open(cls, path: str | Path) -> Package:
@@ -163,6 +166,19 @@ class Package:
                     record = self.records[layer, level, s]
                     if record["bytes"] == 0 or int(record["offset"]) + int(record["bytes"]) > total:
                         raise self._refuse(f"layer {layer} slice {s} level {level}: no such record")
+
+    def _gpu(self) -> GpuPart | None:
+        if not self.header["gpu_at"]:
+            return None
+        if PROGRAM_FILE not in self.files:
+            raise self._refuse(f"it has a GPU part, but lists no {PROGRAM_FILE}")
+        check_weights(self.regions, self._refuse)
+        return read_gpu(self._index, self.header, self.layers, self.shape, self._refuse)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where each layer runs as planned: "cpu" or "gpu"."""
+        return self.gpu.places if self.gpu is not None else (PLACES[0],) * len(self.layers)
 
     @property
     def nested(self) -> bool:

@@ -1,8 +1,9 @@
-"""The same run in numpy, slowly and obviously: the answer that every engine must give, bit for bit.
+"""The same run in numpy, slowly and obviously: the answer that every engine must give.
 
-What an engine computes between the embedding and the last layer equals this exactly: sums are taken in the same order
-(`stic.runtime.arithmetic`). The head's pooling and linear maps, after which nothing is rounded to integers, may
-differ in their last bits.
+What a CPU computes between the embedding and the last layer equals this bit for bit: sums are taken in the same order
+(`stic.runtime.arithmetic`). Layers that a GPU computes agree with it to the precision of what they store: devices and
+their compilers order and fuse sums as they like. The head's pooling and linear maps, after which nothing is rounded to
+integers, may differ in their last bits.
 
 Activations are (features, tokens) here; how kernels tile them is their own affair.
 """
@@ -12,10 +13,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stic.runtime.arithmetic import activation, attention, fma, layer_norm, matmul, quantize
+from stic.runtime.arithmetic import activation
 from stic.runtime.errors import InputError
 from stic.runtime.format import ACTIVATIONS, POOLINGS, pad
-from stic.runtime.package import Matrix, Package
+from stic.runtime.package import Package
+from stic.runtime.reference_gpu import Arithmetic, GpuLayers
+from stic.runtime.reference_layers import Layers
 
 Floats = NDArray[np.float32]
 
@@ -24,13 +27,14 @@ class Reference:
     """Runs a package in numpy.
 
     >>> output = Reference(Package.open("model.stic")).run([101, 7592, 102])
+
+    Layers that the package places on a GPU are computed as one with `gpu_arithmetic` does; None: as the CPU does.
     """
 
-    def __init__(self, package: Package) -> None:
+    def __init__(self, package: Package, gpu_arithmetic: Arithmetic | None = None) -> None:
         self.package = package
-        self.shape = package.shape
-        self.epsilon = float(package.plan["model"]["epsilon"])
-        self.activation = activation(package.plan["model"]["activation"])
+        self.cpu = Layers(package)
+        self.gpu = GpuLayers(package, gpu_arithmetic) if package.gpu is not None and gpu_arithmetic else self.cpu
 
     def run(self, ids: ArrayLike, types: ArrayLike | None = None) -> Floats:
         """Run one input.
@@ -50,85 +54,12 @@ class Reference:
             raise InputError(f"a token id is outside the vocabulary of {head['vocabulary']}")
         if len(kinds) != len(tokens) or np.any((kinds < 0) | (kinds >= max(1, int(head["types"])))):
             raise InputError(f"token types must be {len(tokens)} numbers below {max(1, int(head['types']))}")
-        x = self._embed(tokens, kinds)
-        for layer in range(len(self.package.layers)):
-            if self.package.layers[layer]["slices"]:
-                x = self._layer(layer, x)
+        places = {"cpu": self.cpu, "gpu": self.gpu}
+        kept = [(i, places[place]) for i, place in enumerate(self.package.places) if self.package.layers[i]["slices"]]
+        x = (kept[0][1] if kept else self.cpu).embed(tokens, kinds)
+        for layer, layers in kept:
+            x = layers.layer(layer, x)
         return self._head(x.T)
-
-    def _vector(self, at: int) -> Floats:
-        """A per-hidden-feature vector of the trunk, without its padding."""
-        return self.package.tensor(int(at), "<f4", self.shape.padded_hidden)[: self.shape.hidden]
-
-    def _embed(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Floats:
-        package, head, width = self.package, self.package.header, self.shape.padded_hidden
-        position = package.tensor(int(head["position_at"]), "<f2", int(head["max_length"]), width)
-        token_type = package.tensor(int(head["token_type_at"]), "<f2", max(1, int(head["types"])), width)
-        h = self.shape.hidden
-        codes, scales = package.embedding_rows(ids)
-        place = position[: len(ids), :h].astype(np.float32) + token_type[types, :h].astype(np.float32)
-        x = fma(codes.astype(np.float32), scales[:, None], place).T
-        gamma, beta = self._vector(head["embedding_gamma_at"]), self._vector(head["embedding_beta_at"])
-        return layer_norm(x, gamma, beta, self.epsilon)
-
-    def _matrix(self, layer: int, s: int, name: str) -> Matrix:
-        return self.package.matrix(layer, s, name, int(self.package.bits[layer, s]))
-
-    def _split(self, layer: int, name: str, x: Floats, scale_at: int, bias_at: int) -> list[Floats]:
-        """Apply a matrix whose rows belong to slices to x (K, tokens): each slice gives its own (N, tokens)."""
-        n, slices = self.shape.matrix(name)[0], int(self.package.header["slices"])
-        scale = self.package.tensor(scale_at, "<f4", slices, n)
-        bias = self.package.tensor(bias_at, "<f4", slices, n)
-        codes, token_scale = quantize(x)
-        outputs = []
-        for s in range(int(self.package.layers[layer]["slices"])):
-            matrix = self._matrix(layer, s, name)
-            if matrix.weight is not None:
-                outputs.append(bias[s][:, None] + matmul(matrix.weight, x))
-            else:
-                outliers = np.zeros((n, x.shape[1]), np.float32)
-                _add_outliers(matrix, codes, scale[s], outliers)
-                outputs.append(_finish(_products(matrix, codes), outliers, token_scale, scale[s], bias[s]))
-        return outputs
-
-    def _join(self, layer: int, name: str, inputs: list[Floats], scale_at: int, bias_at: int) -> Floats:
-        """Apply a matrix whose columns belong to slices: inputs (K, tokens) are quantised together, results summed."""
-        n, width = self.shape.matrix(name)
-        scale, bias = (self.package.tensor(at, "<f4", n) for at in (scale_at, bias_at))
-        codes, token_scale = quantize(np.concatenate(inputs))
-        total, outliers = np.zeros((n, codes.shape[1])), np.zeros((n, codes.shape[1]), np.float32)
-        full = []
-        for s, x in enumerate(inputs):
-            matrix, part = self._matrix(layer, s, name), codes[s * width : (s + 1) * width]
-            if matrix.weight is not None:
-                full.append(matmul(matrix.weight, x))
-            else:
-                _add_outliers(matrix, part, scale, outliers)
-                total += _products(matrix, part)
-        some = len(full) < len(inputs)
-        y = _finish(total, outliers, token_scale, scale, bias) if some else np.broadcast_to(bias[:, None], total.shape)
-        for product in full:
-            y = y + product
-        return y[: self.shape.hidden]
-
-    def _layer(self, layer: int, x: Floats) -> Floats:
-        row, shape = self.package.layers[layer], self.shape
-        padding = ((0, shape.padded_hidden - shape.hidden), (0, 0))
-        width, head_dim = shape.attention_width, shape.head_dim
-        contexts = []
-        for qkv in self._split(layer, "qkv", np.pad(x, padding), int(row["qkv_scale_at"]), int(row["qkv_bias_at"])):
-            context = np.zeros((width, x.shape[1]), np.float32)
-            for h in range(shape.heads_per_slice):
-                q, k, v = (qkv[part * width + h * head_dim :][:head_dim] for part in range(3))
-                context[h * head_dim : (h + 1) * head_dim] = attention(q, k, v)
-            contexts.append(context)
-        y = self._join(layer, "out", contexts, int(row["out_scale_at"]), int(row["out_bias_at"]))
-        gamma, beta = self._vector(row["attention_gamma_at"]), self._vector(row["attention_beta_at"])
-        x = layer_norm(x + y, gamma, beta, self.epsilon)
-        ups = self._split(layer, "up", np.pad(x, padding), int(row["up_scale_at"]), int(row["up_bias_at"]))
-        hidden = [self.activation(up) for up in ups]
-        y = self._join(layer, "down", hidden, int(row["down_scale_at"]), int(row["down_bias_at"]))
-        return layer_norm(x + y, self._vector(row["ffn_gamma_at"]), self._vector(row["ffn_beta_at"]), self.epsilon)
 
     def _head(self, x: Floats) -> Floats:
         head = self.package.header
@@ -143,24 +74,3 @@ class Reference:
         if head["normalize"]:
             y = y / np.maximum(np.linalg.norm(y, axis=-1, keepdims=True), np.float32(1e-12))
         return (y if pooling == "tokens" else y[0]).astype(np.float32)
-
-
-def _products(matrix: Matrix, codes: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Sums of integer products (N, tokens), outliers taken by their code; exact in float64."""
-    assert matrix.codes is not None and matrix.table is not None
-    return matrix.table[matrix.codes].astype(np.float64) @ codes.astype(np.float64)
-
-
-def _add_outliers(matrix: Matrix, codes: NDArray[np.int32], scale: Floats, sums: Floats) -> None:
-    """Add to `sums` (N, tokens) what the exact weights give beyond their code's share, one after the other."""
-    assert matrix.table is not None
-    dense = np.float32(matrix.table[len(matrix.table) // 2])  # an outlier's code is 2^(bits - 1)
-    beyond = fma(-scale[matrix.outlier_rows], dense, matrix.outlier_values)
-    for row, column, weight in zip(matrix.outlier_rows, matrix.outlier_columns, beyond, strict=True):
-        sums[row] = fma(weight, codes[column].astype(np.float32), sums[row])
-
-
-def _finish(total: NDArray[np.float64], outliers: Floats, token_scale: Floats, scale: Floats, bias: Floats) -> Floats:
-    """token_scale (tokens,) * (scale (N,) * total + outliers) + bias (N,), both (N, tokens)."""
-    inner = fma(scale[:, None], total.astype(np.float32), outliers)
-    return fma(token_scale, inner, bias[:, None])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +24,12 @@ from stic.runtime.trace import Event, Trace
 # Kinds of stic_status in stic.h, by tens.
 _INPUT, _PACKAGE = range(10, 20), range(30, 40)
 _BUSY = 20
+
+GpuUse = Literal["auto", "off", "required"]
+GpuArithmetic = Literal["float", "int8"]
+# stic_gpu_use and stic_gpu_arithmetic of stic.h, by number.
+GPU_USES: tuple[GpuUse, ...] = ("auto", "off", "required")
+GPU_ARITHMETICS: tuple[GpuArithmetic | None, ...] = (None, "float", "int8")
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,11 @@ class Stats:
 
     direct: bool
     emulated: bool
+    gpu_layers: int
     arena_bytes: int
     bookkeeping_bytes: int
     stack_bytes: int
+    gpu_bytes: int
     peak_bytes: int
     claimed_bytes: int
     resident_bytes: int
@@ -60,9 +70,12 @@ class Stats:
     stall_us: int
     io_bytes: int
     io_requests: int
+    gpu_builds: int
+    gpu_arithmetic: GpuArithmetic | None  # None: no layer runs on a GPU
 
 
-def _error(status: int, message: str) -> SticError:
+def error_of(status: int, message: str) -> SticError:
+    """The exception of a stic_status and its sentence."""
     if status in _INPUT:
         return InputError(message)
     return PackageError(message) if status in _PACKAGE else EngineError(message, status)
@@ -79,12 +92,52 @@ def _int32(values: ArrayLike, name: str) -> NDArray[np.int32]:
     return np.ascontiguousarray(given, np.int32)
 
 
+def info_of(raw: native.Info) -> Info:
+    """What a stic_info says."""
+    facts = {name: getattr(raw, name) for name in Info.__dataclass_fields__}
+    return Info(**facts | {"output_per_token": bool(raw.output_per_token)})
+
+
+def stats_of(raw: native.Stats) -> Stats:
+    """What a stic_stats says."""
+    facts = {name: getattr(raw, name) for name in Stats.__dataclass_fields__}
+    arithmetic = GPU_ARITHMETICS[raw.gpu_arithmetic]
+    return Stats(**facts | {"direct": bool(raw.direct), "emulated": bool(raw.emulated), "gpu_arithmetic": arithmetic})
+
+
+def trace_of(events: Iterable[native.Event]) -> Trace:
+    """The trace that stic_events make, by time of beginning."""
+    names = Event.__dataclass_fields__
+    found = (Event(**{name: getattr(event, name) for name in names}) for event in events)
+    return Trace(tuple(sorted(found, key=lambda event: event.begin_ns)))
+
+
+def check_options(**options: int | None) -> None:
+    """Raise InputError for an option of a session that is below 1; None stands for the default."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def arrays_of(
+    info: Info, ids: ArrayLike, types: ArrayLike | None
+) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[np.float32]]:
+    """Token ids (tokens,), types or None, and room for the output, as the engine takes them. Raises InputError."""
+    tokens = _int32(ids, "ids")
+    kinds = None if types is None else _int32(types, "types")
+    if kinds is not None and len(kinds) != len(tokens):
+        raise InputError(f"{len(tokens)} ids but {len(kinds)} types: each token has one type")
+    shape = (len(tokens), info.output_features) if info.output_per_token else (info.output_features,)
+    return tokens, kinds, np.empty(shape, np.float32)
+
+
 class Session:
     """A package being run. Use it as a context manager, or call `close`.
 
     threads, lanes: at most, and by default, as many as the package was compiled for. io_bytes_per_s: emulate storage
-    of this bandwidth. direct: read past the page cache where that works. Raises PackageError, EngineError,
-    ToolchainError.
+    of this bandwidth. direct: read past the page cache where that works. gpu: whether layers planned for a GPU run
+    there, may, or must not. gpu_arithmetic: how it multiplies, by default as it has a product of int8. Raises
+    PackageError, EngineError, ToolchainError.
     """
 
     def __init__(
@@ -94,23 +147,23 @@ class Session:
         lanes: int | None = None,
         io_bytes_per_s: int | None = None,
         direct: bool = True,
+        gpu: GpuUse = "auto",
+        gpu_arithmetic: GpuArithmetic | None = None,
     ) -> None:
         self._session: ctypes.c_void_p | None = None
-        for name, value in (("threads", threads), ("lanes", lanes), ("io_bytes_per_s", io_bytes_per_s)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+        check_options(threads=threads, lanes=lanes, io_bytes_per_s=io_bytes_per_s)
         self._engine = native.load()
         size = ctypes.sizeof(native.Options)
-        options = native.Options(size, threads or 0, lanes or 0, not direct, io_bytes_per_s or 0)
+        chosen = (GPU_USES.index(gpu), GPU_ARITHMETICS.index(gpu_arithmetic))
+        options = native.Options(size, threads or 0, lanes or 0, not direct, io_bytes_per_s or 0, *chosen)
         session = ctypes.c_void_p()
         status = self._engine.stic_session_open(os.fsencode(path), ctypes.byref(options), ctypes.byref(session))
         if status:
-            raise _error(status, self._engine.stic_error_message(None).decode(errors="replace"))
+            raise error_of(status, self._engine.stic_error_message(None).decode(errors="replace"))
         self._session = session
         info = native.Info(struct_bytes=ctypes.sizeof(native.Info))
         self._check(self._engine.stic_session_info(session, ctypes.byref(info)))
-        facts = {name: getattr(info, name) for name in Info.__dataclass_fields__}
-        self.info = Info(**facts | {"output_per_token": bool(info.output_per_token)})
+        self.info = info_of(info)
 
     def _handle(self) -> ctypes.c_void_p:
         if self._session is None:
@@ -121,7 +174,7 @@ class Session:
         if status == _BUSY:
             raise EngineError("the session is running in another thread: open a session for each thread", status)
         if status:
-            raise _error(status, self._engine.stic_error_message(self._handle()).decode(errors="replace"))
+            raise error_of(status, self._engine.stic_error_message(self._handle()).decode(errors="replace"))
 
     def run(self, ids: ArrayLike, types: ArrayLike | None = None) -> NDArray[np.float32]:
         """Run one input.
@@ -131,13 +184,7 @@ class Session:
         PackageError where a part of it turns out to be corrupt, EngineError; the session stays usable.
         """
         session = self._handle()
-        tokens = _int32(ids, "ids")
-        kinds = None if types is None else _int32(types, "types")
-        if kinds is not None and len(kinds) != len(tokens):
-            raise InputError(f"{len(tokens)} ids but {len(kinds)} types: each token has one type")
-        features = self.info.output_features
-        shape = (len(tokens), features) if self.info.output_per_token else (features,)
-        output = np.empty(shape, np.float32)
+        tokens, kinds, output = arrays_of(self.info, ids, types)
         pointer = ctypes.POINTER(ctypes.c_int32)
         status = self._engine.stic_session_run(
             session,
@@ -154,8 +201,12 @@ class Session:
         """What the session holds, and what the last run cost."""
         stats = native.Stats(struct_bytes=ctypes.sizeof(native.Stats))
         self._check(self._engine.stic_session_stats(self._handle(), ctypes.byref(stats)))
-        facts = {name: getattr(stats, name) for name in Stats.__dataclass_fields__}
-        return Stats(**facts | {"direct": bool(stats.direct), "emulated": bool(stats.emulated)})
+        return stats_of(stats)
+
+    @property
+    def device(self) -> str:
+        """The GPU that layers run on and its driver; or why those planned for one do not; or "" where none is."""
+        return str(self._engine.stic_session_device(self._handle()).decode(errors="replace"))
 
     def trace(self) -> Trace:
         """The events of the last run."""
@@ -164,9 +215,7 @@ class Session:
         self._check(self._engine.stic_session_trace(session, None, 0, ctypes.byref(count)))
         events = (native.Event * count.value)()
         self._check(self._engine.stic_session_trace(session, events, count.value, ctypes.byref(count)))
-        names = Event.__dataclass_fields__
-        found = (Event(**{name: getattr(event, name) for name in names}) for event in events)
-        return Trace(tuple(sorted(found, key=lambda event: event.begin_ns)))
+        return trace_of(events)
 
     def write_trace(self, path: str | Path) -> None:
         """Write the trace of the last run as JSON that ui.perfetto.dev opens."""

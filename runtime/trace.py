@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+COMPUTE, GPU = -1, -2  # tracks that are not IO lanes
+_GPU_ROW = 1000  # in the file: compute is row 0, IO lanes follow it
+
 # stic_event_kind of stic.h.
 KINDS = {
     0: "stall",
@@ -20,10 +23,15 @@ KINDS = {
     7: "up",
     8: "down",
     9: "head",
+    10: "hand-over",
     20: "read",
     21: "rows",
     22: "check",
 }
+
+
+def _row(track: int) -> int:
+    return _GPU_ROW if track == GPU else track + 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Event:
 
     kind: int  # key of KINDS
     layer: int  # -1: none
-    track: int  # -1: compute; else the IO lane
+    track: int  # COMPUTE, GPU, or the IO lane
     level: int  # of the extent that was read; else 0
     first: int
     count: int
@@ -65,11 +73,13 @@ class Trace:
         return sum(e.end_ns - e.begin_ns for e in self.events if e.name == "stall") / 1e3
 
     def to_chrome(self) -> dict[str, Any]:
-        """Chrome's trace event format: a track for compute and one for each IO lane."""
-        tracks = {-1: "compute"} | {e.track: f"IO lane {e.track}" for e in self.events if e.track >= 0}
+        """Chrome's trace event format: a track for compute, one for each IO lane, one for the GPU."""
+        tracks = {COMPUTE: "compute"} | {e.track: f"IO lane {e.track}" for e in self.events if e.track >= 0}
+        if any(e.track == GPU for e in self.events):
+            tracks[GPU] = "GPU"
         rows: list[dict[str, Any]] = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "stic"}}]
         for track, name in sorted(tracks.items()):
-            rows.append({"ph": "M", "pid": 1, "tid": track + 1, "name": "thread_name", "args": {"name": name}})
+            rows.append({"ph": "M", "pid": 1, "tid": _row(track), "name": "thread_name", "args": {"name": name}})
         for e in self.events:
             facts: dict[str, Any] = {"layer": e.layer}
             if e.name in ("read", "check"):
@@ -77,7 +87,8 @@ class Trace:
             if e.track >= 0:
                 facts |= {"bytes": e.bytes, "submit_us": e.submit_ns / 1e3}
             times = {"ts": e.begin_ns / 1e3, "dur": (e.end_ns - e.begin_ns) / 1e3}
-            what = {"ph": "X", "pid": 1, "tid": e.track + 1, "name": e.name, "cat": "compute" if e.track < 0 else "io"}
+            category = "compute" if e.track < 0 else "io"
+            what = {"ph": "X", "pid": 1, "tid": _row(e.track), "name": e.name, "cat": category}
             rows.append(what | times | {"args": facts})
         return {"displayTimeUnit": "ms", "traceEvents": rows}
 

@@ -1,33 +1,30 @@
 """Measure storage as the engine uses it: O_DIRECT reads of several sizes on several lanes, cold.
 
-A page cache that answers instead of the device would make every later plan wrong, so direct reads are proved:
-the same blocks read both ways must agree, and where O_DIRECT is refused the file is dropped from the cache
-before each pass and the result says `direct: false`.
+The engine itself reads, here or on a device behind a tracker. A page cache that answers instead of the device would
+make every later plan wrong, so the engine proves direct reads: the same blocks read both ways must agree. Where they
+are refused it drops the file from the cache before each pass, and the result says `direct: false`.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import random
+import secrets
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stic.runtime.errors import TargetError
 from stic.runtime.format import BLOCK
+from stic.targets.connection import DeviceRefused, Functions
 
 FILE_BYTES = 96 << 20
 SIZES = (BLOCK, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
 PASSES = 5
 PASS_SECONDS = 0.12  # a pass ends at this time or at the end of the file
+FILL_S = 120.0  # how long a device may take to write the file
 
 
 @dataclass(frozen=True)
@@ -45,84 +42,46 @@ class Point:
         return self.bytes * 1e6 / self.median_us
 
 
-def _read(descriptor: int, offsets: Sequence[int], size: int, deadline: float) -> list[float]:
-    buffer = mmap.mmap(-1, size)  # anonymous maps are page-aligned, which O_DIRECT wants
-    taken: list[float] = []
-    for offset in offsets:
-        start = time.perf_counter()
-        if taken and start > deadline:  # a lane that starts late still reads once
-            break
-        if os.preadv(descriptor, [buffer], offset) != size:
-            raise TargetError("a read of the probe's own file came back short: is another program truncating it?")
-        taken.append(time.perf_counter() - start)
-    return taken
-
-
-def direct_works(path: Path) -> bool:
-    """Whether O_DIRECT reads of `path` succeed and return what buffered reads return."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:
-        return False
-    try:
-        buffer = mmap.mmap(-1, 4 * BLOCK)
-        size = os.preadv(descriptor, [buffer], 0)
-        with path.open("rb") as file:
-            return size > 0 and file.read(size) == buffer[:size]
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _pass(path: Path, direct: bool, size: int, lanes: int, pool: ThreadPoolExecutor) -> tuple[float, list[float]]:
-    descriptor = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        offsets = list(range(0, FILE_BYTES - size + 1, size))
-        if size == BLOCK:  # embedding rows are anywhere in the table
-            random.Random(lanes).shuffle(offsets)
-        start = time.perf_counter()
-        shares = [offsets[lane::lanes] for lane in range(lanes)]
-        done = list(pool.map(lambda share: _read(descriptor, share, size, start + PASS_SECONDS), shares))
-        wall = time.perf_counter() - start
-        taken = [t for share in done for t in share]
-        return wall / len(taken), taken
-    finally:
-        os.close(descriptor)
+def _pass(functions: Functions, folder: str, name: str, size: int, lanes: int) -> tuple[float, list[float], bool]:
+    """Seconds for each read on the whole, those that each took by itself, and whether they passed the page cache."""
+    times = np.zeros(FILE_BYTES // size + 1, np.int64)
+    shuffled = int(size == BLOCK)  # embedding rows are anywhere in the table
+    most_ns = int(PASS_SECONDS * 1e9)
+    made = functions.call("stic_time_reads", folder, name, size, lanes, 0, shuffled, most_ns, times)
+    count = abs(made)
+    return times[0] / count / 1e9, list(times[1 : count + 1] / 1e9), made > 0
 
 
 def measure_storage(
-    folder: Path, lanes: Sequence[int], progress: Callable[[int, int], None] = lambda done, total: None
+    functions: Functions,
+    folder: str,
+    lanes: Sequence[int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Measure reads of a temporary file in `folder`; returns {"direct", "points"}.
+    """Measure reads of a temporary file in `folder` of the device whose engine's functions these are.
 
-    Raises TargetError if the folder cannot hold the file.
+    Returns {"direct", "points"}. Raises TargetError if the folder cannot hold the file.
     """
     points: list[Point] = []
     cases = [(size, count) for count in lanes for size in SIZES]
+    name = f".stic-probe-{secrets.token_hex(6)}"
     try:
-        handle = tempfile.NamedTemporaryFile(dir=folder, prefix=".stic-probe-")
-    except OSError as error:
-        raise TargetError(f"cannot measure storage in {folder}: {error.strerror}; name another folder") from error
-    with handle as file, ThreadPoolExecutor(max(lanes)) as pool:
-        try:
-            noise = np.random.default_rng(0).bytes(1 << 20)
-            for _ in range(FILE_BYTES >> 20):
-                file.write(noise)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise TargetError(f"the probe needs {FILE_BYTES >> 20} MiB in {folder}: {error.strerror}") from error
-        path = Path(file.name)
-        direct = direct_works(path)
+        functions.call("stic_fill", f"{folder}/{name}", FILE_BYTES, seconds=FILL_S)
+        direct = True
         for done, (size, count) in enumerate(cases):
-            passes = [_pass(path, direct, size, count, pool) for _ in range(PASSES)]
-            each = [1e6 * wall for wall, _ in passes]
+            passes = [_pass(functions, folder, name, size, count) for _ in range(PASSES)]
+            each = [1e6 * wall for wall, _, _ in passes]
             low, middle, high = statistics.quantiles(each, n=4)
-            latency = 1e6 * statistics.median(t for _, taken in passes for t in taken)
+            latency = 1e6 * statistics.median(t for _, taken, _ in passes for t in taken)
             points.append(Point(size, count, middle, high - low, latency))
+            direct = direct and all(past for _, _, past in passes)
             progress(done + 1, len(cases))
+    except DeviceRefused as error:
+        need = f"the probe needs a file of {FILE_BYTES >> 20} MiB in {folder}"
+        raise TargetError(f"{need}: {error.message}; name another folder with --directory") from error
+    finally:
+        with suppress(TargetError):
+            functions.call("stic_remove", f"{folder}/{name}")
     return {"direct": direct, "points": [asdict(point) for point in points]}
 
 

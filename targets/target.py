@@ -4,6 +4,9 @@ A file holds `name`, `description`, `arch`, `features`, a `[tvm]` table (the tar
 facts in `[cache]`, `[storage]`, `[compute]` and `[memory]`, each `key = { value = .., source = "..", estimated = .. }`.
 A value is a number, except that of `compute.cores`: where a device's cores are unlike, a list of those that compute.
 `host` is special: its file lists instruction set levels, best first; the machine's own facts fill the rest.
+
+A device whose GPU may compute has a `[gpu]` table, which `stic.targets.gpu` reads. Where another file describes the
+same device without its GPU, `base` names it, and all but `name`, `description` and `[gpu]` is taken from there.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import os
 import platform
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stic.runtime.errors import TargetError
+from stic.targets.facts import Fact, check_keys, number, sourced
+from stic.targets.gpu import Gpu, parse_gpu
 
 ARCHITECTURES = ("x86_64", "aarch64")
 # Names of instruction set extensions, and the flag that /proc/cpuinfo shows for each.
@@ -41,18 +46,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "compute": ("threads", "clock_hz", "int8_macs_per_cycle"),
     "memory": ("ram_bytes", "bytes_per_s"),
 }
+ALIASES = {"mali": "mali-g52", "adreno": "adreno-640"}  # a GPU's family, for the device that stands for it
 MOST_CORES = 64  # what a package's bit set of cores has room for
 _FOLDER = Path(__file__).parent
 _HOST = "host"
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A number about a device and where it comes from."""
-
-    value: float
-    source: str
-    estimated: bool = False
+_NO_GPU = "none"
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,7 @@ class Target:
     compute: Mapping[str, Fact] = field(default_factory=dict, hash=False)
     memory: Mapping[str, Fact] = field(default_factory=dict, hash=False)
     cores: Cores | None = None  # None: all alike
+    gpu: Gpu | None = None  # None: the CPU computes alone
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -130,19 +129,35 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-def load(name: str) -> Target:
-    """Read a target by name. Raises TargetError for an unknown name or a file with wrong fields."""
+def load(name: str, gpu: str | None = None) -> Target:
+    """Read a target by name, or by one of ALIASES.
+
+    `gpu` names the target whose GPU is put beside this one's CPU in place of its own; "none" leaves the CPU alone.
+    Raises TargetError for an unknown name, a target without the GPU that is asked for, or a file with wrong fields.
+    """
+    name = ALIASES.get(name, name)
     if name not in names():
-        raise TargetError(f"unknown target {name!r}; the targets are {', '.join(names())}")
+        raise TargetError(f"unknown target {name!r}; the targets are {', '.join((*names(), *ALIASES))}")
     data = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
-    return _host(data) if name == _HOST else parse(data)
+    target = _host(data) if name == _HOST else parse(data)
+    if gpu is None:
+        return target
+    if gpu == _NO_GPU:
+        return replace(target, gpu=None)
+    other = load(gpu)
+    if other.gpu is None:
+        equipped = ", ".join(n for n in names() if load(n).gpu is not None)
+        raise TargetError(f"target {other.name} has no GPU; those with one are {equipped}")
+    return replace(target, gpu=other.gpu)
 
 
 def parse(data: Mapping[str, Any]) -> Target:
     """Build a Target from the content of its file; unknown, missing or ill-typed fields are refused."""
     label = data.get("name", "without a name")
+    if "base" in data:
+        return _with_gpu(label, data)
     required = ("name", "description", "arch", "features", "tvm", "compute")
-    _check_keys(label, "the file", data, required, (*required, *SECTIONS))
+    check_keys(label, "the file", data, required, (*required, *SECTIONS, "gpu"))
     for key in ("name", "description", "arch"):
         if not isinstance(data[key], str):
             raise TargetError(f"target {label}: {key} must be a string")
@@ -151,7 +166,7 @@ def parse(data: Mapping[str, Any]) -> Target:
     tables = {section: dict(data.get(section, {})) for section in SECTIONS}
     cores = tables["compute"].pop("cores", None)
     for section, table in tables.items():
-        _check_keys(label, f"[{section}]", table, (), SECTIONS[section])
+        check_keys(label, f"[{section}]", table, (), SECTIONS[section])
     return Target(
         data["name"],
         data["description"],
@@ -159,44 +174,27 @@ def parse(data: Mapping[str, Any]) -> Target:
         tuple(data["features"]),
         dict(data["tvm"]),
         **{
-            section: {key: _fact(label, f"{section}.{key}", value) for key, value in table.items()}
+            section: {key: number(label, f"{section}.{key}", value) for key, value in table.items()}
             for section, table in tables.items()
         },
         cores=None if cores is None else _cores(label, cores),
+        gpu=parse_gpu(label, data["gpu"]) if "gpu" in data else None,
     )
 
 
-def _check_keys(
-    label: str, where: str, table: Mapping[str, Any], required: tuple[str, ...], allowed: tuple[str, ...]
-) -> None:
-    missing = [key for key in required if key not in table]
-    unknown = [key for key in table if key not in allowed]
-    if missing:
-        raise TargetError(f"target {label}: {where} lacks {', '.join(missing)}")
-    if unknown:
-        raise TargetError(f"target {label}: {where} has unknown {', '.join(unknown)}; known: {', '.join(allowed)}")
-
-
-def _sourced(label: str, where: str, data: Any) -> tuple[Any, str, bool]:
-    """(value, source, estimated) of one entry; the value is not looked at."""
-    if not isinstance(data, dict):
-        raise TargetError(f"target {label}: {where} must be a table with `value` and `source`")
-    _check_keys(label, where, data, ("value", "source"), ("value", "source", "estimated"))
-    source, estimated = data["source"], data.get("estimated", False)
-    if not isinstance(source, str) or not source.strip() or not isinstance(estimated, bool):
-        raise TargetError(f"target {label}: {where} needs a source in words, and `estimated` true or false")
-    return data["value"], source, estimated
-
-
-def _fact(label: str, where: str, data: Any) -> Fact:
-    value, source, estimated = _sourced(label, where, data)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise TargetError(f"target {label}: {where}.value must be a positive number")
-    return Fact(value, source, estimated)
+def _with_gpu(label: str, data: Mapping[str, Any]) -> Target:
+    """The target that `base` names, under another name and with a GPU."""
+    required = ("name", "description", "base", "gpu")
+    check_keys(label, "the file", data, required, required)
+    for key in required[:-1]:
+        if not isinstance(data[key], str):
+            raise TargetError(f"target {label}: {key} must be a string")
+    gpu = parse_gpu(label, data["gpu"])
+    return replace(load(data["base"]), name=data["name"], description=data["description"], gpu=gpu)
 
 
 def _cores(label: str, data: Any) -> Cores:
-    numbers, source, estimated = _sourced(label, "compute.cores", data)
+    numbers, source, estimated = sourced(label, "compute.cores", data)
     whole = isinstance(numbers, list) and all(type(n) is int and 0 <= n < MOST_CORES for n in numbers)
     if not whole or not numbers or len(set(numbers)) != len(numbers):
         raise TargetError(f"target {label}: compute.cores.value must list different processors, below {MOST_CORES}")

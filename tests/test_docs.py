@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from stic.runtime import format as package_format
+from stic.runtime import gpu_format
 
 ROOT = Path(__file__).resolve().parents[1]
-STRUCTURES = ("HEADER", "FILE", "LAYER", "RECORD", "EXTENT", "DENSE", "REGION")
+STRUCTURES = {
+    package_format: ("HEADER", "FILE", "LAYER", "RECORD", "EXTENT", "DENSE", "REGION"),
+    gpu_format: ("GPU", "LAUNCH"),
+}
 FORMAT_PAGE = ROOT / "docs" / "package-format.md"
-BEGIN, END = "<!-- tables: generated from runtime/format.py -->\n", "<!-- end of tables -->\n"
+BEGIN, END = "<!-- tables: generated from runtime/format.py and runtime/gpu_format.py -->\n", "<!-- end of tables -->\n"
 
 
 def _kind(dtype: np.dtype) -> str:
@@ -22,12 +26,13 @@ def _kind(dtype: np.dtype) -> str:
 
 def _tables() -> str:
     lines = []
-    for name in STRUCTURES:
-        dtype = getattr(package_format, name)
+    for module, name in ((module, name) for module, names in STRUCTURES.items() for name in names):
+        dtype = getattr(module, name)
         lines += [f"\n**{name}**, {dtype.itemsize} bytes\n", "| at | type | field |", "|---|---|---|"]
         fields = [(dtype.fields[field][1], _kind(dtype.fields[field][0]), field) for field in dtype.names]
         lines += [f"| {at} | {kind} | {field} |" for at, kind, field in fields]
     lines += ["\n**Regions**, in this order: " + ", ".join(package_format.REGIONS) + ".\n"]
+    lines += ["**GPU regions**, in this order: " + ", ".join(gpu_format.GPU_REGIONS) + ".\n"]
     return "\n".join(lines)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from stic.compiler.commands.deploy import ask, deploy, say
+from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options
 from stic.compiler.commands.parameters import (
     FILE,
     PICTURE,
@@ -18,13 +22,15 @@ from stic.compiler.commands.parameters import (
     json_option,
     model_options,
 )
+from stic.compiler.commands.running import Question
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
-from stic.compiler.options import CompileOptions
+from stic.compiler.options import CompileOptions, Progress
 from stic.compiler.plan import Budget, Plan, Problem
 
 if TYPE_CHECKING:
     from stic.compiler.pipeline import CompileResult
     from stic.compiler.simulate import Timeline
+    from stic.targets.rpc import Place
 
 
 def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> CompileOptions:
@@ -36,6 +42,7 @@ def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> Co
         output=output,
         profile=chosen.pop("device"),
         full_bits=int(chosen.pop("full_bits")),
+        gpu_storage="float16" if chosen.pop("gpu_storage") == "fp16" else "float32",
         time_limit_s=chosen.pop("time_limit") / 1e6,
         **chosen,
     )
@@ -162,26 +169,59 @@ def plan_command(
 @click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
 @click.option("--until", metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
 @click.option("--dump", type=FILE, metavar="DIR", help="Keep what each stage made here.")
+@click.option(
+    "--deploy",
+    "tracker",
+    metavar="HOST:PORT",
+    help="Probe a device behind this TVM RPC tracker (unless --device-profile is given), compile for it, send it.",
+)
+@lease_options
+@directory_option
+@click.option("--run", "texts", multiple=True, metavar="TEXT", help="With --deploy: then run this sentence there.")
 @json_option
-def compile_command(model: Path, target: str, output: Path, engine: Path | None, as_json: bool, **chosen: Any) -> None:
+def compile_command(
+    model: Path,
+    target: str,
+    output: Path,
+    engine: Path | None,
+    directory: str | None,
+    texts: tuple[str, ...],
+    as_json: bool,
+    **chosen: Any,
+) -> None:
     """Compile MODEL into a package that meets a latency and a memory budget.
 
     MODEL is an .onnx file of an encoder of the BERT family, or a Hugging Face directory (config.json,
     model.safetensors, tokenizer.json), which is exported on the fly. The package is a directory; copy it to the
-    device as it is.
+    device as it is, or have it sent by --deploy, which takes devices of one key to be alike.
 
     \b
     Examples:
       stic compile minilm.onnx --target host --latency 60ms --memory 6MiB -o minilm.stic
       stic compile sst2/ --target raspberry-pi-4 --memory 16MiB --calibration train.tsv -o sst2.stic
       stic compile minilm.onnx --target host --planner preload --bits 6 -o resident.stic   (a baseline)
+      stic compile minilm.onnx --target raspberry-pi-4 --latency 200ms -o minilm.stic \\
+        --deploy 192.168.1.10:9190 --key pi --run "A cat sits."
     """
     from stic.compiler import report
     from stic.compiler.drawing import terminal
     from stic.compiler.pipeline import compile_model
 
+    choice = DeviceChoice(**{name: chosen.pop(name) for name in DeviceChoice.__dataclass_fields__})
+    place = choice.place(target)
+    if place is None and (texts or directory is not None):
+        raise click.UsageError("--run and --directory belong to --deploy; here, use stic run")
+    if place is not None and chosen["until"] is not None:
+        raise click.UsageError("--until stops before there is a package to --deploy")
     options = _options(model, target, output, **chosen)
-    with progress_bar() as progress:
+    with progress_bar() as progress, TemporaryDirectory(prefix="stic-") as folder:
+        if place is not None and options.profile is None:
+            probed = Path(folder) / f"{place.key}.json"
+            data = _probe(options, place, directory, choice.system, progress)
+            probed.write_text(json.dumps(data))
+            # Where no layer runs on a GPU of the very device, an estimate of one would only mislead the plan.
+            where = "cpu" if options.place == "auto" and "gpu" not in data else options.place
+            options = replace(options, profile=probed, place=where)
         result = compile_model(options, progress)
     print_notes(result.notes)
     if options.until is not None:
@@ -194,12 +234,40 @@ def compile_command(model: Path, target: str, output: Path, engine: Path | None,
         build_engine(load(target), engine)
     problem, plan, timeline = _planned(result)
     claim = (timeline.latency_us, timeline.peak_bytes)
+    facts = {"package": str(output), **report.plan_facts(plan, *claim)}
     if as_json:
-        click.echo(json.dumps({"package": str(output), **report.plan_facts(plan, *claim)}, indent=1))
+        if place is None:
+            click.echo(json.dumps(facts, indent=1))
     else:
         strip = report.predicted(timeline.events, problem.length, options.budget.latency_us)
         report.print_plan(console, plan, *claim, terminal([strip], console.width))
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    if place is not None:
+        from stic.runtime.package import Package
+
+        package = Package.open(output)
+        use = ask(Question(texts), package, as_json, more=facts) if texts else say(as_json, facts)
+        deploy(package, choice, directory, use, as_json)
+
+
+def _probe(
+    options: CompileOptions, place: Place, directory: str | None, system: str | None, progress: Progress
+) -> dict[str, Any]:
+    """What the planner needs to know of the very device that the package is for."""
+    from stic.compiler.pipeline import read_model
+    from stic.compiler.probing import Layers, remote_runner
+    from stic.targets.target import load
+
+    target = load(options.target, options.gpu)
+    model = read_model(options.model, options.model_output)
+    layers = Layers.of(model, options.max_length, options.slices, options.full_bits)
+    notes: list[str] = []
+    with remote_runner(place, target, directory, system, progress) as (runner, folder):
+        tick = partial(progress, f"measuring {place.key}")
+        chosen = (options.threads, options.lanes, folder, tick, notes.append, runner)
+        data = layers.measure(target, *chosen, gpu_storage=options.gpu_storage)
+    print_notes(notes)
+    return data
 
 
 COMMANDS = {"export": export_command, "plan": plan_command, "compile": compile_command}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
+from stic.compiler.commands.device_options import DeviceChoice, lease_options, tracker_option
 from stic.compiler.commands.parameters import FILE, json_option, shard_options
-from stic.compiler.commands.terminal import console, progress_bar
+from stic.compiler.commands.terminal import console, print_notes, progress_bar
 from stic.compiler.options import CompileOptions
 from stic.compiler.plan import Budget
 from stic.runtime.errors import TargetError
-
-SMALL_ENCODER = (384, 12, 32, 1536)  # hidden, heads, head_dim, FFN of the MiniLM family
 
 
 @click.command("profile")
@@ -65,13 +65,21 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
 
 @click.command("probe")
 @click.argument("model", type=FILE, required=False)
-@click.option("--target", default="host", show_default=True, metavar="NAME", help="Whose kernels to measure, here.")
+@click.option("--target", default="host", show_default=True, metavar="NAME", help="Whose kernels to measure.")
 @click.option("-o", "--output", type=FILE, metavar="FILE.json", help="Write what was measured here.")
+@click.option(
+    "--gpu",
+    metavar="NAME|none",
+    help="Also measure layers on the device's GPU, with the kernels of target NAME; default: the target's own.",
+)
+@tracker_option
+@lease_options
 @click.option(
     "--directory",
     type=FILE,
     metavar="DIR",
-    help="Measure the storage that holds this directory; default: the one of the output, or this one.",
+    help="Measure the storage that holds this directory; default: the one of the output, or this one; with --tracker"
+    " where packages are kept there.",
 )
 @click.option("--max-length", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Tokens.")
 @click.option("--slices", type=click.IntRange(1), metavar="M", help="Slices per layer; default: the number of heads.")
@@ -82,47 +90,56 @@ def probe_command(
     model: Path | None,
     target: str,
     output: Path | None,
+    gpu: str | None,
     directory: Path | None,
     max_length: int,
     slices: int | None,
     threads: int | None,
     lanes: int | None,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
-    """Measure this device: storage by request size and lanes, and the engine's layers at every bitwidth.
+    """Measure a device: storage by request size and lanes, and the engine's layers at every bitwidth.
 
-    Layers have the shape of MODEL, or without one of a small encoder (hidden 384, 12 heads, FFN 1536); a plan for
-    another shape scales the times and says so. Reads bypass the page cache where the file system allows it, which is
-    verified.
-    `stic plan` and `stic compile` take the result with --device; for `--target host` they also measure by themselves.
+    The device is this machine, or one behind a TVM RPC tracker. Layers have the shape of MODEL, or without one of a
+    small encoder (hidden 384, 12 heads, FFN 1536); a plan for another shape scales the times and says so. Reads bypass
+    the page cache where the file system allows it, which is verified.
+    `stic plan` and `stic compile` take the result with --device-profile; for `--target host` they also measure by
+    themselves.
 
     \b
     Examples:
       stic probe
-      stic probe minilm.onnx --directory /data -o phone.json
+      stic probe minilm.onnx --directory /data -o disk.json
+      stic probe --gpu mali-g52 -o board.json
+      stic probe --target raspberry-pi-4 --tracker 192.168.1.10:9190 --key pi -o pi.json
     """
-    from stic.compiler import device, report
-    from stic.compiler.model import Activation
-    from stic.compiler.sharding import Geometry
+    from stic.compiler import report
+    from stic.compiler.probing import Layers, remote_runner
     from stic.targets.target import load
 
-    geometry, activation = Geometry(1, *SMALL_ENCODER, slices or SMALL_ENCODER[1]), cast(Activation, "gelu")
+    read = None
     if model is not None:
         from stic.compiler.pipeline import read_model
 
         read = read_model(model)
-        geometry = Geometry(1, read.hidden, read.heads, read.head_dim, read.ffn, slices or read.heads)
-        activation, max_length = read.activation, min(max_length, read.max_length)
-    aim = load(target)
-    if aim.missing_features:
-        raise TargetError(f"this machine cannot run {target}: it lacks {', '.join(aim.missing_features)}; probe there")
-    where = directory or (output.absolute().parent if output else Path.cwd())
-    threads, lanes = threads or aim.threads, lanes or device.DEFAULT_LANES
-    with progress_bar() as progress:
-        tick = partial(progress, "measuring this device")
-        data = device.measure(
-            aim, geometry, activation, 16, max_length, threads, lanes, where, tick, survey=(1, 2 * lanes)
-        )
+    layers, aim = Layers.of(read, max_length, slices), load(target, gpu)
+    choice = DeviceChoice(**chosen)
+    place = choice.place(target)
+    with ExitStack() as opening:
+        progress = opening.enter_context(progress_bar())
+        if place is None:
+            if aim.missing_features:
+                lacks = ", ".join(aim.missing_features)
+                raise TargetError(f"this machine cannot run {target}: it lacks {lacks}; probe there, or with --tracker")
+            runner, where = None, directory or (output.absolute().parent if output else Path.cwd())
+        else:
+            there = None if directory is None else str(directory)
+            runner, where = opening.enter_context(remote_runner(place, aim, there, choice.system, progress))
+        tick = partial(progress, "measuring this device" if place is None else f"measuring {place.key}")
+        notes: list[str] = []
+        data = layers.measure(aim, threads, lanes, where, tick, notes.append, runner, wide=True)
+    print_notes(notes)
     text = json.dumps(data, indent=1)
     if output is not None:
         output.write_text(text + "\n")

@@ -157,6 +157,34 @@ _SHARDS = (
         help="Width of the full-precision level; 0: none.",
     ),
 )
+gpu_use_option = click.option(
+    "--gpu",
+    type=click.Choice(["auto", "off", "required"]),
+    default="auto",
+    show_default=True,
+    help="Layers planned for a GPU: on the CPU where it fails, always, or never.",
+)
+_GPU = (
+    click.option(
+        "--gpu",
+        metavar="NAME|none",
+        help="Put the GPU of target NAME beside the CPU of --target; default: the target's own, if it has one.",
+    ),
+    click.option(
+        "--gpu-storage",
+        type=click.Choice(["fp16", "fp32"]),
+        default="fp16",
+        show_default=True,
+        help="Type of activations in the GPU's memory; sums are in fp32 either way.",
+    ),
+    click.option(
+        "--place",
+        type=click.Choice(["auto", "cpu", "gpu"]),
+        default="auto",
+        show_default=True,
+        help="Where layers run; auto: where the measured or estimated times say, layer by layer.",
+    ),
+)
 # What decides the shards and what they are worth.
 shard_options = compose((*_IMPORTANCE, *_SHARDS))
 # What decides a plan, budgets aside.
@@ -197,11 +225,14 @@ model_options = compose(
             metavar="SHARE",
             help="Share of the latency budget kept back for jitter.",
         ),
+        *_GPU,
         *_SHARDS,
         click.option("--threads", type=int, metavar="K", help="Compute threads; default: the target's."),
         click.option("--lanes", type=int, metavar="K", help="IO lanes; default: the target's."),
         click.option(
+            "--device-profile",
             "--device",
+            "device",
             type=FILE,
             metavar="FILE",
             help="What `stic probe` wrote; default: probe this host, else the target file.",

@@ -3,54 +3,29 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from stic.compiler.commands.parameters import FILE, PICTURE, json_option, storage_option
+from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options, tracker_option
+from stic.compiler.commands.parameters import FILE, gpu_use_option, json_option, storage_option
+from stic.compiler.commands.running import Question, answer, input_options, result_options
 from stic.compiler.commands.terminal import console, progress_bar
-from stic.runtime.errors import InputError
-
-
-def _ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError as error:
-        raise InputError(f"'{text}' is not a list of token numbers: write for example --ids 101,7592,102") from error
 
 
 @click.command("run")
 @click.argument("package", type=FILE)
-@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A sentence; repeat for several.")
-@click.option("--pair", "pairs", multiple=True, metavar="TEXT", help="Second sentence of each --text, for pair tasks.")
-@click.option("--ids", "id_lists", multiple=True, metavar="N,N,...", help="Token numbers instead of a sentence.")
-@click.option("--truncate", is_flag=True, help="Cut a sentence that is longer than the package was compiled for.")
+@input_options
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
 @storage_option
-@click.option(
-    "--trace", type=FILE, metavar="run.json", help="Write the trace of the longest input; opens in ui.perfetto.dev."
-)
-@click.option(
-    "--timeline",
-    type=PICTURE,
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE.svg]",
-    help="Draw the longest input, predicted against measured: here, or with a name as a picture.",
-)
+@gpu_use_option
+@result_options
 @json_option
 def run_command(
-    package: Path,
-    texts: tuple[str, ...],
-    pairs: tuple[str, ...],
-    id_lists: tuple[str, ...],
-    truncate: bool,
-    threads: int | None,
-    storage: int | None,
-    trace: Path | None,
-    timeline: Path | None,
-    as_json: bool,
+    package: Path, threads: int | None, storage: int | None, gpu: Any, as_json: bool, **asked: Any
 ) -> None:
     """Run PACKAGE on sentences.
 
@@ -63,50 +38,15 @@ def run_command(
       stic run minilm.stic --text "A cat sits." --trace run.json --timeline run.svg
       stic run minilm.stic --ids 101,7592,102 --json
     """
-    if bool(texts) == bool(id_lists):
-        raise click.UsageError("give sentences with --text, or token numbers with --ids")
-    if pairs and len(pairs) != len(texts):
-        raise click.UsageError(f"{len(texts)} --text but {len(pairs)} --pair: each text needs its second sentence")
-    import numpy as np
-
-    from stic.compiler import answers, contents, drawing, report
-    from stic.compiler.texts import tokens_of
+    question = Question(**asked)
+    question.check()
     from stic.runtime.package import Package
     from stic.runtime.session import Session
 
     opened = Package.open(package)
-    if texts:
-        inputs = tokens_of(opened, list(zip(texts, pairs or [None] * len(texts), strict=True)), truncate)
-    else:
-        inputs = [(np.asarray(_ids(text), np.int32), np.zeros(len(_ids(text)), np.int32)) for text in id_lists]
-    has_types = int(opened.header["types"]) > 0
-    runs: list[dict[str, Any]] = []
-    outputs, traces = [], []
-    with Session(package, threads=threads, io_bytes_per_s=storage) as session:
-        for ids, types in inputs:
-            outputs.append(session.run(ids, types if has_types else None))
-            traces.append(session.trace())
-            stats = session.stats()
-            runs.append({"tokens": len(ids), "run_us": stats.run_us, "stall_us": stats.stall_us})
-    longest = max(range(len(inputs)), key=lambda number: len(inputs[number][0]))
-    if trace is not None:
-        traces[longest].save(trace)
-    names = contents.labels(opened)
-    if as_json:
-        facts = {"labels": list(names), "runs": runs, "outputs": [output.tolist() for output in outputs]}
-        click.echo(json.dumps(facts))
-    else:
-        shown = list(texts) or [f"input {number}" for number in range(len(inputs))]
-        answers.print_answers(console, shown, outputs, names)
-        for number, run in enumerate(runs):
-            console.print(answers.run_sentence(number, run))
-    if timeline is None:
-        return
-    strips = [contents.predicted_strip(opened), report.measured(traces[longest], len(inputs[longest][0]))]
-    if str(timeline) == "-":
-        report.print_drawing(console, "\n" + drawing.terminal(strips, console.width))
-    else:
-        drawing.picture(strips, timeline)
+    inputs = question.inputs(opened)
+    with Session(package, threads=threads, io_bytes_per_s=storage, gpu=gpu) as session:
+        answer(question, opened, inputs, session, as_json)
 
 
 @click.command("eval")
@@ -119,8 +59,26 @@ def run_command(
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N examples.")
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@gpu_use_option
+@tracker_option
+@lease_options
+@directory_option
+@click.option(
+    "--devices", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Share it among N of them."
+)
 @json_option
-def eval_command(package: Path, data: Path, task: Any, limit: int | None, threads: int | None, as_json: bool) -> None:
+def eval_command(
+    package: Path,
+    data: Path,
+    task: Any,
+    limit: int | None,
+    threads: int | None,
+    gpu: Any,
+    directory: str | None,
+    devices: int,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
     """Measure how well PACKAGE does on a TSV file.
 
     \b
@@ -135,8 +93,10 @@ def eval_command(package: Path, data: Path, task: Any, limit: int | None, thread
     Examples:
       stic eval sst2.stic --data sst2/dev.tsv
       stic eval minilm.stic --data stsb/dev.tsv --task similarity --json
+      stic eval sst2.stic --data sst2/dev.tsv --tracker 192.168.1.10:9190 --key phone --devices 4
     """
     from stic.compiler import contents
+    from stic.compiler.deploy import deployed, outputs_on
     from stic.compiler.task import read_examples, score
     from stic.compiler.texts import outputs_of
     from stic.runtime.package import Package
@@ -146,8 +106,18 @@ def eval_command(package: Path, data: Path, task: Any, limit: int | None, thread
     examples = read_examples(data, task, contents.labels(opened) or None)
     if limit is not None:
         examples = examples.pick(range(min(limit, len(examples))))
-    with Session(package, threads=threads) as session, progress_bar() as progress:
-        metric = score(outputs_of(session, opened, examples, progress), examples)
+    place = DeviceChoice(**chosen).place(str(opened.plan.get("target", "")))
+    if place is None and (devices > 1 or directory is not None):
+        raise click.UsageError("--devices and --directory belong to --tracker")
+    with ExitStack() as opening:
+        progress = opening.enter_context(progress_bar())
+        if place is None:
+            session = opening.enter_context(Session(package, threads=threads, gpu=gpu))
+            outputs = outputs_of(session, opened, examples, progress)
+        else:
+            leased = partial(deployed, opened, place, directory, chosen["system"])
+            outputs = outputs_on(leased, devices, opened, examples, progress, threads, gpu)
+    metric = score(outputs, examples)
     if as_json:
         click.echo(json.dumps({"metric": metric.name, "value": metric.value, "n": metric.n}))
     else:
@@ -161,6 +131,7 @@ def eval_command(package: Path, data: Path, task: Any, limit: int | None, thread
 @click.option("--length", type=click.IntRange(1), metavar="N", help="Tokens; default: what was planned for.")
 @click.option("--cold", is_flag=True, help="Empty the preload buffer before every run, as after a long pause.")
 @storage_option
+@gpu_use_option
 @json_option
 def bench_command(
     package: Path,
@@ -169,6 +140,7 @@ def bench_command(
     length: int | None,
     cold: bool,
     storage: int | None,
+    gpu: str,
     as_json: bool,
 ) -> None:
     """Measure latency and memory of PACKAGE, in a process that does nothing else.
@@ -184,7 +156,7 @@ def bench_command(
 
     with progress_bar() as progress:
         progress("measuring", 0, 0)
-        result = measure(package, runs, threads, length, cold, storage)
+        result = measure(package, runs, threads, length, cold, storage, gpu)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stic.compiler.plan import Plan, Problem
-from stic.compiler.planner import baselines, greedy
+from stic.compiler.planner import baselines, greedy, placement
 from stic.runtime.errors import InfeasibleError, InputError
 
 FIXED = {  # planners that hold every shard at the given bits
@@ -21,7 +21,8 @@ def solve(
 ) -> Plan:  # fmt: skip
     """Plan `problem` with one of PLANNERS. `bits` is for the baselines at a fixed bitwidth, and only for them.
 
-    `enough` is the gap at which "ilp" stops looking for something better.
+    `enough` is the gap at which "ilp" stops looking for something better. Where there is a GPU and the problem does not
+    say which layers run on it, placements are tried too.
 
     Raises InfeasibleError if no plan (of this planner) meets the budget, InputError for a wrong choice.
     """
@@ -29,6 +30,8 @@ def solve(
         raise InputError(f"there is no planner {planner!r}; choose one of {', '.join(PLANNERS)}")
     if (planner in FIXED) != (bits is not None):
         raise InputError(f"planner {planner} {'needs' if planner in FIXED else 'does not take'} --bits")
+    if problem.gpu is not None and not problem.places:
+        return placement.solve(problem, lambda p, s: solve(p, planner, bits, s, workers, enough), time_limit_s)
     if planner in FIXED:
         assert bits is not None
         return FIXED[planner](problem, bits)

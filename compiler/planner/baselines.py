@@ -27,7 +27,7 @@ def solve_fixed(problem: Problem, name: str, bits: int, resident: bool, overlap:
     cheapest = None
     for keep, m in _submodels(problem, depth, width):
         layers = tuple(
-            LayerPlan((bits,) * m, ((bits if resident else 0),) * m) if k in keep else LayerPlan((), ())
+            problem.decided(k, (bits,) * m, ((bits if resident else 0),) * m) if k in keep else LayerPlan((), ())
             for k in range(depth)
         )
         proof = Proof("heuristic", objective(layers, problem), None, time.perf_counter() - began)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from stic.compiler.plan import Problem
+from stic.compiler.plan import ComputeCost, Problem
 from stic.compiler.planner.closed_form import deadline_us, embedding_us
 from stic.compiler.planner.ilp import Aim, Program, nanoseconds
 from stic.runtime.format import BLOCK
@@ -50,6 +50,7 @@ def _memory_fits(p: Program, aim: Aim) -> None:
                     p.model.add(size >= p.streamed[i])
             working = working + size
     p.memory = sum(p.held) + working + (p.problem.table_bytes // BLOCK) * p.rho
+    p.memory = p.memory + (p.problem.gpu_bytes // BLOCK) * p.gpu
     if budget is not None:
         p.model.add(p.memory <= (budget - p.problem.fixed_bytes) // BLOCK)
 
@@ -60,13 +61,15 @@ def _deadline_is_met(p: Program, aim: Aim) -> None:
     With read-ahead R < layers, reads of layer k also wait until layer k - 1 - R is computed, once any layer up
     to there has streamed; the longest chain is then followed by one clock for reads and one for compute.
     """
-    deadline, cost, depth = deadline_us(p.problem), p.problem.compute, p.problem.store.layers
+    deadline, depth = deadline_us(p.problem), p.problem.store.layers
     if math.isinf(deadline) and aim != "latency":
         return
     rows = nanoseconds(embedding_us(p.problem, False))
-    start = nanoseconds(cost.submit_us) + rows - rows * p.rho
-    head, embed = nanoseconds(cost.head_us), nanoseconds(cost.embed_us)
-    serial = nanoseconds(cost.submit_us) + rows + head + embed + sum(_most_ns(p, k) for k in range(depth))
+    submit = nanoseconds(p.problem.compute.submit_us)
+    start, head, embed = submit + rows - rows * p.rho, p.head, p.embed
+    most_embed = max(nanoseconds(cost.embed_us) for cost in _costs(p.problem))
+    most_head = nanoseconds(p.problem.compute.head_us) + nanoseconds(p.problem.hop_us)
+    serial = submit + rows + most_head + most_embed + sum(_most_ns(p, k) for k in range(depth))
     # Twice the serial time bounds every clock, however large the budget.
     limit = 2 * serial if math.isinf(deadline) else min(2 * serial, math.floor(deadline * 1000 + 1e-6))
     if limit < 0:
@@ -94,16 +97,25 @@ def _deadline_is_met(p: Program, aim: Aim) -> None:
         wait = k - 1 - p.read_ahead
         if wait >= 0:
             # While nothing has streamed, no layer up to `wait` was late: it ends within embed + its own compute.
-            prompt = min(limit, embed + (wait + 1) * _most_compute_ns(p.problem))
+            prompt = min(limit, most_embed + (wait + 1) * _most_compute_ns(p.problem))
             p.model.add(read >= p.clock[wait][1] + p.io[k] - prompt * (1 - p.started[wait]))
         p.clock.append((read, done))
     p.model.add(p.clock[-1][1] + head <= finish)
 
 
+def _costs(problem: Problem) -> list[ComputeCost]:
+    """What computing costs where layers are placed."""
+    return [problem.cost(place) for place in dict.fromkeys(problem.places or ("cpu",))]
+
+
 def _most_compute_ns(problem: Problem) -> int:
-    """No layer computes longer."""
-    cost = problem.compute
-    return nanoseconds(cost.layer_us) + problem.store.slices * max(nanoseconds(cost.slice_us[b]) for b in problem.bits)
+    """No layer computes longer, its input handed over."""
+
+    def most(cost: ComputeCost) -> int:
+        longest = max(nanoseconds(cost.slice_us[b]) for b in problem.bits)
+        return nanoseconds(cost.layer_us) + problem.store.slices * longest
+
+    return max(map(most, _costs(problem))) + nanoseconds(problem.hop_us)
 
 
 def _most_ns(p: Program, k: int) -> int:

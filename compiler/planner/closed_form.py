@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stic.compiler.plan import Claim, LayerPlan, Plan, Problem
+from stic.compiler.plan import Claim, LayerPlan, Place, Plan, Problem
 from stic.runtime.format import BLOCK, FULL, pad, row_stride
 
 
@@ -19,14 +19,15 @@ class LayerCost:
     """What one layer adds to a plan."""
 
     io_us: float
-    compute_us: float
+    compute_us: float  # at its place, without handing it its input
     resident_bytes: int
     streamed_bytes: int
     kept: bool
+    place: Place
 
 
 class CostTable:
-    """Costs of layers, remembered by (layer, bits, resident)."""
+    """Costs of layers, remembered by (layer, bits, resident, place)."""
 
     def __init__(self, problem: Problem) -> None:
         store = problem.store
@@ -34,16 +35,21 @@ class CostTable:
         self.problem = problem
         self.start = (store.offset // BLOCK).tolist()  # (layer, level, slice): block where a read from here starts
         self.end = (-(-end // BLOCK)).tolist()  # block before which a read up to here ends
-        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], LayerCost] = {}
+        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...], Place], LayerCost] = {}
 
-    def layer(self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...]) -> LayerCost:
-        """Cost of a layer with these bits; runs of slices are found by counting."""
-        key = (layer, bits, resident)
+    def layer(
+        self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...], place: Place | None = None
+    ) -> LayerCost:
+        """Cost of a layer with these bits, where the problem places it unless `place` says where.
+
+        Runs of slices are found by counting.
+        """
+        key = (layer, bits, resident, place or self.problem.place(layer))
         if key not in self._known:
             self._known[key] = self._layer(*key)
         return self._known[key]
 
-    def _layer(self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...]) -> LayerCost:
+    def _layer(self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...], place: Place) -> LayerCost:
         problem = self.problem
         io_us, held, streamed = 0.0, 0, 0
         for level, base, split, stop in runs(bits, resident, problem.store.nested):
@@ -54,9 +60,7 @@ class CostTable:
                 size = (last[stop - 1] - first[split]) * BLOCK
                 streamed += size
                 io_us += problem.io.extent_us(size)
-        cost = problem.compute
-        compute_us = cost.layer_us + sum(cost.slice_us[b] for b in bits) if bits else 0.0
-        return LayerCost(io_us, compute_us, held, streamed, bool(bits))
+        return LayerCost(io_us, problem.cost(place).of_layer(bits), held, streamed, bool(bits), place)
 
 
 def runs(bits: Sequence[int], resident: Sequence[int], nested: bool) -> list[tuple[int, int, int, int]]:
@@ -80,6 +84,33 @@ def embedding_us(problem: Problem, table_resident: bool) -> float:
     return 0.0 if table_resident else problem.io.row_us * problem.length
 
 
+@dataclass(frozen=True)
+class Busy:
+    """Microseconds of compute of one run, each with handing over the input where that comes from elsewhere."""
+
+    embed_us: float
+    layers_us: tuple[float, ...]
+    head_us: float
+
+    @property
+    def total_us(self) -> float:
+        """Everything, without waiting."""
+        return self.embed_us + sum(self.layers_us) + self.head_us
+
+
+def busy(problem: Problem, costs: Sequence[LayerCost]) -> Busy:
+    """What each part computes: the embedding where the first kept layer is, the head on the CPU."""
+    kept = [c.place for c in costs if c.kept]
+    at = first = kept[0] if kept else "cpu"
+    layers = []
+    for c in costs:
+        hop = problem.hop_us if c.kept and c.place != at else 0.0
+        at = c.place if c.kept else at
+        layers.append(c.compute_us + hop)
+    head = problem.compute.head_us + (problem.hop_us if at == "gpu" else 0.0)
+    return Busy(problem.cost(first).embed_us, tuple(layers), head)
+
+
 def latency_us(
     problem: Problem, costs: Sequence[LayerCost], table_resident: bool, read_ahead: int, overlap: bool
 ) -> float:
@@ -88,20 +119,21 @@ def latency_us(
     Without waiting this is max over stages k of (reads up to k + compute from k on), which is STI's
     AIB(k) >= 0 for all k written as a finish time.
     """
-    compute = problem.compute
-    io = compute.submit_us + embedding_us(problem, table_resident)
+    work = busy(problem, costs)
+    io = problem.compute.submit_us + embedding_us(problem, table_resident)
     if not overlap:
-        return io + compute.embed_us + sum(c.io_us + c.compute_us for c in costs) + compute.head_us
-    done = [io + compute.embed_us]  # done[k + 1]: layer k is computed
+        layers_us = sum(c.io_us + us for c, us in zip(costs, work.layers_us, strict=True))
+        return io + work.embed_us + layers_us + work.head_us
+    done = [io + work.embed_us]  # done[k + 1]: layer k is computed
     started = [False]  # started[k + 1]: a layer up to k has streamed
     for k, c in enumerate(costs):
         free = k - read_ahead  # index into `done` of layer k - 1 - read_ahead
         if free > 0 and started[free] and c.streamed_bytes:
             io = max(io, done[free])
         io += c.io_us
-        done.append((max(done[-1], io) if c.streamed_bytes else done[-1]) + c.compute_us)
+        done.append((max(done[-1], io) if c.streamed_bytes else done[-1]) + work.layers_us[k])
         started.append(started[-1] or c.streamed_bytes > 0)
-    return done[-1] + compute.head_us
+    return done[-1] + work.head_us
 
 
 def working_bytes(streamed: Sequence[int], read_ahead: int) -> int:
@@ -126,6 +158,7 @@ def claim(
     preload = sum(c.resident_bytes for c in costs)
     rows = 0 if table_resident else problem.length * pad(row_stride(problem.store.shape.hidden), BLOCK)
     peak = problem.fixed_bytes + preload + working + (problem.table_bytes if table_resident else 0)
+    peak += problem.gpu_bytes if any(c.kept and c.place == "gpu" for c in costs) else 0
     latency = latency_us(problem, costs, table_resident, read_ahead, overlap)
     return Claim(latency, peak, preload, working, sum(streamed) + rows)
 
@@ -133,7 +166,7 @@ def claim(
 def claim_of(plan: Plan, problem: Problem) -> Claim:
     """The claim of a finished plan."""
     table = CostTable(problem)
-    costs = [table.layer(k, layer.bits, layer.resident) for k, layer in enumerate(plan.layers)]
+    costs = [table.layer(k, layer.bits, layer.resident, layer.place) for k, layer in enumerate(plan.layers)]
     return claim(problem, costs, plan.table_resident, plan.read_ahead, plan.overlap)
 
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stic.compiler.plan import Claim, LayerPlan, Plan, Problem, Proof
+from stic.compiler.plan import Claim, Plan, Problem, Proof
 from stic.compiler.planner.closed_form import (
     CostTable,
     LayerCost,
+    busy,
     claim,
     deadline_us,
     embedding_us,
@@ -63,10 +64,8 @@ class _Attempt:
             return False
         if self.settings.slack:
             return True
-        c = self.problem.compute
-        start = c.submit_us + embedding_us(self.problem, self.settings.table_resident)
-        busy = c.embed_us + sum(x.compute_us for x in costs) + c.head_us
-        return result.latency_us <= start + busy + 1e-6
+        start = self.problem.compute.submit_us + embedding_us(self.problem, self.settings.table_resident)
+        return result.latency_us <= start + busy(self.problem, costs).total_us + 1e-6
 
     def _uniform(self, bits: int) -> tuple[Layers, list[LayerCost]]:
         """Everything at `bits`; resident: from layer 0 upward, in slice order, what fits the preload buffer."""
@@ -148,9 +147,15 @@ def _submodels(problem: Problem) -> Iterator[list[int]]:
     if not problem.elastic:
         yield [width] * depth
         return
-    per_slice = problem.compute.slice_us[problem.bits[0]]
+    ranked = [np.argsort(-problem.presence[:, :m].sum(axis=1), kind="stable").tolist() for m in range(1, width + 1)]
+    layer_us = [
+        [problem.cost(problem.place(k)).of_layer((problem.bits[0],) * m) for k in range(depth)]
+        for m in range(1, width + 1)
+    ]
     sizes = [
-        (n, m, n * (problem.compute.layer_us + m * per_slice)) for n in range(1, depth + 1) for m in range(1, width + 1)
+        (n, m, sum(layer_us[m - 1][k] for k in ranked[m - 1][:n]))
+        for n in range(1, depth + 1)
+        for m in range(1, width + 1)
     ]
     sizes.sort(key=lambda x: (-x[2], -x[0]))
     while sizes:
@@ -158,8 +163,7 @@ def _submodels(problem: Problem) -> Iterator[list[int]]:
         chosen = max(near, key=lambda x: (x[0], x[2]))
         sizes.remove(chosen)
         n, m, _ = chosen
-        value = problem.presence[:, :m].sum(axis=1)
-        keep = set(np.argsort(-value, kind="stable")[:n].tolist())
+        keep = set(ranked[m - 1][:n])
         yield [m if k in keep else 0 for k in range(depth)]
 
 
@@ -172,6 +176,7 @@ def _settings(problem: Problem, table: CostTable, slack: tuple[bool, ...]) -> It
                 sizes = [float("inf") if budget.preload_bytes is None else float(budget.preload_bytes)]
             else:
                 free = budget.memory_bytes - problem.fixed_bytes - (problem.table_bytes if table_resident else 0)
+                free -= problem.gpu_bytes if "gpu" in problem.places else 0
                 if free < 0:
                     continue
                 cap = free if budget.preload_bytes is None else min(free, budget.preload_bytes)
@@ -195,10 +200,10 @@ def solve(problem: Problem, slack: tuple[bool, ...] = (True, False), name: str =
     for settings in _settings(problem, table, slack):
         for widths in _submodels(problem):
             attempt = _Attempt(problem, table, settings, widths)
-            if not _could_finish(problem, table, settings, widths) or not attempt.start():
+            if not _could_finish(problem, settings, widths) or not attempt.start():
                 continue
             attempt.upgrade([(k, s) for k, s in order if s < widths[k]])
-            layers = tuple(LayerPlan(bits, resident) for bits, resident in attempt.layers)
+            layers = tuple(problem.decided(k, bits, held) for k, (bits, held) in enumerate(attempt.layers))
             value = objective(layers, problem)
             score = (value, -_smallness(problem, attempt))
             if best is None or score > best[0]:
@@ -217,13 +222,12 @@ def solve(problem: Problem, slack: tuple[bool, ...] = (True, False), name: str =
     return replace(best[1], proof=replace(best[1].proof, solve_seconds=time.perf_counter() - began))
 
 
-def _could_finish(problem: Problem, table: CostTable, settings: Settings, widths: list[int]) -> bool:
+def _could_finish(problem: Problem, settings: Settings, widths: list[int]) -> bool:
     """Cheap test before an attempt: compute alone at the lowest bits meets the deadline."""
-    least = min(problem.compute.slice_us[b] for b in problem.bits)
-    c = problem.compute
-    busy = sum(c.layer_us + m * least for m in widths if m)
-    start = c.submit_us + embedding_us(problem, settings.table_resident)
-    return start + c.embed_us + busy + c.head_us <= deadline_us(problem)
+    kept = [(m, problem.cost(problem.place(k))) for k, m in enumerate(widths) if m]
+    total = sum(c.layer_us + m * min(c.slice_us[b] for b in problem.bits) for m, c in kept)
+    start = problem.compute.submit_us + embedding_us(problem, settings.table_resident)
+    return start + kept[0][1].embed_us + total + problem.compute.head_us <= deadline_us(problem)
 
 
 def _smallness(problem: Problem, attempt: _Attempt) -> float:

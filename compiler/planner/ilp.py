@@ -6,6 +6,7 @@
                  because it is at full precision
     e[l][v]      level v of layer l streams anything
     rho          the embedding table is resident
+    w[l]         after layer l activations are on the GPU; w[-1]: the embedding runs there
     R            read-ahead in layers; fixed in one program, `search` tries several
 
 Sizes are blocks of 4096 bytes and times are whole nanoseconds, both exact or rounded up here and nowhere
@@ -60,6 +61,9 @@ class Program:
     rho: Any = 0
     io: list[Any] = field(default_factory=list)  # ns by layer
     compute: list[Any] = field(default_factory=list)
+    embed: Any = 0  # ns
+    head: Any = 0
+    gpu: Any = 0  # 1 if any layer is on the GPU
     held: list[Any] = field(default_factory=list)  # blocks by layer
     streamed: list[Any] = field(default_factory=list)
     streams: list[Any] = field(default_factory=list)  # 1 if the layer streams anything
@@ -99,6 +103,7 @@ def build(problem: Problem, floor: float | None = None) -> Program:
         p.runs.append([_run(p, k, level) for level in _levels(problem)])
         _resident_planes_are_prefixes(p, k)
     _layers_cost(p)
+    _activations_move(p)
     _preload_fits(p)
     _quality(p, floor)
     return p
@@ -197,10 +202,9 @@ def _blocks(p: Program, r: Run, lower: list[Term], upper: list[Term], used: Any,
 
 def _layers_cost(p: Program) -> None:
     """Bytes, reads and compute of every layer."""
-    io, cost, bits = p.problem.io, p.problem.compute, p.problem.bits
+    io, bits = p.problem.io, p.problem.bits
     block_ns = nanoseconds(BLOCK * 1e6 / io.bytes_per_s)
     request_ns = nanoseconds(io.request_us)
-    steps = [nanoseconds(cost.slice_us[b]) - nanoseconds(cost.slice_us[a]) for a, b in pairwise(bits)]
     for k in range(p.problem.store.layers):
         held, streamed, requests = [], [], []
         on = p.bool(f"streams{k}")
@@ -241,10 +245,45 @@ def _layers_cost(p: Program) -> None:
         p.held.append(sum(held))
         p.streamed.append(sum(streamed))
         p.io.append(block_ns * sum(streamed) + request_ns * sum(requests))
+        cost = p.problem.cost(p.problem.place(k))
+        slice_ns = [nanoseconds(cost.slice_us[b]) for b in bits]
         compute = nanoseconds(cost.layer_us) * p.y[k][0][0]
         for row in p.y[k]:
-            compute = compute + _sum(row, [nanoseconds(cost.slice_us[bits[0]]), *steps])
+            compute = compute + _sum(row, [slice_ns[0], *(b - a for a, b in pairwise(slice_ns))])
         p.compute.append(compute)
+
+
+def _activations_move(p: Program) -> None:
+    """Embedding and head, and a hand-over before each kept layer whose input is on the other processor.
+
+    A layer that is left out leaves w as it was; the embedding is where the first kept layer is. The head is on the
+    CPU.
+    """
+    problem, depth = p.problem, p.problem.store.layers
+    on = [int(problem.place(k) == "gpu") for k in range(depth)]
+    hop, head = nanoseconds(problem.hop_us), nanoseconds(problem.compute.head_us)
+    embed = [nanoseconds(problem.cost(place).embed_us) for place in ("cpu", "gpu")[: 1 + any(on)]]
+    kept = [p.y[k][0][0] for k in range(depth)]
+    if not problem.elastic or len(set(on)) == 1:
+        for k in range(1, depth):
+            p.compute[k] += hop * abs(on[k] - on[k - 1])
+        p.embed, p.head, p.gpu = embed[on[0]], head + hop * on[-1], int(any(on))
+        return
+    w = [p.bool(f"w{k}") for k in range(-1, depth)]  # w[k + 1]: after layer k
+    p.gpu = p.bool("gpu")
+    for k in range(depth):
+        before, after = w[k], w[k + 1]
+        moved = p.bool(f"moved{k}")
+        p.model.add(moved >= after - before)
+        p.model.add(moved >= before - after)
+        p.model.add(moved <= kept[k])
+        p.model.add(after >= kept[k]) if on[k] else p.model.add(after <= 1 - kept[k])
+        # Nothing is kept before the first kept layer.
+        p.model.add(w[0] >= kept[k] - sum(kept[:k])) if on[k] else p.model.add(w[0] <= 1 - kept[k] + sum(kept[:k]))
+        p.compute[k] += hop * moved
+        if on[k]:
+            p.model.add(p.gpu >= kept[k])
+    p.embed, p.head = embed[0] + (embed[1] - embed[0]) * w[0], head + hop * w[-1]
 
 
 def _preload_fits(p: Program) -> None:

@@ -66,5 +66,5 @@ def decode(p: Program, value_of: Callable[[Any], int]) -> tuple[tuple[LayerPlan,
             for s in range(len(bits)):
                 if value(r.split[s]) > value(r.base[s]):
                     held[s] = max(held[s], b)
-        layers.append(LayerPlan(tuple(bits), tuple(held)))
+        layers.append(problem.decided(k, tuple(bits), tuple(held)))
     return tuple(layers), bool(value(p.rho))

@@ -28,6 +28,12 @@
  * stic_session_run so does the calling thread, which then may run where it could before. Where it may use none of
  * them, and for IO lanes, nothing changes.
  *
+ * GPU. Where a package places layers on a GPU, they run there through the OpenCL library of the device ($STIC_OPENCL
+ * names another one, $STIC_OPENCL_DEVICE a part of the name of another device than the first GPU). The first session on a
+ * device compiles the package's kernels for it and leaves the result beside the package, if it can write there. The
+ * driver allocates as it likes, also in a run; what the session asks it for is part of the claim. A run that fails on the
+ * GPU (STIC_GPU) ends the session's use of it: later runs fail too, and the package has to be opened again.
+ *
  * Errors. Every function that can fail returns a status; `stic_error_message` gives the sentence that goes with it.
  * After a failed call the session is usable: an input that was refused changed nothing, and a run that failed on
  * reading (STIC_IO, STIC_PACKAGE_CORRUPT) reads again the next time. The output is written only on success.
@@ -43,7 +49,7 @@ extern "C" {
 #endif
 
 #define STIC_VERSION_MAJOR 0
-#define STIC_VERSION_MINOR 1
+#define STIC_VERSION_MINOR 2
 
 #if defined(__GNUC__)
 #define STIC_API __attribute__((visibility("default")))
@@ -64,7 +70,8 @@ typedef enum stic_status {
   STIC_PACKAGE_CORRUPT = 31,    /* truncated, a checksum that does not match, or contents that make no sense */
   STIC_PACKAGE_VERSION = 32,    /* written by a newer stic */
   STIC_UNSUPPORTED_CPU = 40,    /* compiled for another architecture, or for instructions this CPU lacks */
-  STIC_KERNELS = 41,            /* kernels.so cannot be loaded or lacks a kernel */
+  STIC_KERNELS = 41,            /* kernels.so or kernels.cl cannot be loaded or lacks a kernel */
+  STIC_GPU = 45,                /* no OpenCL, a device that refuses the package, or one that failed in a run */
   STIC_IO = 50,                 /* the operating system failed to read */
   STIC_OUT_OF_MEMORY = 60,
   STIC_OUT_OF_THREADS = 61
@@ -79,8 +86,23 @@ typedef struct stic_options {
   uint32_t lanes;            /* IO threads; 0: as planned, which is also the most */
   uint32_t buffered;         /* 1: read through the page cache even where O_DIRECT works */
   uint64_t io_bytes_per_s;   /* emulate storage of this bandwidth; 0: the storage as it is */
+  uint32_t gpu;              /* stic_gpu_use */
+  uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic: 0, as the device has a product of int8; 1; 2, even without one */
 } stic_options;
-#define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0}
+#define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0, 0, 0}
+
+/* What to do with layers that are planned for a GPU. */
+typedef enum stic_gpu_use {
+  STIC_GPU_AUTO = 0,         /* run them there; on the CPU where that fails and the plan still holds */
+  STIC_GPU_OFF = 1,          /* run them on the CPU */
+  STIC_GPU_REQUIRED = 2      /* run them there or not at all */
+} stic_gpu_use;
+
+/* How a GPU multiplies quantised weights. */
+typedef enum stic_gpu_arithmetic {
+  STIC_FLOAT_ARITHMETIC = 1, /* with activations as they are */
+  STIC_INT8_ARITHMETIC = 2   /* with activations quantised by token, as the CPU does */
+} stic_gpu_arithmetic;
 
 /* What a package is. */
 typedef struct stic_info {
@@ -105,11 +127,12 @@ typedef struct stic_stats {
   uint32_t struct_bytes;     /* set by the caller: sizeof(stic_stats) */
   uint32_t direct;           /* 1: reads bypass the page cache */
   uint32_t emulated;         /* 1: the bandwidth is emulated (stic_options.io_bytes_per_s) */
-  uint32_t reserved;
+  uint32_t gpu_layers;       /* that run on the GPU */
   uint64_t arena_bytes;
   uint64_t bookkeeping_bytes; /* index, tables made from it, trace */
   uint64_t stack_bytes;      /* of all threads the session started */
-  uint64_t peak_bytes;       /* the sum of the three above */
+  uint64_t gpu_bytes;        /* of memory objects beside the weights, which count as part of the arena */
+  uint64_t peak_bytes;       /* the sum of the four above */
   uint64_t claimed_bytes;
   uint64_t resident_bytes;   /* of the preload buffer that is loaded now */
   uint64_t runs;             /* completed since open */
@@ -117,6 +140,8 @@ typedef struct stic_stats {
   uint64_t stall_us;         /* of it, compute waiting for IO */
   uint64_t io_bytes;         /* read in the last run */
   uint64_t io_requests;
+  uint32_t gpu_builds;       /* programs compiled from source since open; 0: taken from the cache beside the package */
+  uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic; 0: no GPU */
 } stic_stats;
 
 /* What an event of the trace is about. */
@@ -131,15 +156,19 @@ typedef enum stic_event_kind {
   STIC_EVENT_UP = 7,
   STIC_EVENT_DOWN = 8,
   STIC_EVENT_HEAD = 9,
+  STIC_EVENT_HAND_OVER = 10, /* hidden states between the CPU and the GPU */
   STIC_EVENT_READ = 20,      /* one request of an extent */
   STIC_EVENT_ROWS = 21,      /* one block of embedding rows */
   STIC_EVENT_CHECK = 22      /* checksums of an extent */
 } stic_event_kind;
 
+/* Tracks that are not IO lanes. */
+enum { STIC_TRACK_COMPUTE = -1, STIC_TRACK_GPU = -2 };
+
 typedef struct stic_event {
   uint32_t kind;             /* stic_event_kind */
   int32_t layer;             /* -1: none */
-  int32_t track;             /* -1: compute; else the IO lane */
+  int32_t track;             /* STIC_TRACK_COMPUTE, STIC_TRACK_GPU, or the IO lane */
   uint16_t level, first, count; /* of the extent, where there is one */
   uint16_t reserved;
   uint32_t bytes;            /* that were read */
@@ -164,6 +193,10 @@ STIC_API size_t stic_session_output_size(const stic_session *session, int32_t n)
 /* Give back at least `bytes` of the preload buffer, or all of it, to the operating system; the top layers go first,
  * because the next run needs the bottom ones first (STI, arXiv 2207.05022). That run reads them again. */
 STIC_API stic_status stic_session_evict(stic_session *session, uint64_t bytes);
+
+/* The GPU that layers run on and its driver; or, "on the CPU, because ...", why layers that are planned for one do not;
+ * or "" where none is planned. Valid as long as the session. */
+STIC_API const char *stic_session_device(const stic_session *session);
 
 STIC_API stic_status stic_session_info(const stic_session *session, stic_info *info);
 STIC_API stic_status stic_session_stats(const stic_session *session, stic_stats *stats);

@@ -13,7 +13,7 @@
 
 enum {
   STIC_MAJOR = 2,
-  STIC_MINOR = 0,
+  STIC_MINOR = 1,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
   STIC_TILE = 16,    /* tokens in a tile, rows in a block */
@@ -25,6 +25,8 @@ enum {
 enum { STIC_QKV, STIC_OUT, STIC_UP, STIC_DOWN };
 enum { STIC_X86_64, STIC_AARCH64, STIC_ARCHITECTURES };
 enum { STIC_LINEAR, STIC_GELU, STIC_GELU_TANH, STIC_RELU, STIC_TANH, STIC_ACTIVATIONS };
+enum { STIC_MALI, STIC_ADRENO, STIC_GPU_STYLES };
+enum { STIC_ON_CPU, STIC_ON_GPU, STIC_PLACES };
 enum { STIC_POOL_TOKENS, STIC_POOL_FIRST, STIC_POOL_MEAN, STIC_POOLINGS };
 
 /* Bits of stic_header.features. */
@@ -70,6 +72,22 @@ enum {
   STIC_REGIONS
 };
 
+/* Places in the GPU's state buffer. */
+enum {
+  STIC_GPU_X,
+  STIC_GPU_Y,
+  STIC_GPU_QKV,
+  STIC_GPU_CONTEXT,
+  STIC_GPU_FFN,
+  STIC_GPU_QUANTIZED,
+  STIC_GPU_TOKEN_SCALE,
+  STIC_GPU_TOKEN_SUM,
+  STIC_GPU_SCORES,
+  STIC_GPU_ROWS,
+  STIC_GPU_TYPES,
+  STIC_GPU_REGIONS
+};
+
 typedef struct STIC_PACKED stic_header {
   char magic[8]; /* "STICPKG\0" */
   uint32_t major, minor;
@@ -92,7 +110,8 @@ typedef struct STIC_PACKED stic_header {
   uint32_t load_first; /* 1: read everything before computing anything */
   uint32_t interleave; /* columns of a row that lie together in a block: 4 or 8 */
   uint64_t cores;      /* bit i: compute threads should run on processor i; 0: on any */
-  uint32_t reserved[4];
+  uint32_t gpu_at;     /* in index.bin; 0: no GPU part */
+  uint32_t reserved[3];
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {
@@ -127,6 +146,19 @@ typedef struct STIC_PACKED stic_region {
   uint64_t offset, bytes;
 } stic_region;
 
+typedef struct STIC_PACKED stic_gpu_part {
+  uint32_t storage_bits, style, fallback;
+  uint32_t launches_at, launches, places_at, state_at, scores_tiles; /* tables in index.bin */
+  uint64_t state_bytes;
+  uint32_t reserved[4];
+} stic_gpu_part;
+
+typedef struct STIC_PACKED stic_launch {
+  char name[24];
+  uint32_t local[3], group[3]; /* work-items, and units of work, of a work-group */
+  uint32_t local_bytes, reserved;
+} stic_launch;
+
 _Static_assert(sizeof(stic_header) == 228, "HEADER");
 _Static_assert(sizeof(stic_file) == 48, "FILE");
 _Static_assert(sizeof(stic_layer) == 56, "LAYER");
@@ -134,5 +166,7 @@ _Static_assert(sizeof(stic_record) == 16, "RECORD");
 _Static_assert(sizeof(stic_extent) == 32, "EXTENT");
 _Static_assert(sizeof(stic_dense) == 24, "DENSE");
 _Static_assert(sizeof(stic_region) == 16, "REGION");
+_Static_assert(sizeof(stic_gpu_part) == 56, "GPU");
+_Static_assert(sizeof(stic_launch) == 56, "LAUNCH");
 
 #endif

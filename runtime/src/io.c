@@ -87,7 +87,8 @@ stic_status stic_io_wait_rows(stic_io *io) { return wait_zero(io, &io->rows_pend
 stic_status stic_io_wait_layer(stic_io *io, uint32_t layer) { return wait_zero(io, &io->pending[layer]); }
 
 void stic_io_computed(stic_io *io, uint32_t layers) {
-  atomic_store(&io->computed, layers);
+  uint32_t before = atomic_load(&io->computed);
+  while (before < layers && !atomic_compare_exchange_weak(&io->computed, &before, layers)) continue;
   if (atomic_load(&io->active)) stic_signal(&io->gate);
 }
 

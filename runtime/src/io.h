@@ -5,15 +5,18 @@
 #include <pthread.h>
 
 #include "files.h"
+#include "gpu.h"
 #include "platform.h"
 #include "trace.h"
 
 enum { STIC_MOST_LANES = 16 };
 
-typedef struct stic_io {
+struct stic_io {
   /* Set before stic_io_start. */
   const stic_package *package;
   uint8_t *arena;
+  uint8_t *weights;            /* what destinations of extents count from: the arena, unless a GPU shares the weights */
+  stic_gpu *gpu;               /* for extents in memory that it shares; may be off */
   stic_trace *trace;
   stic_source shards, embeddings;
   uint32_t lanes;
@@ -47,7 +50,7 @@ typedef struct stic_io {
     struct stic_io *io;
     uint32_t number;
   } contexts[STIC_MOST_LANES];
-} stic_io;
+};
 
 /* Start the lanes. */
 stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error);
@@ -60,8 +63,11 @@ void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream);
 stic_status stic_io_wait_rows(stic_io *io);
 stic_status stic_io_wait_layer(stic_io *io, uint32_t layer);
 
-/* Layers below `layers` have been computed: their places in the working buffer are free. */
+/* Layers below `layers` have been computed: their places in the working buffer are free. Any thread. */
 void stic_io_computed(stic_io *io, uint32_t layers);
+
+/* Have the pass fail, for the first reason that is given. Any thread. */
+void stic_io_fail(stic_io *io, const stic_error *error);
 
 /* Wait until the lanes rest; gives the error of the pass, if it failed. */
 stic_status stic_io_end(stic_io *io, stic_error *error);

@@ -35,7 +35,7 @@ static bool take(stic_io *io, request *r) {
   return found;
 }
 
-static void fail(stic_io *io, const stic_error *error) {
+void stic_io_fail(stic_io *io, const stic_error *error) {
   pthread_mutex_lock(&io->mutex);
   if (!atomic_load(&io->failed)) {
     io->error = *error;
@@ -92,7 +92,7 @@ static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_er
   const stic_package *p = io->package;
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
     const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
-    const uint8_t *record = io->arena + e->destination + (r->offset - e->file_offset);
+    const uint8_t *record = io->weights + e->destination + (r->offset - e->file_offset);
     STIC_REQUIRE(stic_crc32(0, record, r->bytes) == r->crc,
                  "shards.bin is corrupt at layer %u, slice %u, level %u (checksum): copy the package again", e->layer, s,
                  e->level);
@@ -119,8 +119,10 @@ static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, sti
                       r->bytes,        stic_trace_now(io->trace), 0, 0};
   if (!wait_for_place(io, e->wait_layer)) return STIC_OK;
   event.begin_ns = stic_trace_now(io->trace);
-  stic_status status = read_paced(io, &io->shards, "shards.bin", e->file_offset + r->offset, r->bytes,
-                                  io->arena + e->destination + r->offset, error);
+  stic_status status = io->gpu->on ? stic_gpu_open_extent(io->gpu, r->extent, error) : STIC_OK;
+  if (status) return status;
+  status = read_paced(io, &io->shards, "shards.bin", e->file_offset + r->offset, r->bytes,
+                      io->weights + e->destination + r->offset, error);
   event.end_ns = stic_trace_now(io->trace);
   stic_trace_add(io->trace, event);
   if (status) return status;
@@ -131,6 +133,7 @@ static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, sti
   status = check_extent(io, e, error);
   event.end_ns = stic_trace_now(io->trace);
   stic_trace_add(io->trace, event);
+  if (!status && io->gpu->on) status = stic_gpu_close_extent(io->gpu, r->extent, error);
   if (status) return status;
   if (r->extent < io->package->header->resident_extents) io->loaded[r->extent] = 1;
   if (atomic_fetch_sub(&io->pending[e->layer], 1) == 1) stic_signal(&io->progress);
@@ -149,7 +152,7 @@ void *stic_lane_body(void *argument) {
       const stic_status status =
           r.rows ? read_rows(io, &r, lane->number, &error) : read_extent(io, &r, lane->number, &error);
       if (status)
-        fail(io, &error);
+        stic_io_fail(io, &error);
       else if (r.rows && atomic_fetch_sub(&io->rows_pending, 1) == 1)
         stic_signal(&io->progress);
     }

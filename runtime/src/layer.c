@@ -42,7 +42,7 @@ void stic_quantize_tile(stic_session *s, const float *source, uint32_t tile, uin
 }
 
 static const uint8_t *record(const step *t, uint32_t level, uint32_t slice) {
-  return t->s->record_at[stic_record_index(&t->s->package, t->number, level, slice)];
+  return t->s->io.weights + t->s->record_at[stic_record_index(&t->s->package, t->number, level, slice)];
 }
 
 /* Where the planes, the table and the outliers of the stage's matrix are in one slice. */
@@ -246,6 +246,13 @@ static void attend(step *t) {
   while (heads * parts % threads && heads * parts < 4 * threads && parts < t->tiles) parts++;
   t->queries = (t->tiles + parts - 1) / parts;
   stage(t, STIC_EVENT_ATTENTION, attention_part, heads * ((t->tiles + t->queries - 1) / t->queries));
+}
+
+void stic_quantize_hidden(stic_session *s, uint32_t number, uint32_t n) {
+  step t = {.s = s, .number = number, .tiles = (n + STIC_TILE - 1) / STIC_TILE};
+  t.source = region(s, STIC_REGION_X);
+  t.width = s->package.padded_hidden;
+  stage(&t, STIC_EVENT_QUANTIZE, quantize_tile, t.tiles);
 }
 
 void stic_compute_layer(stic_session *s, uint32_t number, uint32_t n, bool quantize) {

@@ -146,7 +146,8 @@ static stic_status find_files(stic_package *p, stic_error *error) {
     } known[] = {{"trunk.bin", &p->trunk},
                  {"embeddings.bin", &p->embeddings},
                  {"shards.bin", &p->shards},
-                 {"kernels.so", &p->kernels}};
+                 {"kernels.so", &p->kernels},
+                 {"kernels.cl", &p->program}};
     for (size_t k = 0; k < sizeof known / sizeof *known; k++)
       if (!strcmp(f->name, known[k].name)) {
         STIC_REQUIRE(!*known[k].place, "index.bin lists %s twice", known[k].name);
@@ -248,5 +249,6 @@ stic_status stic_package_parse(const void *index, size_t size, stic_package *pac
   if ((status = check_shards(package, error))) return status;
   if ((status = check_trunk(package, error))) return status;
   if ((status = stic_package_check_memory(package, error))) return status;
+  if ((status = stic_package_check_gpu(package, error))) return status;
   return stic_package_check_extents(package, error);
 }

@@ -29,6 +29,11 @@ typedef struct stic_package {
   const stic_dense *dense;
   const stic_region *regions;
   const stic_file *trunk, *embeddings, *shards, *kernels; /* entries of `files` */
+  const stic_gpu_part *gpu;      /* NULL: no layer is placed on a GPU, and what follows is not set */
+  const stic_file *program;      /* kernels.cl */
+  const stic_launch *launches;
+  const uint8_t *places;         /* (layers) STIC_ON_CPU or STIC_ON_GPU */
+  const stic_region *state;      /* (STIC_GPU_REGIONS) in the state buffer */
   uint32_t padded_hidden;        /* HP */
   uint32_t attention_width;      /* A */
   uint32_t ffn_width;            /* FP */
@@ -76,6 +81,15 @@ stic_status stic_package_check_extents(const stic_package *package, stic_error *
 /* Part of parsing (package_memory.c): the regions hold what will be written to them, and what is trusted after it was
  * checked shares no byte with anything else. */
 stic_status stic_package_check_memory(const stic_package *package, stic_error *error);
+
+/* Part of parsing (package_gpu.c): the GPU part's tables, launches and state regions are sound. */
+stic_status stic_package_check_gpu(stic_package *package, stic_error *error);
+
+/* Bytes of regions `preload` and `working`, which a GPU reads as one stretch that starts the arena. */
+static inline uint64_t stic_weights_bytes(const stic_package *p) {
+  return stic_pad(p->regions[STIC_REGION_PRELOAD].bytes, STIC_BLOCK) +
+         stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK);
+}
 
 /* Check the inside of a record whose CRC holds: code tables and outliers. `size` is the record's. */
 stic_status stic_record_check(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t size,

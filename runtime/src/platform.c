@@ -175,14 +175,25 @@ void stic_forget_cached(int file, uint64_t offset, uint64_t bytes) {
 #endif
 }
 
-#if !defined(MAP_POPULATE)
-#define MAP_POPULATE 0
-#endif
+void *stic_reserve(size_t bytes) {
+  void *address = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return address == MAP_FAILED ? NULL : address;
+}
+
+bool stic_fill(void *address, size_t bytes) {
+  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)address / page * page;
+  const uintptr_t end = ((uintptr_t)address + bytes + page - 1) / page * page;
+  if (mprotect((void *)first, end - first, PROT_READ | PROT_WRITE)) return false;
+  /* All pages at once: the memory that is claimed is held from the start, and no run pays for page faults. */
+  for (uintptr_t at = first; at < end; at += page) *(volatile uint8_t *)at += 0;
+  return true;
+}
 
 void *stic_map(size_t bytes) {
-  /* All pages at once: the memory that is claimed is held from the start, and no run pays for page faults. */
-  void *address = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-  return address == MAP_FAILED ? NULL : address;
+  void *address = stic_reserve(bytes);
+  if (!address || stic_fill(address, bytes)) return address;
+  stic_unmap(address, bytes);
+  return NULL;
 }
 
 void stic_unmap(void *address, size_t bytes) {

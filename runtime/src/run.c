@@ -43,11 +43,46 @@ static stic_status place_rows(stic_session *s, const int32_t *ids, uint32_t n) {
   return STIC_OK;
 }
 
-/* Note how long compute waited since begin_ns. */
-static void stalled(stic_session *s, int32_t layer, uint64_t begin_ns) {
-  const uint64_t waited = stic_trace_now(&s->trace) - begin_ns;
-  s->stall_ns += waited;
-  if (waited >= 1000) stic_stage_done(s, STIC_EVENT_STALL, layer, begin_ns);
+/* Note how long compute, here or on the GPU, waited since begin_ns. A GPU that was still busy did not. */
+static void stalled(stic_session *s, int32_t layer, bool on_gpu, uint64_t begin_ns) {
+  const uint64_t now = stic_trace_now(&s->trace), begin = on_gpu ? stic_gpu_idle_since(&s->gpu, begin_ns) : begin_ns;
+  if (begin >= now) return;
+  s->stall_ns += now - begin;
+  if (now - begin < 1000) return;
+  const int32_t track = on_gpu ? STIC_TRACK_GPU : STIC_TRACK_COMPUTE;
+  stic_trace_add(&s->trace, (stic_event){STIC_EVENT_STALL, layer, track, 0, 0, 0, 0, 0, begin, begin, now});
+}
+
+/* The first layer from `from` on that is kept; the number of layers if there is none. */
+static uint32_t next_kept(const stic_package *p, uint32_t from) {
+  while (from < p->header->layers && p->layers[from].slices == 0) from++;
+  return from;
+}
+
+static stic_status embed(stic_session *s, bool on_gpu, uint32_t n) {
+  if (on_gpu)
+    return stic_gpu_embed(&s->gpu, stic_region_at(s, STIC_REGION_ROWS), stic_region_at(s, STIC_REGION_TYPES), n, &s->error);
+  stic_compute_embedding(s, n);
+  return STIC_OK;
+}
+
+/* Bring the hidden states to where layer `l` (or, past the last one, the head) is computed. */
+static stic_status hand_over(stic_session *s, uint32_t l, bool to_gpu, uint32_t n) {
+  float *x = stic_region_at(s, STIC_REGION_X);
+  if (to_gpu) return stic_gpu_give(&s->gpu, x, n, &s->error);
+  const stic_status status = stic_gpu_fetch(&s->gpu, x, n, &s->error);
+  if (!status && l < s->package.header->layers) stic_quantize_hidden(s, l, n);
+  return status;
+}
+
+/* One layer; `next` is the kept one after it, before which all are then computed. */
+static stic_status compute_layer(stic_session *s, uint32_t l, uint32_t next, uint32_t n) {
+  if (stic_gpu_runs(&s->gpu, l)) return stic_gpu_compute_layer(&s->gpu, l, next, n, &s->error);
+  const uint32_t layers = s->package.header->layers;
+  stic_compute_layer(s, l, n, next < layers && !stic_gpu_runs(&s->gpu, next));
+  const stic_status status = s->gpu.on ? stic_gpu_release_extents(&s->gpu, l, &s->error) : STIC_OK;
+  stic_io_computed(&s->io, next);
+  return status;
 }
 
 static stic_status compute(stic_session *s, uint32_t n) {
@@ -59,21 +94,39 @@ static stic_status compute(stic_session *s, uint32_t n) {
   if (p->header->load_first)
     for (uint32_t l = 0; l < layers; l++)
       if ((status = stic_io_wait_layer(&s->io, l))) return status;
-  stalled(s, -1, begin);
-  stic_compute_embedding(s, n);
-  uint32_t last = layers; /* layer that is computed last */
-  while (last > 0 && p->layers[last - 1].slices == 0) last--;
-  for (uint32_t l = 0; l < layers; l++) {
-    if (p->layers[l].slices) {
-      begin = stic_trace_now(&s->trace);
-      if ((status = stic_io_wait_layer(&s->io, l))) return status;
-      stalled(s, (int32_t)l, begin);
-      stic_compute_layer(s, l, n, l + 1 < last);
+  const uint32_t first = next_kept(p, 0);
+  bool on_gpu = first < layers && stic_gpu_runs(&s->gpu, first);
+  stalled(s, -1, on_gpu, begin);
+  if ((status = embed(s, on_gpu, n))) return status;
+  stic_io_computed(&s->io, first);
+  for (uint32_t l = first, next; l < layers; l = next) {
+    next = next_kept(p, l + 1);
+    if (stic_gpu_runs(&s->gpu, l) != on_gpu) {
+      if ((status = hand_over(s, l, !on_gpu, n))) return status;
+      on_gpu = !on_gpu;
     }
-    stic_io_computed(&s->io, l + 1);
+    begin = stic_trace_now(&s->trace);
+    if ((status = stic_io_wait_layer(&s->io, l))) return status;
+    stalled(s, (int32_t)l, on_gpu, begin);
+    if ((status = compute_layer(s, l, next, n))) return status;
   }
+  if (on_gpu && (status = hand_over(s, layers, false, n))) return status;
   stic_compute_head(s, n);
   return STIC_OK;
+}
+
+/* Compute, and leave nothing under way, whatever happened. */
+static stic_status complete(stic_session *s, uint32_t n) {
+  stic_gpu *gpu = &s->gpu;
+  stic_status status = compute(s, n);
+  if (gpu->on) {
+    stic_error second; /* what failed first is what is told */
+    const stic_status finished = stic_gpu_finish(gpu, status ? &second : &s->error);
+    if (!status) status = finished;
+  }
+  /* Where reading failed, the lanes know it already, and how. */
+  if (status) stic_io_fail(&s->io, &s->error);
+  return stic_io_end(&s->io, &s->error);
 }
 
 static stic_status run(stic_session *s, const int32_t *ids, const int32_t *types, uint32_t n, float *output) {
@@ -88,14 +141,17 @@ static stic_status run(stic_session *s, const int32_t *ids, const int32_t *types
     memset(own_types, 0, n * sizeof *own_types);
   const bool resident = s->package.header->table_resident;
   stic_status status = resident ? place_rows(s, own_ids, n) : STIC_OK;
+  if (!status && s->gpu.on) status = stic_gpu_begin(&s->gpu, &s->error);
   if (status) return status;
   stic_io_begin(&s->io, own_ids, resident ? 0 : n, true);
-  (void)compute(s, n); /* fails only where reading failed, and then stic_io_end says how */
-  if ((status = stic_io_end(&s->io, &s->error))) return status;
-  memcpy(output, stic_region_at(s, STIC_REGION_OUTPUT), stic_session_output_size(s, (int32_t)n) * sizeof *output);
-  s->run_ns = stic_trace_now(&s->trace);
-  s->runs++;
-  return STIC_OK;
+  status = complete(s, n);
+  if (!status) {
+    memcpy(output, stic_region_at(s, STIC_REGION_OUTPUT), stic_session_output_size(s, (int32_t)n) * sizeof *output);
+    s->run_ns = stic_trace_now(&s->trace);
+    s->runs++;
+  }
+  if (s->gpu.on) stic_gpu_end(&s->gpu, status, s->run_ns);
+  return status;
 }
 
 stic_status stic_session_run(stic_session *s, const int32_t *ids, const int32_t *types, int32_t n, float *output,

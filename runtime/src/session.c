@@ -7,8 +7,7 @@
 
 static _Thread_local stic_error without_session;
 
-/* Memory for bookkeeping, zeroed and counted. */
-static void *take(stic_session *s, uint64_t count, size_t size) {
+void *stic_session_take(stic_session *s, uint64_t count, size_t size) {
   void *memory = NULL;
   const uint64_t bytes = stic_pad((count ? count : 1) * size, STIC_ALIGN);
   if (posix_memalign(&memory, STIC_ALIGN, (size_t)bytes)) return NULL;
@@ -17,31 +16,34 @@ static void *take(stic_session *s, uint64_t count, size_t size) {
   return memory;
 }
 
-static stic_status take_bookkeeping(stic_session *s) {
+static stic_status take_bookkeeping(stic_session *s, const stic_options *options) {
   const stic_header *h = s->package.header;
   const stic_extent *extents = s->package.extents;
   uint64_t requests = 0;
   for (uint32_t i = 0; i < h->extents; i++) requests += extents[i].bytes / h->request_bytes + 2;
-  const uint64_t events = 11 * (uint64_t)h->layers + h->max_length + requests + 8;
+  const uint64_t events = 14 * (uint64_t)h->layers + h->max_length + requests + 8;
   s->trace.capacity = events < 16384 ? (uint32_t)events : 16384;
-  s->trace.events = take(s, s->trace.capacity, sizeof *s->trace.events);
-  s->record_at = take(s, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof *s->record_at);
-  s->codes = take(s, h->slices, sizeof *s->codes);
-  s->io.left = take(s, h->extents, sizeof *s->io.left);
-  s->io.loaded = take(s, h->resident_extents, sizeof *s->io.loaded);
-  s->io.by_layer = take(s, h->resident_extents, sizeof *s->io.by_layer);
-  s->io.order = take(s, h->extents, sizeof *s->io.order);
-  s->io.tokens = take(s, h->max_length, sizeof *s->io.tokens);
-  s->io.pending = take(s, h->layers, sizeof *s->io.pending);
-  s->arena = stic_map((size_t)h->arena_bytes);
+  s->trace.events = stic_session_take(s, s->trace.capacity, sizeof *s->trace.events);
+  s->record_at = stic_session_take(s, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof *s->record_at);
+  s->codes = stic_session_take(s, h->slices, sizeof *s->codes);
+  s->io.left = stic_session_take(s, h->extents, sizeof *s->io.left);
+  s->io.loaded = stic_session_take(s, h->resident_extents, sizeof *s->io.loaded);
+  s->io.by_layer = stic_session_take(s, h->resident_extents, sizeof *s->io.by_layer);
+  s->io.order = stic_session_take(s, h->extents, sizeof *s->io.order);
+  s->io.tokens = stic_session_take(s, h->max_length, sizeof *s->io.tokens);
+  s->io.pending = stic_session_take(s, h->layers, sizeof *s->io.pending);
+  /* Weights that a GPU shares may lie elsewhere: stic_session_open_gpu decides. */
+  const size_t later = s->package.gpu ? (size_t)stic_weights_bytes(&s->package) : 0;
+  s->arena = stic_reserve((size_t)h->arena_bytes);
   if (!s->trace.events || !s->record_at || !s->codes || !s->io.left || !s->io.loaded || !s->io.by_layer || !s->io.order ||
-      !s->io.tokens || !s->io.pending || !s->arena)
+      !s->io.tokens || !s->io.pending || !stic_session_take_gpu(s, options) || !s->arena ||
+      !stic_fill(s->arena + later, (size_t)h->arena_bytes - later))
     return stic_fail(&s->error, STIC_OUT_OF_MEMORY, "no memory for the arena of %llu bytes",
                      (unsigned long long)h->arena_bytes);
   for (uint32_t i = 0; i < h->extents; i++)
     for (uint32_t slice = extents[i].first; slice < (uint32_t)extents[i].first + extents[i].count; slice++) {
       const uint32_t r = stic_record_index(&s->package, extents[i].layer, extents[i].level, slice);
-      s->record_at[r] = s->arena + extents[i].destination + (s->package.records[r].offset - extents[i].file_offset);
+      s->record_at[r] = extents[i].destination + (s->package.records[r].offset - extents[i].file_offset);
     }
   return STIC_OK;
 }
@@ -57,7 +59,7 @@ static stic_status load(stic_session *s, const char *path, const stic_options *o
   if ((status = stic_files_verify(path, p->kernels, NULL, error))) return status;
   if ((status = stic_files_path(path, p->kernels->name, kernels, error))) return status;
   if ((status = stic_kernels_load(p, kernels, &s->kernels, error))) return status;
-  if ((status = take_bookkeeping(s))) return status;
+  if ((status = take_bookkeeping(s, options))) return status;
   if ((status = stic_files_verify(path, p->trunk, stic_region_at(s, STIC_REGION_TRUNK), error))) return status;
   const bool buffered = options->buffered;
   if ((status = stic_files_open(path, p->shards, buffered, &s->io.shards, error))) return status;
@@ -69,7 +71,9 @@ static stic_status load(stic_session *s, const char *path, const stic_options *o
   }
   if (status) return status;
   s->io.package = p;
-  s->io.arena = s->arena;
+  s->io.arena = s->io.weights = s->arena;
+  s->io.gpu = &s->gpu;
+  if ((status = stic_session_open_gpu(s, path, options))) return status;
   s->io.trace = &s->trace;
   s->io.lanes = options->lanes ? options->lanes : h->lanes;
   s->io.bytes_per_s = options->io_bytes_per_s;
@@ -88,18 +92,24 @@ static stic_status check_options(const stic_package *p, const stic_options *opti
     return stic_fail(error, STIC_INVALID_ARGUMENT,
                      "%u threads and %u lanes are more than the package has memory for (%u and %u)", options->threads,
                      options->lanes, p->header->threads, p->header->lanes);
+  if (options->gpu > STIC_GPU_REQUIRED || options->gpu_arithmetic > STIC_INT8_ARITHMETIC)
+    return stic_fail(error, STIC_INVALID_ARGUMENT, "stic_options.gpu is %u and gpu_arithmetic %u: both are 0, 1 or 2",
+                     options->gpu, options->gpu_arithmetic);
   return STIC_OK;
 }
 
 static void destroy(stic_session *s) {
   stic_io_stop(&s->io);
   stic_pool_stop(&s->pool);
+  if (s->gpu.on) stic_gpu_close(&s->gpu);
   stic_files_close(&s->io.shards);
   stic_files_close(&s->io.embeddings);
   stic_kernels_unload(&s->kernels);
   if (s->arena) stic_unmap(s->arena, (size_t)s->package.header->arena_bytes);
   void *const memory[] = {s->trace.events, s->record_at, s->codes,     (void *)s->io.left,    s->io.loaded,
-                          s->io.by_layer,  s->io.order,  s->io.tokens, (void *)s->io.pending, s->index};
+                          s->io.by_layer,  s->io.order,  s->io.tokens, (void *)s->io.pending, s->gpu.stages,
+                          s->gpu.ends,     s->gpu.map,   s->gpu.ready, s->gpu.wait_list,      s->gpu.entries,
+                          (void *)s->gpu.stale, s->index};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
   free(s);
 }
@@ -142,6 +152,7 @@ stic_status stic_session_close(stic_session *s) {
     return stic_fail(&without_session, STIC_BUSY, "the session is running: close it when the run has returned");
   if (s->process != getpid()) { /* the threads exist in the parent only */
     s->io.started = s->pool.started = 0;
+    s->gpu.on = false;
   }
   destroy(s);
   return STIC_OK;
@@ -154,7 +165,10 @@ uint32_t stic_version(void) { return STIC_VERSION_MAJOR << 16 | STIC_VERSION_MIN
 stic_status stic_session_evict(stic_session *s, uint64_t bytes) {
   if (!s) return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_evict was given a null pointer");
   if (atomic_exchange(&s->busy, true)) return STIC_BUSY;
-  stic_io_evict(&s->io, bytes);
+  if (!s->gpu.on)
+    stic_io_evict(&s->io, bytes);
+  else if (bytes)
+    stic_gpu_evict(&s->gpu);
   atomic_store(&s->busy, false);
   return STIC_OK;
 }
@@ -196,13 +210,20 @@ stic_status stic_session_stats(const stic_session *s, stic_stats *stats) {
     return STIC_INVALID_ARGUMENT;
   const stic_header *h = s->package.header;
   const uint64_t stacks = (uint64_t)h->stack_bytes * (s->pool.threads - 1 + s->io.lanes);
+  const uint64_t gpu_bytes = s->gpu.on ? stic_gpu_bytes(&s->gpu) : 0;
+  uint32_t gpu_layers = 0;
+  for (uint32_t l = 0; l < h->layers; l++) gpu_layers += stic_gpu_runs(&s->gpu, l);
   *stats = (stic_stats){.struct_bytes = sizeof *stats,
                         .direct = s->io.shards.direct && s->io.embeddings.direct,
                         .emulated = s->emulated,
+                        .gpu_layers = gpu_layers,
+                        .gpu_builds = s->gpu.builds,
+                        .gpu_arithmetic = !s->gpu.on ? 0 : s->gpu.dot ? STIC_INT8_ARITHMETIC : STIC_FLOAT_ARITHMETIC,
                         .arena_bytes = h->arena_bytes,
                         .bookkeeping_bytes = s->bookkeeping_bytes,
                         .stack_bytes = stacks,
-                        .peak_bytes = h->arena_bytes + s->bookkeeping_bytes + stacks,
+                        .gpu_bytes = gpu_bytes,
+                        .peak_bytes = h->arena_bytes + s->bookkeeping_bytes + stacks + gpu_bytes,
                         .claimed_bytes = h->claimed_bytes,
                         .resident_bytes = stic_io_resident_bytes(&s->io),
                         .runs = s->runs,

@@ -22,11 +22,12 @@ struct stic_session {
   stic_package package;
   uint8_t *index;
   uint8_t *arena;
-  uint8_t **record_at; /* [record] where an extent puts it; NULL: not in the plan */
+  uint64_t *record_at; /* [record] where an extent puts it, from io.weights; 0 as well where the plan has none */
   stic_codes *codes;   /* [slice], of the matrix being multiplied with */
   stic_kernels kernels;
   stic_pool pool;
   stic_io io;
+  stic_gpu gpu;
   stic_trace trace;
   pid_t process;
   _Atomic bool busy;
@@ -46,7 +47,7 @@ static inline void *stic_trunk_at(const stic_session *s, uint64_t offset) {
 
 /* Note a stage of compute that began at begin_ns. */
 static inline void stic_stage_done(stic_session *s, uint32_t kind, int32_t layer, uint64_t begin_ns) {
-  const stic_event event = {kind, layer, -1, 0, 0, 0, 0, 0, begin_ns, begin_ns, stic_trace_now(&s->trace)};
+  const stic_event event = {kind, layer, STIC_TRACK_COMPUTE, 0, 0, 0, 0, 0, begin_ns, begin_ns, stic_trace_now(&s->trace)};
   stic_trace_add(&s->trace, event);
 }
 
@@ -58,6 +59,17 @@ void stic_compute_layer(stic_session *s, uint32_t layer, uint32_t n, bool quanti
 
 /* Pooling, the head's linear maps, normalisation; leaves the result in region `output` (head.c). */
 void stic_compute_head(stic_session *s, uint32_t n);
+
+/* Leave the quantised form of x for a layer, as the layer before it would have (layer.c). */
+void stic_quantize_hidden(stic_session *s, uint32_t layer, uint32_t n);
+
+/* Open the GPU if the package and the options want one. Where it fails and the plan allows that, its layers run on the
+ * CPU (session_gpu.c). */
+stic_status stic_session_open_gpu(stic_session *s, const char *path, const stic_options *options);
+bool stic_session_take_gpu(stic_session *s, const stic_options *options);
+
+/* Memory for bookkeeping, zeroed and counted; NULL if there is none. */
+void *stic_session_take(stic_session *s, uint64_t count, size_t size);
 
 /* Quantise one tile of k features into the shared buffers (layer.c). */
 void stic_quantize_tile(stic_session *s, const float *source, uint32_t tile, uint32_t k);

@@ -24,6 +24,8 @@ static const char usage[] =
     "  --cold             empty the preload buffer before every run\n"
     "  --buffered         read through the page cache\n"
     "  --io-limit BYTES   emulate storage of BYTES a second\n"
+    "  --gpu MODE         layers planned for a GPU: auto (default), off (on the CPU), required\n"
+    "  --gpu-arithmetic A float or int8 (default: int8 where the GPU has a product for it)\n"
     "  --trace FILE       write the trace of the last run, for ui.perfetto.dev\n"
     "  --output FILE      write the outputs as little-endian float32, input after input\n"
     "  --json             print one JSON object\n"
@@ -64,7 +66,15 @@ static uint64_t number(const char *text, const char *option, uint64_t most) {
   return value;
 }
 
+/* The number of a word among the first `count` of `words`. */
+static uint32_t choice(const char *value, const char *option, const char *const *words, uint32_t count) {
+  for (uint32_t i = 0; i < count; i++)
+    if (!strcmp(value, words[i])) return i;
+  misuse("not a choice of ", option);
+}
+
 static arguments parse(int argc, char **argv) {
+  static const char *const uses[] = {"auto", "off", "required"}, *const arithmetics[] = {"default", "float", "int8"};
   arguments a = {.runs = 1, .options = STIC_OPTIONS_DEFAULT};
   for (int i = 1; i < argc; i++) {
     const char *name = argv[i];
@@ -93,6 +103,8 @@ static arguments parse(int argc, char **argv) {
       else if (!strcmp(name, "--threads")) a.options.threads = (uint32_t)number(value, name, 1024);
       else if (!strcmp(name, "--lanes")) a.options.lanes = (uint32_t)number(value, name, 1024);
       else if (!strcmp(name, "--io-limit")) a.options.io_bytes_per_s = number(value, name, (uint64_t)1 << 40);
+      else if (!strcmp(name, "--gpu")) a.options.gpu = choice(value, name, uses, 3);
+      else if (!strcmp(name, "--gpu-arithmetic")) a.options.gpu_arithmetic = choice(value, name, arithmetics, 3);
       else misuse("unknown option ", name);
     }
   }
@@ -156,6 +168,16 @@ static int failed(const stic_session *session) {
   return 1;
 }
 
+/* A string in JSON: names of devices and sentences hold no control characters but what is left out here. */
+static void print_json_string(const char *text) {
+  putchar('"');
+  for (; *text; text++) {
+    if (*text == '"' || *text == '\\') putchar('\\');
+    if ((unsigned char)*text >= ' ') putchar(*text);
+  }
+  putchar('"');
+}
+
 /* Numbers of an output: all of them for a program, the first few for a person. */
 static void print_output(const float *output, size_t size, bool json) {
   const size_t shown = json || size <= 8 ? size : 8;
@@ -175,19 +197,25 @@ static void print_costs(const stic_session *session, uint64_t *times, uint64_t r
   const unsigned long long median = times[runs / 2], p95 = times[(runs * 95 + 99) / 100 - 1];
   const unsigned long long peak = stats.peak_bytes, claimed = stats.claimed_bytes, rss = stic_peak_rss_bytes();
   const unsigned long long stall = stall_us / runs, read = stats.io_bytes, requests = stats.io_requests;
-  if (json)
-    printf("\"runs\":%llu,\"threads\":%u,\"lanes\":%u,\"median_us\":%llu,\"p95_us\":%llu,\"predicted_us\":%u,"
+  const char *device = stic_session_device(session);
+  if (json) {
+    printf("\"gpu_layers\":%u,\"gpu_builds\":%u,\"device\":", stats.gpu_layers, stats.gpu_builds);
+    print_json_string(device);
+    printf(",\"runs\":%llu,\"threads\":%u,\"lanes\":%u,\"median_us\":%llu,\"p95_us\":%llu,\"predicted_us\":%u,"
            "\"stall_us\":%llu,\"io_bytes\":%llu,\"io_requests\":%llu,\"direct\":%s,\"emulated\":%s,\"peak_bytes\":%llu,"
            "\"claimed_bytes\":%llu,\"rss_bytes\":%llu}\n",
            (unsigned long long)runs, info.threads, info.lanes, median, p95, info.predicted_us, stall, read, requests,
            stats.direct ? "true" : "false", stats.emulated ? "true" : "false", peak, claimed, rss);
-  else
+  } else {
+    if (stats.gpu_layers) printf("%u layers on %s\n", stats.gpu_layers, device);
+    else if (*device) printf("%s\n", device);
     printf("%llu runs: median %llu us, 95 %% within %llu us, predicted %u us; stalled %llu us\n"
            "read %llu bytes in %llu requests, %s%s\n"
            "memory: engine %llu bytes, plan %llu, process at its peak %llu\n",
            (unsigned long long)runs, median, p95, info.predicted_us, stall, read, requests,
            stats.direct ? "past the page cache" : "through the page cache",
            stats.emulated ? ", bandwidth emulated" : "", peak, claimed, rss);
+  }
 }
 
 static int run_all(stic_session *session, const arguments *a, const inputs *in) {

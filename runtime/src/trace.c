@@ -1,6 +1,7 @@
 #include "trace.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -35,6 +36,7 @@ static const char *name_of(uint32_t kind) {
     case STIC_EVENT_UP: return "up";
     case STIC_EVENT_DOWN: return "down";
     case STIC_EVENT_HEAD: return "head";
+    case STIC_EVENT_HAND_OVER: return "hand-over";
     case STIC_EVENT_READ: return "read";
     case STIC_EVENT_ROWS: return "rows";
     case STIC_EVENT_CHECK: return "check";
@@ -42,7 +44,11 @@ static const char *name_of(uint32_t kind) {
   }
 }
 
-/* Chrome's trace event format; times in microseconds, one track for compute and one for each lane. */
+enum { GPU_ROW = 1000 }; /* compute is row 0, IO lanes follow it */
+
+static int row_of(int32_t track) { return track == STIC_TRACK_GPU ? GPU_ROW : track + 1; }
+
+/* Chrome's trace event format; times in microseconds, one track for compute, one for each lane, one for the GPU. */
 stic_status stic_trace_save(const stic_trace *trace, const char *path, uint32_t lanes, stic_error *error) {
   FILE *file = fopen(path, "w");
   if (!file) return stic_fail(error, STIC_IO, "%s cannot be written (%s)", path, strerror(errno));
@@ -53,10 +59,13 @@ stic_status stic_trace_save(const stic_trace *trace, const char *path, uint32_t 
     fprintf(file, ",\n{\"ph\":\"M\",\"pid\":1,\"tid\":%u,\"name\":\"thread_name\",\"args\":{\"name\":\"IO lane %u\"}}",
             lane + 1, lane);
   const uint32_t kept = stic_trace_kept(trace);
+  bool gpu = false;
+  for (uint32_t i = 0; i < kept; i++) gpu = gpu || trace->events[i].track == STIC_TRACK_GPU;
+  if (gpu) fprintf(file, ",\n{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"GPU\"}}", GPU_ROW);
   for (uint32_t i = 0; i < kept; i++) {
     const stic_event *e = &trace->events[i];
     fprintf(file, ",\n{\"ph\":\"X\",\"pid\":1,\"tid\":%d,\"name\":\"%s\",\"cat\":\"%s\",\"ts\":%.3f,\"dur\":%.3f",
-            e->track + 1, name_of(e->kind), e->track < 0 ? "compute" : "io", (double)e->begin_ns / 1e3,
+            row_of(e->track), name_of(e->kind), e->track < 0 ? "compute" : "io", (double)e->begin_ns / 1e3,
             (double)(e->end_ns - e->begin_ns) / 1e3);
     fprintf(file, ",\"args\":{\"layer\":%d", e->layer);
     if (e->kind == STIC_EVENT_READ || e->kind == STIC_EVENT_CHECK)

@@ -10,12 +10,15 @@ enum {
   STIC_FFI_INT = 1,
   STIC_FFI_TENSOR_POINTER = 7, /* v_ptr: DLTensor */
   STIC_FFI_RAW_STRING = 8,
+  STIC_FFI_BYTES_POINTER = 9, /* v_ptr: stic_ffi_bytes */
   STIC_FFI_SMALL_STRING = 11,
+  STIC_FFI_SMALL_BYTES = 12,
   STIC_FFI_STRING = 65, /* object header, then stic_ffi_bytes */
+  STIC_FFI_BYTES = 66,  /* the same */
   STIC_FFI_TENSOR = 70  /* object header, then stic_ffi_tensor */
 };
 
-enum { STIC_FFI_CPU = 1, STIC_FFI_CODE_INT = 0, STIC_FFI_CODE_FLOAT = 2 };
+enum { STIC_FFI_CPU = 1, STIC_FFI_CODE_INT = 0, STIC_FFI_CODE_UINT = 1, STIC_FFI_CODE_FLOAT = 2 };
 
 /* TVMFFIAny */
 typedef struct stic_ffi_any {

@@ -37,6 +37,40 @@ def test_library_loads_and_is_cached(cache: Path, tmp_path: Path, monkeypatch: p
     assert [path.name for path in first.parent.iterdir()] == ["kernels.so"] and len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.parametrize("style", ["mali", "adreno"])
+@pytest.mark.parametrize("q", [4, 8])
+def test_a_gpu_s_program_is_text_and_launches(style: str, q: int, cache: Path, tmp_path: Path) -> None:
+    program = codegen.generate_program(SHAPE, style, "float16", q, tmp_path / "kernels.cl")  # type: ignore[arg-type]
+    text = program.path.read_text()
+    names = [name.decode() for name in program.launches["name"]]
+    assert "stic_add_norm" in names and len(set(names)) == len(names)
+    assert all(f"__kernel void {name}(" in text for name in names)
+    assert (program.launches["local"] >= 1).all() and (program.launches["group"] >= 1).all()
+
+
+def test_a_gpu_s_program_is_cached(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = codegen.generate_program(SHAPE, "mali", "float32", 4, tmp_path / "a" / "kernels.cl")
+    monkeypatch.setattr(codegen, "_lower", lambda *_: pytest.fail("the cache was not used"))
+    second = codegen.generate_program(SHAPE, "mali", "float32", 4, tmp_path / "b" / "kernels.cl")
+    assert first.path.read_bytes() == second.path.read_bytes() and (first.launches == second.launches).all()
+    assert [path.name for path in first.path.parent.iterdir()] == ["kernels.cl"]
+    keys = {
+        codegen.program_key(SHAPE, "mali", "float32", 4),
+        codegen.program_key(SHAPE, "mali", "float16", 4),
+        codegen.program_key(SHAPE, "adreno", "float32", 4),
+        codegen.program_key(SHAPE, "mali", "float32", 8),
+        codegen.program_key(replace(SHAPE, hidden=48), "mali", "float32", 4),
+    }
+    assert len(keys) == 5
+
+
+def test_a_damaged_cache_is_filled_again(cache: Path, tmp_path: Path) -> None:
+    first = codegen.generate_program(SHAPE, "mali", "float16", 4, tmp_path / "kernels.cl").path.read_bytes()
+    for path in cache.glob("*.cl.json"):
+        path.write_text("{")
+    assert codegen.generate_program(SHAPE, "mali", "float16", 4, tmp_path / "kernels.cl").path.read_bytes() == first
+
+
 def test_cached_kernels_need_no_tvm(cache: Path, tmp_path: Path) -> None:
     codegen.generate(SHAPE, load("host"), tmp_path / "kernels.so")
     code = (

@@ -1,13 +1,18 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from stic.compiler import contents
 from stic.compiler.assembly import assemble_package, collect
+from stic.compiler.codegen import GpuProgram
 from stic.compiler.packager import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.sharding import Geometry
 from stic.compiler.synthetic import synthetic
-from stic.runtime.errors import PackageError
+from stic.runtime.errors import PackageError, TargetError
 from stic.runtime.format import FULL
+from stic.runtime.gpu_format import LAUNCH
 from stic.runtime.package import Package
 from stic.targets.target import load
 
@@ -25,9 +30,15 @@ def write(tmp_path_factory):
     proof = Proof("heuristic", 1.0, None, 0.0)
     layers = tuple(LayerPlan(b, r) for b, r in zip(BITS, RESIDENT, strict=True))
     plan = Plan("test", layers, False, 1, True, Budget(60_000, 8 << 20), 0.05, proof)
+    (folder / "kernels.cl").write_bytes(b"no code")
+    none = np.zeros(0, LAUNCH)
 
-    def make(name, **options):
-        parts = assemble_package(materials, plan, load("host"), folder / "kernels.so", **options)
+    def make(name, gpu=(), launches=none, **options):
+        placed = tuple(replace(layer, place="gpu" if k in gpu else "cpu") for k, layer in enumerate(layers))
+        program = GpuProgram(folder / "kernels.cl", "mali", "float16", launches)
+        options |= {"program": program} if gpu else {}
+        target = load("host", "mali-g52" if gpu else None)
+        parts = assemble_package(materials, replace(plan, layers=placed), target, folder / "kernels.so", **options)
         write_package(parts, folder / name)
         return Package.open(folder / name)
 
@@ -48,6 +59,41 @@ def test_memory_adds_up_to_the_claim(package):
     claimed = int(package.header["claimed_bytes"])
     assert sum(contents.memory_bytes(package).values()) == claimed
     assert sum(contents.memory_groups(package).values()) == claimed
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_layers_on_a_gpu_are_described_and_counted(write, package, fallback):
+    placed = write(f"gpu-{fallback}.stic", gpu=(0, 3), fallback=fallback)
+    assert contents.gpu_facts(package) is None
+    facts = contents.identity(placed)["gpu"]
+    assert facts == {
+        "name": load("mali").gpu.name, "style": "mali", "storage": "float16", "layers": 2, "fallback": fallback
+    }  # fmt: skip
+    line = contents.describe(placed)[-1]
+    assert line.startswith("2 of 4 layers run on Mali-G52") and ("on the CPU instead" in line) == fallback
+    claimed = int(placed.header["claimed_bytes"])
+    assert sum(contents.memory_bytes(placed).values()) == sum(contents.memory_groups(placed).values()) == claimed
+    assert contents.memory_groups(placed)["activations on the GPU"] == placed.gpu.state_bytes
+
+
+def test_what_a_gpu_cannot_allocate_is_refused(monkeypatch, write):
+    from stic.targets.gpu import Gpu
+
+    monkeypatch.setattr(Gpu, "max_alloc_bytes", 1 << 12)
+    with pytest.raises(TargetError, match=r"weights of this plan are one buffer of .* allows 0 MiB.*--place cpu"):
+        write("large.stic", gpu=(0,))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("local", (1024, 2, 1), "takes 2048 work-items in a group"), ("local_bytes", 1 << 20, "bytes of local memory")],
+)
+def test_kernels_that_a_gpu_cannot_start_are_refused(write, field, value, message):
+    launches = np.zeros(1, LAUNCH)
+    launches[0] = ("stic_add_norm", (64, 1, 1), (1, 1, 1), 2048, 0)
+    launches[0][field] = value
+    with pytest.raises(TargetError, match=rf"kernel stic_add_norm .*{message}.* allows .*--place cpu"):
+        write("wide.stic", gpu=(0,), launches=launches)
 
 
 def test_full_precision_is_counted_apart(package):

@@ -7,11 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stic.compiler.memory_check import MemoryPlanError, verify_extents, verify_regions
+from stic.compiler.gpu_memory import SCORES_BYTES, gpu_bytes, gpu_state
+from stic.compiler.memory_check import (
+    MemoryPlanError,
+    verify_extents,
+    verify_regions,
+    verify_state,
+    verify_weights,
+)
 from stic.compiler.memory_plan import Placement, Sizes, fixed_bytes, place_extents, regions
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.planner.synthetic import Geometry, store_of
 from stic.runtime.format import BLOCK, REGIONS, Shape, pad
+from stic.runtime.gpu_format import GPU_REGIONS
 
 SHAPE = Shape(48, 1, 24, 40)
 SLICES = 3
@@ -160,6 +168,48 @@ def test_a_region_outside_the_arena_is_caught():
     placed, arena = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), 0, 0, 0)
     with pytest.raises(MemoryPlanError, match="leaves"):
         verify_regions({**placed, "output": (arena, 64)}, arena)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIZES, st.sampled_from(("float16", "float32")))
+def test_a_gpu_s_state_verifies_and_is_counted(sizes, storage):
+    state = gpu_state(sizes, storage)
+    assert tuple(state.regions) == GPU_REGIONS
+    verify_state(state.regions, state.state_bytes)
+    tiles = -(-sizes.max_length // 16)
+    assert 1 <= state.scores_tiles <= tiles and state.state_bytes % BLOCK == 0
+    heads = sizes.slices * sizes.shape.heads_per_slice
+    scores = state.regions["scores"][1]
+    assert scores == 4 * heads * state.scores_tiles * 16 * 16 * tiles
+    assert state.scores_tiles == 1 or scores <= SCORES_BYTES
+    held = gpu_bytes(sizes, NESTED, storage)
+    assert held % BLOCK == 0 and held > state.state_bytes + sizes.trunk_bytes
+    smaller = gpu_state(replace(sizes, slices=1), storage)
+    assert smaller.state_bytes <= state.state_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.sampled_from(("x", "y", "qkv", "context", "scores", "rows", "quantized")))
+def test_overlapping_state_is_caught(sizes, name):
+    state = gpu_state(sizes, "float16")
+    moved = {**state.regions, "token_sum": (state.regions[name][0], BLOCK)}
+    with pytest.raises(MemoryPlanError, match="overlap"):
+        verify_state(moved, state.state_bytes)
+
+
+@pytest.mark.parametrize("fault", [(BLOCK // 2, 64), (1 << 40, 64), (0, 0)])
+def test_state_outside_its_buffer_is_caught(fault):
+    state = gpu_state(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), "float16")
+    with pytest.raises(MemoryPlanError, match=r"not a multiple|leaves"):
+        verify_state({**state.regions, "types": fault}, state.state_bytes)
+
+
+def test_weights_apart_are_caught():
+    placed, _ = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), 3 * BLOCK, BLOCK, 0)
+    verify_weights(placed)
+    for name, at in (("preload", BLOCK), ("working", 9 * BLOCK)):
+        with pytest.raises(MemoryPlanError, match="apart"):
+            verify_weights({**placed, name: (at, placed[name][1])})
 
 
 def test_empty_placement():

@@ -13,7 +13,8 @@ import pytest
 from stic.compiler.assembly import Materials, assemble_package, claim, collect
 from stic.compiler.codegen import generate
 from stic.compiler.memory_plan import place_extents
-from stic.compiler.packager import Parts, record, write_package
+from stic.compiler.package_index import Parts
+from stic.compiler.packager import record, write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.quantize import dequantize, quantize
 from stic.compiler.sharding import Geometry, shard_matrices

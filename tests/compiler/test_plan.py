@@ -1,6 +1,7 @@
 """Plans as values: what they refuse, and their JSON."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,31 @@ def test_json_round_trip():
     assert from_json(json.loads(dumps(PLAN))) == PLAN
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"surprise": 1}, {"layers": [{"bits": [2]}]}])
+def test_places_survive_json():
+    plan = replace(PLAN, layers=(replace(PLAN.layers[0], place="gpu"), PLAN.layers[1]))
+    assert plan.on_gpu and not PLAN.on_gpu
+    assert from_json(json.loads(dumps(plan))) == plan
+
+
+def test_plans_from_before_there_were_places_are_read():
+    old = to_json(PLAN) | {"format": 1}
+    for layer in old["layers"]:
+        del layer["place"]
+    assert from_json(old) == PLAN
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 3},
+        {"format": 1},  # which has no places
+        {"surprise": 1},
+        {"layers": [{"bits": [2]}]},
+        {"layers": [{"bits": [2], "resident": [0]}]},
+        {"layers": [{"bits": [2], "resident": [0], "place": "npu"}]},
+        {"layers": [{"bits": [], "resident": [], "place": "gpu"}]},
+    ],
+)
 def test_foreign_json_is_refused(change):
     with pytest.raises(InputError, match="not a plan"):
         from_json({**to_json(PLAN), **change})

@@ -4,6 +4,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from stic.compiler import report
+from stic.compiler.drawing import terminal
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
 from stic.runtime import trace
@@ -44,6 +45,29 @@ def test_plan_is_printed_with_proof_and_grid():
     assert "9.5, near enough: no plan exceeds 10" in report.proof_sentence(near)
     assert "F84" in text and ".42" in text and "left out" in text and "32." in text
     assert "a note [with brackets]" in text
+
+
+def test_places_are_shown_where_there_is_a_gpu():
+    placed = replace(PLAN, layers=(replace(PLAN.layers[0], place="gpu"), *PLAN.layers[1:]))
+    with_gpu, without = (printed(lambda c, p=p: report.print_plan(c, p, 1.0, 1)) for p in (placed, PLAN))
+    assert "runs on" in with_gpu and "GPU" in with_gpu and "CPU" in with_gpu
+    assert "runs on" not in without
+    assert [shard["place"] for shard in report.plan_facts(placed, 1.0, 1)["shards"]] == ["gpu", "cpu", "cpu"]
+
+
+def test_a_gpu_has_a_row_of_its_own():
+    events = (
+        Event("compute", EMBEDDING, -1, 0.0, 2.0, 0, "gpu"),
+        Event("stall", 0, -1, 2.0, 3.0, 0, "gpu"),
+        Event("compute", 0, -1, 3.0, 9.0, 0, "gpu"),
+        Event("compute", HEAD, -1, 9.0, 10.0, 0),
+    )
+    strip = report.predicted(events, 16, None)
+    assert strip.lanes == ("GPU", "compute")
+    assert [(span.lane, span.label) for span in strip.spans if span.kind == "compute"] == [
+        ("GPU", "E"), ("GPU", "0"), ("compute", "H")
+    ]  # fmt: skip
+    assert "  GPU " in terminal([strip])
 
 
 def test_heuristics_claim_no_bound():

@@ -6,15 +6,7 @@ Needs apache-tvm and a C compiler; the tracker needs tornado, cloudpickle and ps
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +26,10 @@ from stic.schedules.tir import build
 from stic.schedules.tuning import Tuning
 from stic.targets.target import load, processor
 from stic.targets.toolchain import link_shared
+from tests.rpc_devices import RpcDevices
 
 SHAPE = KernelShape(64, 16, "gelu", 1e-5, 1e-5)
 HOST = load("host")
-TRACKER_MODULES = ("tornado", "cloudpickle", "psutil")
-needs_tracker = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in TRACKER_MODULES),
-    reason=f"the RPC tracker needs {', '.join(TRACKER_MODULES)}",
-)
 
 
 @pytest.fixture
@@ -153,56 +141,10 @@ def test_no_tracker(capsys: pytest.CaptureFixture[str], records: Path) -> None:
     assert not list(records.iterdir())
 
 
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real tracker with one real server, key `here`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log, started = (tmp_path_factory.mktemp("rpc") / "log").open("w+"), []
-
-    def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"tvm.exec.{module}", "--host", "127.0.0.1", *arguments]
-        folder = str(tmp_path_factory.mktemp(module))
-        # A session of its own, because these leave workers behind that only a signal to the group ends.
-        options: dict[str, Any] = {"stdout": log, "stderr": log, "start_new_session": True, "cwd": folder}
-        started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, **options))
-        return started[-1]
-
-    def wait(what: str, ready: Any, process: subprocess.Popen[bytes]) -> None:
-        until = time.monotonic() + 90
-        while not ready():
-            if process.poll() is not None or time.monotonic() > until:
-                log.seek(0)
-                pytest.fail(f"{what} did not come up: {log.read()}")
-            time.sleep(0.2)
-
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    def registered() -> bool:
-        from tvm import rpc
-
-        return "here" in rpc.connect_tracker("127.0.0.1", port).summary()["queue_info"]
-
-    try:
-        wait("the tracker", answers, start("rpc_tracker", "--port", str(port), "--port-end", str(port + 1)))
-        server = ("--port", "9100", "--port-end", "9199", "--tracker", f"127.0.0.1:{port}", "--key", "here")
-        wait("the server", registered, start("rpc_server", *server))
-        yield f"127.0.0.1:{port}"
-    finally:
-        for process in started:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.close()
-
-
-@needs_tracker
-def test_a_search_behind_a_tracker(tracker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_behind_a_tracker(rpc_devices: RpcDevices, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "record.json"
     target = "x86-64-v3" if HOST.arch == "x86_64" else "raspberry-pi-4"
-    arguments = ["tune", "--target", target, "--tracker", tracker, "--key", "here", "--rounds", "3"]
+    arguments = ["tune", "--target", target, "--tracker", rpc_devices.address, "--key", "here", "--rounds", "3"]
     arguments += ["-o", str(out), "--json"]
     assert main(arguments) == 0
     best, measured_on = tuning.read(out)
@@ -212,9 +154,8 @@ def test_a_search_behind_a_tracker(tracker: str, tmp_path: Path, capsys: pytest.
     assert best == Tuning() or any(trial["taken"] for trial in trials)
 
 
-@needs_tracker
-def test_an_unknown_key(tracker: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", "--target", "x86-64-v3", "--tracker", tracker, "--key", "phone"]) == 1
+def test_an_unknown_key(rpc_devices: RpcDevices, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--target", "x86-64-v3", "--tracker", rpc_devices.address, "--key", "phone"]) == 1
     assert "has no device 'phone'; it has here" in capsys.readouterr().err
 
 

@@ -1,10 +1,12 @@
 """Packages of small random models, built by the compiler's own writer, for the runtime's tests."""
 
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stic.runtime.format import HEADER
@@ -17,13 +19,17 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     """`make_package(bits, resident=..., target=..., ...)` writes a package and returns its directory.
 
     bits: bitwidths per layer; resident: the same shape, default 0 everywhere. Geometry and options by keyword.
-    compiled=False leaves the kernels out: such a package can be read, but not run.
+    compiled=False leaves the kernels out: such a package can be read, but not run. gpu="mali-g52" puts that target's
+    GPU beside the CPU of `target`; then all layers run there, or as `places` ("cpu" or "gpu" for each) says.
     """
     from stic.compiler.assembly import assemble_package, collect
+    from stic.compiler.codegen import GpuProgram, generate, generate_program
     from stic.compiler.packager import write_package
     from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
     from stic.compiler.sharding import Geometry
     from stic.compiler.synthetic import synthetic
+    from stic.runtime.gpu_format import LAUNCH
+    from stic.schedules.pack import interleave
     from stic.targets.target import load
 
     def make(
@@ -43,25 +49,37 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         lanes: int = 2,
         seed: int = 0,
         compiled: bool = True,
+        gpu: str | None = None,
+        gpu_storage: str = "float16",
+        places: tuple[str, ...] | None = None,
+        fallback: bool = True,
     ) -> Path:
         folder = tmp_path_factory.mktemp("package")
         geometry = Geometry(len(bits), hidden, heads, head_dim, ffn, slices)
-        chosen = load(target)
+        chosen = load(target, gpu)
         quantized = synthetic(geometry, activation, MAX_LENGTH, seed)
         materials = collect(quantized, full_bits, MAX_LENGTH, threads, lanes)
         held = resident or tuple(tuple(0 for _ in layer) for layer in bits)
-        layers = tuple(LayerPlan(b, r) for b, r in zip(bits, held, strict=True))
+        where = places or tuple("gpu" if gpu and b else "cpu" for b in bits)
+        layers = tuple(LayerPlan(b, r, p) for b, r, p in zip(bits, held, where, strict=True))
         proof = Proof("heuristic", 0.0, None, 0.0)
         plan = Plan("test", layers, table_resident, read_ahead, True, Budget(), 0.0, proof)
-        kernels = folder / "kernels.so"
+        kernels, text = folder / "kernels.so", folder / "kernels.cl"
+        program = None
         if compiled:
-            from stic.compiler.codegen import generate
-
             generate(materials.kernel_shape, chosen, kernels)
         else:
             kernels.write_bytes(b"no code")
+        if plan.on_gpu and compiled:
+            program = generate_program(
+                materials.kernel_shape, chosen.gpu.style, gpu_storage, interleave(chosen), text
+            )
+        elif plan.on_gpu:
+            text.write_bytes(b"no code")
+            program = GpuProgram(text, chosen.gpu.style, gpu_storage, np.zeros(0, LAUNCH))
         output = folder / "model.stic"
-        write_package(assemble_package(materials, plan, chosen, kernels), output)
+        parts = assemble_package(materials, plan, chosen, kernels, program=program, fallback=fallback)
+        write_package(parts, output)
         return output
 
     return make
@@ -90,3 +108,46 @@ def package(make_package: Callable[..., Path]) -> Path:
     bits = ((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2))
     resident = ((0, 4, 2, 2), (6, 3, 0), (), (0, 0, 0, 0))
     return make_package(bits, resident)
+
+
+# For a GPU: three widths, since a driver compiles kernels for each; heads that do not fill a tile; a layer left out.
+GPU_BITS = ((16, 4, 2), (4, 2, 2), (), (4, 4))
+GPU_RESIDENT = ((16, 2, 0), (0, 0, 0), (), (4, 4))
+
+
+@pytest.fixture(scope="session")
+def make_gpu_package(make_package: Callable[..., Path]) -> Callable[..., Path]:
+    """`make_gpu_package(gpu="mali-g52", ...)`: a package with layers on a GPU; options as make_package's."""
+
+    def make(gpu: str = "mali-g52", **options: object) -> Path:
+        shape = {"hidden": 48, "heads": 3, "head_dim": 12, "ffn": 96, "slices": 3, "gpu": gpu}
+        return make_package(GPU_BITS, GPU_RESIDENT, **shape | options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpu_package(make_gpu_package: Callable[..., Path]) -> Path:
+    """A package with all layers on a GPU, activations in half precision."""
+    return make_gpu_package()
+
+
+@pytest.fixture
+def gpu_copy(gpu_package: Path, tmp_path: Path) -> Path:
+    """A copy of it without compiled programs, that a test may damage."""
+    ignored = shutil.ignore_patterns("opencl-*")
+    return Path(shutil.copytree(gpu_package, tmp_path / "copy.stic", ignore=ignored))
+
+
+@pytest.fixture(scope="session")
+def opencl(gpu_package: Path) -> None:
+    """Skip where no OpenCL device can be had; one that refuses the package is a failure."""
+    from stic.runtime.errors import EngineError
+    from stic.runtime.session import Session
+
+    try:
+        Session(gpu_package, gpu="required").close()
+    except EngineError as error:
+        if "no OpenCL library" in str(error) or "no device" in str(error):
+            pytest.skip(f"needs OpenCL (Debian: ocl-icd-libopencl1, pocl-opencl-icd): {error}")
+        raise

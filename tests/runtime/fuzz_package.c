@@ -1,7 +1,7 @@
 /* libFuzzer harness for the package reader: the input is index.bin, and what is left over is one record.
  *
  *   clang -g -O1 -std=c11 -fsanitize=fuzzer,address,undefined -Iruntime/src tests/runtime/fuzz_package.c \
- *         runtime/src/{package,package_memory,package_extents,record,crc,error}.c -pthread -o fuzz && ./fuzz CORPUS
+ *         runtime/src/{package,package_memory,package_extents,package_gpu,record,crc,error}.c -pthread -o fuzz && ./fuzz CORPUS
  *
  * The checksum is set right, so that the checks behind it are reached. An index that is accepted must then bear what
  * the engine does with it: walking its tables, checking a record, and reading that record's outliers. */
@@ -24,6 +24,9 @@ static void walk(const stic_package *p) {
         sum += p->records[stic_record_index(p, l, level, s)].offset;
     }
   for (uint32_t i = 0; i < p->header->extents; i++) sum += p->extents[i].destination;
+  for (uint32_t l = 0; p->gpu && l < p->header->layers; l++) sum += p->places[l];
+  for (uint32_t i = 0; p->gpu && i < p->gpu->launches; i++) sum += strlen(p->launches[i].name) + p->launches[i].local[0];
+  for (uint32_t r = 0; p->gpu && r < STIC_GPU_REGIONS; r++) sum += p->state[r].offset;
 }
 
 static void try_record(const stic_package *p, const uint8_t *data, size_t size) {

@@ -12,9 +12,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from stic.runtime.format import HEADER, LEVELS
+from stic.runtime.format import HEADER, LEVELS, REGION
+from stic.runtime.gpu_format import GPU, GPU_REGIONS, LAUNCH
 from stic.runtime.package import Package
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,3 +137,58 @@ def test_hostile_outliers(damage: Path, copy: Path, with_header: Callable[..., b
         (copy / "index.bin").write_bytes(with_header(bytes(index)))
         refused += "outlier" in call(damage, "survive", copy, "index.bin")[0]
     assert refused > 0
+
+
+@pytest.fixture
+def without_opencl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU part is read, and then no device is there: nothing is compiled for each of many packages."""
+    monkeypatch.setenv("STIC_OPENCL", "/nowhere/libOpenCL.so")
+
+
+@pytest.mark.usefixtures("without_opencl")
+def test_gpu_part_without_a_gpu(damage: Path, gpu_package: Path) -> None:
+    assert call(damage, "run", gpu_package, "index.bin") == ["ok"]
+
+
+@pytest.mark.usefixtures("opencl")
+def test_gpu_layers_run(damage: Path, gpu_package: Path) -> None:
+    assert call(damage, "run", gpu_package, "index.bin") == ["ok"]
+
+
+@pytest.mark.usefixtures("without_opencl")
+@pytest.mark.parametrize("name", GPU.names)
+def test_hostile_gpu_fields(damage: Path, gpu_copy: Path, name: str, with_header: Callable[..., bytes]) -> None:
+    good = (gpu_copy / "index.bin").read_bytes()
+    at = int(Package.open(gpu_copy).header["gpu_at"])
+    kind, offset = GPU.fields[name][:2]
+    size = kind.base.itemsize
+    old = int.from_bytes(good[at + offset :][:size], "little")
+    top = (1 << (8 * size)) - 1
+    for value in {0, 1, max(0, old - 1), old + 1, old * 2, 64, 1 << 20, 1 << 31, top}:
+        if value <= top and value != old:
+            data = bytearray(good)
+            data[at + offset : at + offset + size] = value.to_bytes(size, "little")
+            (gpu_copy / "index.bin").write_bytes(with_header(bytes(data)))
+            call(damage, "survive", gpu_copy, "index.bin")
+
+
+@pytest.mark.usefixtures("without_opencl")
+def test_hostile_gpu_tables(damage: Path, gpu_copy: Path, with_header: Callable[..., bytes]) -> None:
+    """Random bytes of launches, places and regions changed: refused, or run on the CPU."""
+    good = (gpu_copy / "index.bin").read_bytes()
+    at = int(Package.open(gpu_copy).header["gpu_at"])
+    gpu = np.frombuffer(good, GPU, 1, at)[0]
+    tables = (
+        (int(gpu["launches_at"]), int(gpu["launches"]) * LAUNCH.itemsize),
+        (int(gpu["places_at"]), 4),
+        (int(gpu["state_at"]), len(GPU_REGIONS) * REGION.itemsize),
+    )
+    chance, refused = random.Random(6), 0
+    for turn in range(60):
+        start, size = tables[turn % len(tables)]
+        data = bytearray(good)
+        data[start + chance.randrange(size)] ^= chance.randrange(1, 256)
+        (gpu_copy / "index.bin").write_bytes(with_header(bytes(data)))
+        (message,) = call(damage, "survive", gpu_copy, "index.bin")
+        refused += "index.bin" in message
+    assert refused > 20

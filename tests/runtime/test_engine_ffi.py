@@ -1,11 +1,13 @@
 """libstic.so is a TVM-FFI module as it stands. Needs tvm_ffi (and tvm for one test)."""
 
+import ctypes
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stic.runtime import native
 from stic.runtime.session import Session
 from stic.targets.target import load
 from stic.targets.toolchain import build_engine, find_c_compiler
@@ -39,9 +41,13 @@ SAME(STIC_FFI_TENSOR_POINTER, kTVMFFIDLTensorPtr);
 SAME(STIC_FFI_RAW_STRING, kTVMFFIRawStr);
 SAME(STIC_FFI_SMALL_STRING, kTVMFFISmallStr);
 SAME(STIC_FFI_STRING, kTVMFFIStr);
+SAME(STIC_FFI_BYTES_POINTER, kTVMFFIByteArrayPtr);
+SAME(STIC_FFI_SMALL_BYTES, kTVMFFISmallBytes);
+SAME(STIC_FFI_BYTES, kTVMFFIBytes);
 SAME(STIC_FFI_TENSOR, kTVMFFITensor);
 SAME(STIC_FFI_CPU, kDLCPU);
 SAME(STIC_FFI_CODE_INT, kDLInt);
+SAME(STIC_FFI_CODE_UINT, kDLUInt);
 SAME(STIC_FFI_CODE_FLOAT, kDLFloat);
 """
 
@@ -78,9 +84,22 @@ def test_runs_as_a_module(loader: str, library: Path, package: Path) -> None:
     assert count == len(expected) and np.array_equal(result, expected)
     assert module["stic_run"](handle, tensor(ids), tensor(np.zeros_like(ids)), target) == count
     assert module["stic_stat"](handle, "runs") == 2
+    for name, kind in (("info", native.Info), ("stats", native.Stats)):
+        room = tensor(np.zeros(ctypes.sizeof(kind), np.uint8))
+        assert module[f"stic_{name}"](handle, room) == 0
+        found = kind.from_buffer_copy(np.from_dlpack(room))
+        assert found.struct_bytes == ctypes.sizeof(kind) and found.claimed_bytes > 0
+        with pytest.raises(TypeError, match=f"stic_{name}"):
+            module[f"stic_{name}"](handle, tensor(np.zeros(8, np.uint8)))
+    assert module["stic_session_device"](handle, tensor(np.zeros(64, np.uint8))) == 0  # no layer is planned for a GPU
+    count = module["stic_trace"](handle, None)
+    events = tensor(np.zeros(count * ctypes.sizeof(native.Event), np.uint8))
+    assert module["stic_trace"](handle, events) == count > 0
+    assert native.Event.from_buffer_copy(np.from_dlpack(events)).end_ns > 0
     assert module["stic_evict"](handle, 1 << 30) == 0
     with pytest.raises(ValueError, match="vocabulary"):
         module["stic_run"](handle, tensor(ids + 5000), None, target)
+    assert module["stic_last_status"]() == 12
     with pytest.raises(TypeError, match="int32 tensor"):
         module["stic_run"](handle, target, None, target)
     assert module["stic_close"](handle) == 0
@@ -88,6 +107,31 @@ def test_runs_as_a_module(loader: str, library: Path, package: Path) -> None:
         module["stic_close"](handle)
     with pytest.raises(RuntimeError, match="cannot be opened"):
         module["stic_open"]("/nonexistent")
+    with pytest.raises(TypeError, match="io_bytes_per_s"):
+        module["stic_open"](str(package), 1, 2, -1)
+    slow = module["stic_open"](str(package), 1, 2, 100_000_000, 1)
+    stats = tensor(np.zeros(ctypes.sizeof(native.Stats), np.uint8))
+    module["stic_stats"](slow, stats)
+    opened = native.Stats.from_buffer_copy(np.from_dlpack(stats))
+    assert opened.emulated == 1 and opened.direct == 0
+    module["stic_close"](slow)
+
+
+def test_the_device_is_said_as_far_as_there_is_room(library: Path, gpu_package: Path) -> None:
+    module = tvm_ffi.load_module(str(library))
+    with Session(gpu_package, gpu="off") as session:
+        expected = session.device.encode()
+    handle = module["stic_open"](str(gpu_package), 1, 2, 0, 0, 1)
+    for size in (1024, 10):
+        room = np.zeros(size, np.uint8)
+        count = module["stic_session_device"](handle, tvm_ffi.from_dlpack(room))
+        assert count == min(size, len(expected)) and room[:count].tobytes() == expected[:count]
+    for wrong in (np.zeros(64, np.float32), np.zeros(64, np.int8)):
+        with pytest.raises(TypeError, match="stic_session_device"):
+            module["stic_session_device"](handle, tvm_ffi.from_dlpack(wrong))
+    assert module["stic_close"](handle) == 0
+    with pytest.raises(TypeError, match="gpu=0"):
+        module["stic_open"](str(gpu_package), 1, 2, 0, 0, 3)
 
 
 def test_exports_nothing_else(library: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from stic.runtime.arithmetic import quantize
 from stic.runtime.format import MATRICES
 from stic.runtime.package import Package
-from stic.runtime.reference import Reference, _products
+from stic.runtime.reference import Reference
+from stic.runtime.reference_layers import _products
 
 BITS = ((16, 8, 5, 2), (6, 4, 3, 3), (16, 16, 16, 16))
 TOKENS = 7
@@ -23,7 +24,7 @@ def reference(request: pytest.FixtureRequest, make_package: Callable[..., Path])
 def trunk(reference: Reference, layer: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Scales and biases of one matrix, (slices, N); the same for all slices where they share them."""
     package, row = reference.package, reference.package.layers[layer]
-    n, slices = reference.shape.matrix(name)[0], int(package.header["slices"])
+    n, slices = reference.package.shape.matrix(name)[0], int(package.header["slices"])
     shape = (slices, n) if name in ("qkv", "up") else (1, n)
     scale, bias = (package.tensor(int(row[f"{name}_{part}_at"]), "<f4", *shape) for part in ("scale", "bias"))
     return np.broadcast_to(scale, (slices, n)), np.broadcast_to(bias, (slices, n))
@@ -57,8 +58,8 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
 @pytest.mark.parametrize("name", ["qkv", "up"])
 @pytest.mark.parametrize("layer", range(len(BITS)))
 def test_rows_that_belong_to_slices(reference: Reference, layer: int, name: str) -> None:
-    row, x = reference.package.layers[layer], activations(reference.shape.matrix(name)[1])
-    outputs = reference._split(layer, name, x, int(row[f"{name}_scale_at"]), int(row[f"{name}_bias_at"]))
+    row, x = reference.package.layers[layer], activations(reference.package.shape.matrix(name)[1])
+    outputs = reference.cpu.split(layer, name, x, int(row[f"{name}_scale_at"]), int(row[f"{name}_bias_at"]))
     codes, scale = quantize(x)
     bias = trunk(reference, layer, name)[1]
     assert len(outputs) == len(BITS[layer])
@@ -70,15 +71,15 @@ def test_rows_that_belong_to_slices(reference: Reference, layer: int, name: str)
 @pytest.mark.parametrize("name", ["out", "down"])
 @pytest.mark.parametrize("layer", range(len(BITS)))
 def test_columns_that_belong_to_slices(reference: Reference, layer: int, name: str) -> None:
-    row, width = reference.package.layers[layer], reference.shape.matrix(name)[1]
+    row, width = reference.package.layers[layer], reference.package.shape.matrix(name)[1]
     inputs = np.split(activations(width * len(BITS[layer])), len(BITS[layer]))
-    got = reference._join(layer, name, inputs, int(row[f"{name}_scale_at"]), int(row[f"{name}_bias_at"]))
+    got = reference.cpu.join(layer, name, inputs, int(row[f"{name}_scale_at"]), int(row[f"{name}_bias_at"]))
     codes, scale = quantize(np.concatenate(inputs))
     want = trunk(reference, layer, name)[1][0][:, None].astype(np.float64)
     for s, x in enumerate(inputs):
         part = codes[s * width : (s + 1) * width]
         want = want + dense(reference, layer, s, name) @ seen(reference, layer, s, x, part, scale)
-    assert_close(got, want[: reference.shape.hidden])
+    assert_close(got, want[: reference.package.shape.hidden])
 
 
 def test_products_count_outliers_by_their_code(reference: Reference) -> None:

@@ -1,17 +1,30 @@
 """The storage probe: what it measures, what it says of O_DIRECT, and the line through it."""
 
-import errno
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+pytest.importorskip("tvm_ffi", reason="needs apache-tvm")
 
 from stic.runtime.errors import TargetError
 from stic.runtime.format import BLOCK
 from stic.targets import storage
-from stic.targets.storage import SIZES, direct_works, fit, measure_storage
+from stic.targets.connection import DeviceRefused
+from stic.targets.host import HostFunctions
+from stic.targets.storage import SIZES, fit, measure_storage
+
+HERE = HostFunctions()
+
+
+def _reads(folder: Path, size: int, lanes: int = 1, most_ns: int = 10**9) -> tuple[int, np.ndarray]:
+    """stic_time_reads of `file`: its result, and the times it gave."""
+    times = np.full(100, -1, np.int64)
+    return HERE.call("stic_time_reads", str(folder), "file", size, lanes, 0, 0, most_ns, times), times
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +49,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_every_size_and_lane_count_is_measured(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    found = measure_storage(tmp_path, (1, 2), lambda done, total: steps.append((done, total)))
+    found = measure_storage(HERE, str(tmp_path), (1, 2), lambda done, total: steps.append((done, total)))
     points = found["points"]
     assert [(p["lanes"], p["bytes"]) for p in points] == [(lanes, size) for lanes in (1, 2) for size in SIZES]
     assert all(p["median_us"] > 0 and p["latency_us"] > 0 and p["spread_us"] >= 0 for p in points)
@@ -47,9 +60,10 @@ def test_every_size_and_lane_count_is_measured(tmp_path: Path) -> None:
         assert line["bytes_per_s"] > 0 and line["request_us"] >= 0 and line["row_us"] > 0
 
 
-def test_a_pass_reads_at_least_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PASS_SECONDS", -1.0)
-    assert all(p["median_us"] > 0 for p in measure_storage(tmp_path, (2,))["points"])
+def test_a_lane_reads_at_least_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(64 * BLOCK))
+    made, times = _reads(tmp_path, BLOCK, lanes=3, most_ns=0)
+    assert abs(made) == 3 and (times[: 1 + 3] > 0).all()
 
 
 def test_direct_is_proved_by_reading(tmp_path: Path) -> None:
@@ -59,10 +73,8 @@ def test_direct_is_proved_by_reading(tmp_path: Path) -> None:
         os.close(os.open(file, os.O_RDONLY | os.O_DIRECT))
     except OSError:
         pytest.skip(f"{tmp_path} refuses O_DIRECT")
-    assert direct_works(file)
-    assert measure_storage(tmp_path, (1,))["direct"] is True
-    file.write_bytes(b"")
-    assert not direct_works(file)
+    assert _reads(tmp_path, BLOCK)[0] == 8
+    assert measure_storage(HERE, str(tmp_path), (1,))["direct"] is True
 
 
 def test_tmpfs_without_direct_reads() -> None:
@@ -74,36 +86,49 @@ def test_tmpfs_without_direct_reads() -> None:
     try:
         os.close(os.open(probe, os.O_RDONLY | os.O_DIRECT))
     except OSError:
-        assert measure_storage(shm, (1,))["direct"] is False
+        assert measure_storage(HERE, str(shm), (1,))["direct"] is False
     else:
         pytest.skip("this kernel's tmpfs accepts O_DIRECT")
     finally:
         probe.unlink()
 
 
-def test_a_folder_that_refuses_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = os.open
+def test_one_read_through_the_page_cache_is_said(tmp_path: Path) -> None:
+    class Sometimes(HostFunctions):
+        """A device that refuses direct reads of one size."""
 
-    def refuse(path: str | Path, flags: int, *more: int, **options: int) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return really(path, flags, *more, **options)
+        def call(self, name: str, *arguments: Any, seconds: float | None = None) -> Any:
+            if name == "stic_time_reads" and arguments[2] == SIZES[1]:
+                arguments = (*arguments[:4], 1, *arguments[5:])
+            return super().call(name, *arguments)
 
-    monkeypatch.setattr(os, "open", refuse)
-    found = measure_storage(tmp_path, (1,))
+    found = measure_storage(Sometimes(), str(tmp_path), (1,))
     assert found["direct"] is False and len(found["points"]) == len(SIZES)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{0: "a" * 5000}, {2: 100}, {2: 1 << 30}, {2: 0}, {3: 0}, {3: 65}, {3: 33}, {4: 2}, {6: -1}, {7: np.zeros(9, int)}],
+)
+def test_reads_that_make_no_sense_are_refused(tmp_path: Path, change: dict[int, Any]) -> None:
+    (tmp_path / "file").write_bytes(bytes(32 * BLOCK))
+    arguments = [str(tmp_path), "file", BLOCK, 1, 0, 0, 10**6, np.zeros(100, np.int64)]
+    for place, value in change.items():
+        arguments[place] = value
+    with pytest.raises(DeviceRefused, match="stic_time_reads"):
+        HERE.call("stic_time_reads", *arguments)
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"cannot measure storage in .*missing: No such file.*name another folder"):
-        measure_storage(tmp_path / "missing", (1,))
-    with pytest.raises(TargetError, match="cannot measure storage in /proc"):
-        measure_storage(Path("/proc"), (1,))
+    with pytest.raises(TargetError, match=r"the probe needs .* in .*missing: .*No such file.*name another folder"):
+        measure_storage(HERE, str(tmp_path / "missing"), (1,))
+    with pytest.raises(TargetError, match="the probe needs a file of 8 MiB in /proc"):
+        measure_storage(HERE, "/proc", (1,))
 
 
 def test_a_disk_that_is_too_small(tiny_disk: Path) -> None:
-    with pytest.raises(TargetError, match=r"the probe needs 8 MiB in .*: No space left on device"):
-        measure_storage(tiny_disk, (1,))
+    with pytest.raises(TargetError, match=r"the probe needs a file of 8 MiB in .*: No space left on device"):
+        measure_storage(HERE, str(tiny_disk), (1,))
     assert not list(tiny_disk.iterdir())
 
 

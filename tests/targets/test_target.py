@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from stic.runtime import format as package_format
 from stic.runtime.errors import TargetError
 from stic.targets import target as targets
+from stic.targets.gpu import NUMBERS
 from stic.targets.target import FEATURES, load, names, parse
 
 BOARDS = ("jetson-nano", "odroid-n2plus", "raspberry-pi-4", "snapdragon-8-gen2")
-NAMED = (*BOARDS, "aarch64-dotprod", "aarch64-i8mm", "x86-64-v3", "host")
+GPUS = {"mali-g52": "mali", "mali-g710": "mali", "adreno-640": "adreno", "adreno-740": "adreno"}  # and their styles
+NAMED = (*BOARDS, *GPUS, "aarch64-dotprod", "aarch64-i8mm", "x86-64-v3", "host")
 LEVELS = tomllib.loads((Path(targets.__file__).parent / "host.toml").read_text())["level"]
 
 
@@ -41,6 +44,98 @@ def test_every_target_loads(name: str) -> None:
         for fact in section.values():
             assert fact.value > 0 and fact.source
     assert load(name) == target and hash(target) == hash(load(name))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_gpus_are_complete_and_sourced(name: str) -> None:
+    gpu = load(name).gpu
+    assert (gpu is not None) == (name in GPUS)
+    if gpu is not None:
+        assert gpu.style == GPUS[name] and set(gpu.facts) == set(NUMBERS)
+        sources = [fact.source for fact in gpu.facts.values()] + [gpu.images_source, gpu.extensions.source]
+        assert all(source.strip() for source in sources) and gpu.fp16
+        assert gpu.max_alloc_bytes >= 1 << 28 and gpu.facts["work_group"].value >= 256
+
+
+def test_a_device_and_its_gpu_share_one_set_of_facts() -> None:
+    for name, base in (("mali-g52", "odroid-n2plus"), ("adreno-740", "snapdragon-8-gen2")):
+        with_gpu, without = load(name), load(base)
+        assert without.gpu is None and with_gpu.name == name
+        plain = replace(with_gpu, name=base, description=without.description, gpu=None)
+        assert plain == without and plain.compute == without.compute
+
+
+def test_a_gpu_stands_beside_another_cpu() -> None:
+    host = load("host", "mali")
+    assert host.name == "host" and host.gpu == load("mali-g52").gpu and host.features == load("host").features
+    assert load("adreno-740", "none").gpu is None
+    assert load("mali") == load("mali-g52") and load("adreno") == load("adreno-640")
+    with pytest.raises(TargetError, match=r"host has no GPU; those with one are adreno-640, .*mali-g710"):
+        load("mali", "host")
+    with pytest.raises(TargetError, match=r"unknown target 'toaster'.*mali, adreno"):
+        load("mali", "toaster")
+
+
+def test_int8_products_need_an_extension() -> None:
+    chosen = {name: load(name).gpu for name in GPUS}
+    dots = {name: gpu.integer_dot for name, gpu in chosen.items() if gpu is not None}
+    assert dots["mali-g52"] is None and dots["adreno-640"] is None
+    assert dots["mali-g710"] == "cl_arm_integer_dot_product_accumulate_int8"
+    assert dots["adreno-740"] == "cl_khr_integer_dot_product"
+
+
+def good_gpu() -> dict[str, Any]:
+    numbers = {name: {"value": 64, "source": "data sheet"} for name in NUMBERS}
+    extensions = {"value": ["cl_khr_fp16"], "source": "clinfo"}
+    images = {"value": True, "source": "clinfo"}
+    return {"name": "a GPU", "style": "mali", "extensions": extensions, "images": images, **numbers}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("style",), "vax", "style 'vax' is not one of mali, adreno"),
+        (("name",), 3, "gpu.name must be a string"),
+        (("colour",), "red", "unknown colour"),
+        (("cores",), 3, "must be a table"),
+        (("cores",), {"value": 0, "source": "s"}, "positive number"),
+        (("cores", "source"), " ", "needs a source"),
+        (("images", "value"), 1, "true or false"),
+        (("extensions", "value"), "cl_khr_fp16", "list of names"),
+    ],
+)
+def test_wrong_fields_of_a_gpu_are_refused(path: tuple[str, ...], value: Any, message: str) -> None:
+    data = good() | {"gpu": good_gpu()}
+    assert parse(data).gpu is not None
+    table = data["gpu"]
+    for key in path[:-1]:
+        table = table[key]
+    table[path[-1]] = value
+    with pytest.raises(TargetError, match=message):
+        parse(data)
+
+
+def test_a_gpu_s_missing_fact_is_named() -> None:
+    data = good() | {"gpu": good_gpu()}
+    del data["gpu"]["work_group"]
+    with pytest.raises(TargetError, match="lacks work_group"):
+        parse(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": "toaster"}, "unknown target 'toaster'"),
+        ({"base": 3}, "base must be a string"),
+        ({"arch": "aarch64"}, "unknown arch"),
+        ({"gpu": None}, "gpu must be a table"),
+    ],
+)
+def test_wrong_files_with_a_base_are_refused(change: dict[str, Any], message: str) -> None:
+    data = {"name": "b", "description": "a board", "base": "raspberry-pi-4", "gpu": good_gpu()}
+    assert parse(data).threads == load("raspberry-pi-4").threads
+    with pytest.raises(TargetError, match=message):
+        parse(data | change)
 
 
 def test_names() -> None:

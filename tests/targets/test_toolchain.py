@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from stic.compiler.cli import main
 from stic.runtime.errors import ToolchainError
 from stic.targets import toolchain
 from stic.targets.target import load
@@ -60,16 +62,48 @@ def test_missing_compiler_says_what_was_sought(monkeypatch: pytest.MonkeyPatch) 
             find_c_compiler(load("odroid-n2plus"))
 
 
+def with_ndk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    """An NDK, as far as finding its compiler goes."""
+    clang = folder / "toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android28-clang"
+    clang.parent.mkdir(parents=True)
+    clang.write_text("")
+    monkeypatch.setenv("ANDROID_NDK_HOME", str(folder))
+    return Compiler((str(clang), "-Wl,-z,max-page-size=16384"), "NDK clang")
+
+
 @pytest.mark.skipif(HOST.arch == "aarch64", reason="on aarch64 its own compiler is used")
-def test_ndk_then_zig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_linked_by_the_ndk_then_by_zig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing_installed(monkeypatch)
     monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
     assert find_c_compiler(load("odroid-n2plus")).name == "zig cc"
-    clang = tmp_path / "toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android28-clang"
-    clang.parent.mkdir(parents=True)
-    clang.write_text("")
-    monkeypatch.setenv("ANDROID_NDK_HOME", str(tmp_path))
-    assert find_c_compiler(load("odroid-n2plus")) == Compiler((str(clang),), "NDK clang")
+    ndk = with_ndk(tmp_path, monkeypatch)
+    assert find_c_compiler(load("odroid-n2plus")) == ndk
+
+
+@pytest.mark.parametrize("system", toolchain.SYSTEMS)
+def test_an_engine_is_built_by_a_compiler_of_its_system(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing_installed(monkeypatch)
+    ndk = with_ndk(tmp_path, monkeypatch)
+    phone = load("snapdragon-8-gen2")
+    if system == "android":
+        assert find_c_compiler(phone, system) == ndk
+        return
+    with pytest.raises(ToolchainError, match=f"{system}.*looked for .* on PATH, the Python package ziglang"):
+        find_c_compiler(phone, system)
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
+    command = find_c_compiler(phone, system).command
+    assert command[4:] == ("-target", f"aarch64-{system}", *(["-dynamic"] if system == "linux-musl" else []))
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: f"/bin/{name}")
+    if HOST.arch != "aarch64" or system == "linux-musl":
+        assert find_c_compiler(phone, system).command == (f"/bin/aarch64-{system}-gcc",)
+
+
+def test_android_wants_the_ndk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
+    with pytest.raises(ToolchainError, match=r"aarch64, android\); looked for NDK clang .*; set ANDROID_NDK_HOME$"):
+        find_c_compiler(load("snapdragon-8-gen2"), "android")
 
 
 def test_chosen_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +146,15 @@ def test_engine_is_built_and_cached(engine: Path, tmp_path: Path, monkeypatch: p
     (engine / "include" / "answer.h").write_text("int answer(void); /* changed */\n")
     build_engine(HOST, tmp_path / "third")
     assert len(list((tmp_path / "cache" / "engine").iterdir())) == 2
+
+
+def test_the_command_says_what_it_built(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engine", "--target", "host", "-o", str(tmp_path / "out"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["arch"], facts["system"]) == (HOST.arch, "linux-gnu")
+    assert subprocess.run([facts["runner"]], check=False, timeout=20).returncode == 42
+    assert main(["engine", "--target", "host", "--system", "plan9", "-o", str(tmp_path / "other")]) == 2
+    assert "android" in capsys.readouterr().err
 
 
 def test_engine_warning_is_an_error(engine: Path, tmp_path: Path) -> None:

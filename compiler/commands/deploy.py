@@ -1,0 +1,174 @@
+"""`stic deploy` and `stic devices`: packages on devices behind an RPC tracker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options
+from stic.compiler.commands.parameters import FILE, gpu_use_option, json_option, storage_option
+from stic.compiler.commands.running import Question, answer, input_options, result_options
+from stic.compiler.commands.terminal import console, progress_bar
+
+if TYPE_CHECKING:
+    from stic.compiler.deploy import Deployment
+    from stic.runtime.package import Package
+
+
+def deploy(
+    package: Package,
+    choice: DeviceChoice,
+    directory: str | None,
+    use: Callable[[Deployment], None],
+    as_json: bool,
+) -> None:
+    """Put a package on the device that is meant and, while it is ours, use it; what was sent is said before."""
+    from stic.compiler.deploy import deployed
+
+    place = choice.place(str(package.plan.get("target", "")))
+    assert place is not None, "the option that names the tracker is required"
+    with ExitStack() as leased:
+        with progress_bar() as progress:
+            deployment = leased.enter_context(deployed(package, place, directory, choice.system, progress))
+        if not as_json:
+            console.print(deployment.sentences(), soft_wrap=True)
+        use(deployment)
+
+
+def ask(
+    question: Question,
+    package: Package,
+    as_json: bool,
+    threads: int | None = None,
+    storage: int | None = None,
+    gpu: Any = "auto",
+    more: Mapping[str, Any] | None = None,
+) -> Callable[[Deployment], None]:
+    """What `deploy` is given to run a question; its inputs are looked at before there is a device.
+
+    `more` goes into the JSON object, where one is wanted.
+    """
+    inputs = question.inputs(package)
+
+    def use(deployment: Deployment) -> None:
+        with deployment.session(threads, storage, gpu) as session:
+            answer(question, package, inputs, session, as_json, {**(more or {}), **deployment.to_json()})
+
+    return use
+
+
+def say(as_json: bool, more: Mapping[str, Any] | None = None) -> Callable[[Deployment], None]:
+    """What `deploy` is given to send only: where JSON is wanted, the sentences of `deploy` become an object."""
+
+    def use(deployment: Deployment) -> None:
+        if as_json:
+            click.echo(json.dumps({**(more or {}), **deployment.to_json()}, indent=1))
+
+    return use
+
+
+@click.command("deploy")
+@click.argument("package", type=FILE)
+@click.option("--tracker", metavar="HOST:PORT", required=True, help="The TVM RPC tracker that knows the device.")
+@lease_options
+@directory_option
+@click.option("--run", is_flag=True, help="Then run it there, on --text or --ids.")
+@click.option("--bench", is_flag=True, help="Then measure its latency and memory there, as stic bench does.")
+@input_options
+@result_options
+@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Runs of --bench.")
+@click.option("--length", type=click.IntRange(1), metavar="N", help="Tokens of --bench; default: as planned for.")
+@click.option("--cold", is_flag=True, help="Empty the preload buffer before every run of --bench.")
+@click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@storage_option
+@gpu_use_option
+@json_option
+def deploy_command(
+    package: Path,
+    directory: str | None,
+    run: bool,
+    bench: bool,
+    runs: int,
+    length: int | None,
+    cold: bool,
+    threads: int | None,
+    storage: int | None,
+    gpu: Any,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Put PACKAGE on a device behind a TVM RPC tracker, and run or measure it there.
+
+    The device needs TVM's RPC server and nothing of stic: the engine is built here and sent along. What the device has
+    already is not sent again, and an upload that was interrupted goes on where it ended. The device is given back in
+    any case.
+
+    \b
+    Examples:
+      stic devices --tracker 192.168.1.10:9190
+      stic deploy sst2.stic --tracker 192.168.1.10:9190 --key phone --run --text "a charming journey"
+      stic deploy sst2.stic --tracker 192.168.1.10:9190 --key phone --bench --cold --json
+    """
+    question = Question(**{name: chosen.pop(name) for name in Question.__dataclass_fields__})
+    if run and bench:
+        raise click.UsageError("--run and --bench: one at a time")
+    if run:
+        question.check()
+    elif question != Question():
+        raise click.UsageError("what to run, and what to show of it, belongs to --run")
+    from stic.runtime.package import Package
+
+    opened = Package.open(package)
+
+    def measure(deployment: Deployment) -> None:
+        from stic.compiler.bench import measure_session
+
+        with deployment.session(threads, storage, gpu) as session:
+            result = measure_session(session, opened, runs, length, cold)
+        if as_json:
+            click.echo(json.dumps({**result.to_json(), **deployment.to_json()}, indent=1))
+        else:
+            console.print(result.table())
+
+    use = ask(question, opened, as_json, threads, storage, gpu) if run else measure if bench else say(as_json)
+    deploy(opened, DeviceChoice(**chosen), directory, use, as_json)
+
+
+@click.command("devices")
+@click.option("--tracker", metavar="HOST:PORT", required=True, help="The TVM RPC tracker to ask.")
+@json_option
+def devices_command(tracker: str, as_json: bool) -> None:
+    """List the devices behind a TVM RPC tracker: how many of each key, how many are free, who waits.
+
+    \b
+    Examples:
+      python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190                             (here)
+      python -m tvm.exec.rpc_server --tracker 192.168.1.10:9190 --key phone                 (on a device)
+      stic devices --tracker 192.168.1.10:9190
+    """
+    from rich.table import Table
+
+    from stic.targets.tracker import Tracker
+
+    devices = Tracker(tracker).devices()
+    if as_json:
+        click.echo(json.dumps([device.to_json() for device in devices], indent=1))
+        return
+    if not devices:
+        console.print(f"no device is registered at {tracker}", soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("key", "devices", "free", "waiting", "addresses"):
+        table.add_column(title)
+    for device in devices:
+        counts = (str(device.total), str(device.free), str(device.waiting))
+        table.add_row(device.key, *counts, ", ".join(device.addresses))
+    console.print(table)
+
+
+COMMANDS = {"deploy": deploy_command, "devices": devices_command}

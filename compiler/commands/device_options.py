@@ -1,0 +1,77 @@
+"""Options that name a device behind an RPC tracker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from stic.compiler.commands.parameters import TIME, compose
+
+if TYPE_CHECKING:
+    from stic.targets.rpc import Place
+
+# As stic.targets.toolchain.SYSTEMS, which is not imported here because that is not needed for --help.
+_SYSTEMS = ("linux-gnu", "linux-musl", "android")
+
+tracker_option = click.option(
+    "--tracker", metavar="HOST:PORT", help="A TVM RPC tracker: use a device behind it, not this machine."
+)
+key_option = click.option(
+    "--key", metavar="KEY", help="The device's key at the tracker; default: the target's name."
+)
+lease_options = compose(
+    (
+        key_option,
+        click.option(
+            "--wait",
+            "wait_us",
+            type=TIME,
+            default="60s",
+            show_default=True,
+            metavar="TIME",
+            help="How long to wait for a device that others use.",
+        ),
+        click.option(
+            "--timeout",
+            "timeout_us",
+            type=TIME,
+            default="10s",
+            show_default=True,
+            metavar="TIME",
+            help="How long the device may take for a step (a run: beside 20 times its prediction).",
+        ),
+        click.option(
+            "--system",
+            type=click.Choice(_SYSTEMS),
+            help="What the device runs; default: what TVM says there, else linux-gnu.",
+        ),
+    )
+)
+directory_option = click.option(
+    "--directory",
+    metavar="DIR",
+    help="Keep packages in this directory of the device; default: /data/local/tmp/stic or /var/tmp/stic.",
+)
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """The options above; `tracker` is None where this machine is meant."""
+
+    tracker: str | None
+    key: str | None
+    wait_us: int
+    timeout_us: int
+    system: str | None
+
+    def place(self, target: str) -> Place | None:
+        """The place they name, with the target's name where no key is given; None for this machine."""
+        from stic.targets.rpc import Place
+
+        if self.tracker is None:
+            if self.key is not None:
+                raise click.UsageError("--key names a device at a tracker: give the tracker, too")
+            return None
+        return Place(self.tracker, self.key or target, self.wait_us / 1e6, self.timeout_us / 1e6)

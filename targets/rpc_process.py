@@ -1,0 +1,105 @@
+"""The process that talks to one device: `python rpc_process.py DESCRIPTOR`, for stic.targets.connection.
+
+A call through TVM's RPC blocks until the device answers, which a frozen one never does. Here nobody minds: the parent
+waits with a deadline and kills this process, and with its socket ends the lease. Nothing of stic is imported.
+
+Requests and answers are tuples on the socket that DESCRIPTOR names:
+  ("connect", host, port, word, session_s) -> None; ("global", name, arguments) -> value, None if there is no `name`
+  ("upload", name, data) -> None; ("load", path) -> number of the module; ("call", module, name, arguments) -> value
+Arrays among the arguments are written to by the device: they come back beside the value. An answer is
+("done", value, arrays), ("refused", message) for what the device raised, ("lost", message) for all else.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+RAISED_THERE = "Error caught from RPC call:"
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process, whatever it waits for, when the parent has gone."""
+    watch = select.poll()
+    watch.register(descriptor, 0)  # errors and the end are always reported
+    watch.poll()
+    os._exit(0)
+
+
+class _Device:
+    """One leased device."""
+
+    def __init__(self) -> None:
+        from tvm import rpc
+
+        self._rpc = rpc
+        self._session: Any = None
+        self._modules: list[Any] = []
+
+    def connect(self, host: str, port: int, word: str, session_s: float) -> tuple[Any, list[Any]]:
+        self._session = self._rpc.connect(host, port, word, session_timeout=session_s)
+        return None, []
+
+    def upload(self, name: str, data: bytes) -> tuple[Any, list[Any]]:
+        self._session.upload(bytearray(data), name)
+        return None, []
+
+    def load(self, path: str) -> tuple[Any, list[Any]]:
+        self._modules.append(self._session.load_module(path))
+        return len(self._modules) - 1, []
+
+    def call(self, module: int, name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        return self._apply(self._modules[module][name], arguments)
+
+    def global_(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        try:
+            function = self._session.get_function(name)
+        except AttributeError:
+            return None, []
+        return self._apply(function, arguments)
+
+    def _apply(self, function: Any, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        import numpy as np
+        from tvm.runtime import tensor
+
+        place = self._session.cpu()
+        there = [tensor(each, place) if isinstance(each, np.ndarray) else each for each in arguments]
+        value = function(*there)
+        arrays = [b.numpy() for a, b in zip(arguments, there, strict=True) if isinstance(a, np.ndarray)]
+        return value, arrays
+
+
+def _answer(device: _Device, request: tuple[Any, ...]) -> tuple[Any, ...]:
+    kind, *arguments = request
+    try:
+        value, arrays = getattr(device, "global_" if kind == "global" else kind)(*arguments)
+        return "done", value, arrays
+    except Exception as error:  # tvm raises its own kinds, and those of sockets
+        _, raised, message = str(error).partition(RAISED_THERE)
+        return ("refused", message.strip()) if raised else ("lost", str(error) or type(error).__name__)
+
+
+def main(descriptor: int) -> None:
+    """Serve requests until the parent closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    pipe = Connection(descriptor)
+    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
+    try:
+        device = _Device()
+        pipe.send(("done", None, []))
+        while True:
+            pipe.send(_answer(device, pipe.recv()))
+    except ImportError as error:
+        pipe.send(("lost", str(error)))
+    except (EOFError, OSError):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
