@@ -8,8 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --disable-pip-version-check --quiet
-# A worker for each processor; the tests of a file stay together, because they share what is slow to make.
-PARALLEL ?= -n logical --dist loadfile
+# A worker for each processor, up to four, as each takes a GB; tests of a file share what is slow to make.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
 
 DEMO ?= build/demo
 LATENCY ?= 60ms
