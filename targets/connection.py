@@ -16,6 +16,7 @@ from stic.runtime.errors import TargetError
 from stic.targets.tracker import Match
 
 STEP_S = 10.0  # how long a device may take for one step, unless more is known of it
+END_S = 3.0  # how long the process may take to hang up
 START_S = 60.0  # how long the process may take to import TVM, on a busy machine
 _PROGRAM = Path(__file__).with_name("rpc_process.py")
 
@@ -105,10 +106,13 @@ class Connection:
         return value
 
     def close(self) -> None:
-        """Kill the process; its socket closes, and the device is free once it notices. A second call does nothing."""
-        self._process.kill()
-        self._process.wait()
+        """End the process and with it the connection: the device is free once it notices. Twice does nothing more."""
         self._pipe.close()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _ask(self, *request: Any, doing: str, seconds: float | None = None) -> tuple[Any, list[Any]]:
         try:

@@ -1,7 +1,7 @@
 """The process that talks to one device: `python rpc_process.py DESCRIPTOR`, for stic.targets.connection.
 
 A call through TVM's RPC blocks until the device answers, which a frozen one never does. Here nobody minds: the parent
-waits with a deadline and kills this process, and with its socket ends the lease. Nothing of stic is imported.
+waits with a deadline and lets go of this process, which hangs up and ends the lease. Nothing of stic is imported.
 
 Requests and answers are tuples on the socket that DESCRIPTOR names:
   ("connect", host, port, word, session_s) -> None; ("global", name, arguments) -> value, None if there is no `name`
@@ -12,23 +12,54 @@ Arrays among the arguments are written to by the device: they come back beside t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+HANG_UP_S = 1.0  # how long the server may take to finish its sentence
 RAISED_THERE = "Error caught from RPC call:"
 
 
 def _end_with(descriptor: int) -> None:
-    """End this process, whatever it waits for, when the parent has gone."""
+    """End this process, whatever it waits for, when the parent has let go or has gone."""
     watch = select.poll()
     watch.register(descriptor, 0)  # errors and the end are always reported
     watch.poll()
+    _hang_up()
     os._exit(0)
+
+
+def _hang_up() -> None:
+    """Say that nothing more will be sent, and read what the server still sends, for a moment.
+
+    A socket that is closed with bytes unread resets the connection, and that stops TVM 0.27's server for good: its
+    listening thread ends with the exception (tvm/rpc/server.py, _serving).
+    """
+    until = time.monotonic() + HANG_UP_S
+    for device in _connections():
+        with contextlib.suppress(OSError):
+            device.shutdown(socket.SHUT_WR)
+            while (left := until - time.monotonic()) > 0 and select.select([device], [], [], left)[0]:
+                if not device.recv(1 << 16, socket.MSG_DONTWAIT):
+                    break
+
+
+def _connections() -> list[socket.socket]:
+    """The TCP connections of this process: TVM's client keeps its own to itself."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            connection = socket.socket(fileno=os.dup(int(name)))
+            if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
+                found.append(connection)
+    return found
 
 
 class _Device:
@@ -97,7 +128,7 @@ def main(descriptor: int) -> None:
     except ImportError as error:
         pipe.send(("lost", str(error)))
     except (EOFError, OSError):
-        pass
+        _hang_up()
     os._exit(0)
 
 

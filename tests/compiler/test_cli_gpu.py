@@ -5,8 +5,11 @@ import json
 import pytest
 
 from stic.runtime.package import Package
+from tests.runtime.conftest import gpu_package, make_gpu_package, make_package, opencl
 
 pytest.importorskip("tvm", reason="needs apache-tvm")
+
+__all__ = ["gpu_package", "make_gpu_package", "make_package", "opencl"]
 
 SIZES = {"hidden": 64, "heads_per_slice": 1, "head_dim": 16, "neurons_per_slice": 32, "slices": 4, "rows": 32}
 CPU = {"layer_us": 50.0, "slice_us": {"2": 40.0, "16": 90.0}, "embed_us": 5.0, "head_us": 5.0, "submit_us": 5.0}
@@ -82,6 +85,28 @@ def test_inspect_shows_where_layers_run(stic, tiny_dir, profiles, tmp_path):
     status, out, _ = stic("inspect", tmp_path / "m.stic", "--json")
     facts = json.loads(out)
     assert facts["gpu"]["layers"] == 2 and facts["memory"]["gpu state"] > 0
+
+
+@pytest.mark.parametrize(("mode", "layers"), [("off", 0), ("required", 2)])
+def test_every_command_takes_where_layers_run_and_says_it(stic, tiny_dir, profiles, tmp_path, request, mode, layers):
+    if layers:
+        request.getfixturevalue("opencl")
+    package, data = tmp_path / "m.stic", tmp_path / "data.tsv"
+    compiled(stic, tiny_dir, profiles["fast"], package, "--place", "gpu")
+    on_cpu = "on the CPU, because the GPU is switched off"
+    status, out, err = stic("run", package, "--ids", "2,5,3", "--gpu", mode)
+    assert status == 0 and ("2 layers on " in out) == (layers == 2) and (on_cpu in err) == (not layers)
+    facts = json.loads(stic("run", package, "--ids", "2,5,3", "--gpu", mode, "--json")[1])
+    assert facts["gpu"]["layers"] == layers and (on_cpu in facts["gpu"]["device"]) == (not layers)
+    bench = ["bench", package, "--runs", "1", "--gpu", mode]
+    status, out, _ = stic(*bench)
+    assert status == 0 and (f"its layers ran {on_cpu}" if not layers else "2 layers on ") in " ".join(out.split())
+    facts = json.loads(stic(*bench, "--json")[1])
+    assert facts["gpu_layers"] == layers and facts["gpu_builds"] == 0 and facts["gpu_device"]
+    lines = ["score\tsentence1\tsentence2", "1\tthe cat\tthe dog", "3\ta film\ta movie", "2\tgood\tbad"]
+    data.write_text("\n".join(lines) + "\n")
+    status, out, err = stic("eval", package, "--data", data, "--gpu", mode, "--json")
+    assert status == 0 and json.loads(out)["n"] == 3, err
 
 
 def test_times_that_were_not_measured_are_estimated_and_said_to_be(stic, tiny_dir, profiles, tmp_path):
