@@ -43,6 +43,7 @@ def phones(phone_python: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     try:
         devices.start_tracker()
         devices.start("phone", phone_python)
+        devices.wait_until("the phone", lambda: devices.free("phone") == 1)  # it registers first, then offers itself
         yield devices
     finally:
         signal.signal(signal.SIGTERM, before)
