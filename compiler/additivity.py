@@ -21,7 +21,7 @@ class Additivity:
     """How well summed gains order random plans by their measured loss."""
 
     rho: float  # Spearman of summed gains with minus the loss, over all plans
-    rho_near: float  # the same over the half of the plans whose mean bits are near the operating level
+    rho_near: float  # the same over the half of the plans that scatter around one bitwidth
     residual: float  # of a straight line through (summed gains, loss): root mean square error over spread; 0 is perfect
     plans: int
 

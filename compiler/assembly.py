@@ -11,15 +11,15 @@ import numpy as np
 from stic.compiler.codegen import GpuProgram
 from stic.compiler.cost_model import REQUEST_BYTES
 from stic.compiler.gpu_memory import gpu_bytes, gpu_state
-from stic.compiler.memory_check import verify_extents, verify_regions, verify_state, verify_weights
+from stic.compiler.memory_check import verify_extents, verify_family, verify_regions, verify_state, verify_weights
 from stic.compiler.memory_plan import Placement, Sizes, fixed_bytes, place_extents, regions
-from stic.compiler.package_index import GpuParts, Parts
+from stic.compiler.package_index import Alternative, GpuParts, Parts
 from stic.compiler.plan import Plan
 from stic.compiler.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.compiler.trunk import Trunk, build_embeddings, build_trunk
-from stic.runtime.errors import TargetError, UnsupportedModelError
-from stic.runtime.format import MATRICES, row_stride
+from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
+from stic.runtime.format import LIMITS, MATRICES, row_stride
 from stic.runtime.gpu_format import Storage
 from stic.schedules.shape import KernelShape
 from stic.targets.target import Gpu, Target
@@ -37,10 +37,9 @@ class Materials:
     embeddings: bytes
     sizes: Sizes
 
-    @property
-    def fixed_bytes(self) -> int:
-        """Memory that no decision changes."""
-        return fixed_bytes(self.sizes, self.store)
+    def fixed_bytes(self, plans: int = 1) -> int:
+        """Memory that no decision changes, in a package of so many plans."""
+        return fixed_bytes(self.sizes, self.store, plans)
 
     def gpu_bytes(self, storage: Storage) -> int:
         """Memory that is held beside the rest once any layer is on a GPU that stores activations as `storage`."""
@@ -52,6 +51,15 @@ class Materials:
         model = self.quantized.sharded.model
         epsilon = model.embeddings.norm.epsilon
         return KernelShape(model.hidden, model.head_dim, model.activation, epsilon, epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A plan, and its replay."""
+
+    plan: Plan
+    predicted_us: int
+    timeline: tuple[dict[str, Any], ...]
 
 
 def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int) -> Materials:
@@ -89,11 +97,14 @@ def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads:
     return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word), sizes)
 
 
-def claim(materials: Materials, plan: Plan, placement: Placement, storage: Storage = "float16") -> int:
-    """Bytes that the engine holds at its peak under a plan; layers on a GPU keep activations as `storage`."""
+def claim(
+    materials: Materials, plan: Plan, placement: Placement, storage: Storage = "float16", plans: int = 1
+) -> int:
+    """Bytes that the engine holds at its peak under a plan of a package of so many; layers on a GPU keep activations as
+    `storage`."""
     table = len(materials.embeddings) if plan.table_resident else 0
     gpu = materials.gpu_bytes(storage) if plan.on_gpu else 0
-    return materials.fixed_bytes + placement.preload_bytes + placement.working_bytes + table + gpu
+    return materials.fixed_bytes(plans) + placement.preload_bytes + placement.working_bytes + table + gpu
 
 
 def assemble_package(
@@ -106,39 +117,47 @@ def assemble_package(
     labels: tuple[str, ...] = (),
     program: GpuProgram | None = None,
     fallback: bool = True,
+    also: tuple[Planned, ...] = (),
 ) -> Parts:
     """Place everything that `plan` decides and verify the placement; the result is ready for `write_package`.
 
-    A plan with layers on the GPU needs `program`; `fallback` says whether it still holds with these on the CPU.
-    Raises TargetError where the GPU allows no buffer as large as the plan needs, or no work-group as a kernel needs.
+    `also` are further plans that the package carries, for an engine to switch between; all must agree on whether the
+    embedding table is resident. Full precision is stored only if a plan uses it. A plan with layers on the GPU needs
+    `program`; `fallback` says whether it still holds with these on the CPU. Raises TargetError where the GPU allows no
+    buffer as large as the plan needs, or no work-group as a kernel needs; InputError where further plans meet a GPU,
+    or are more than a package may carry.
     """
-    placement = place_extents(plan, materials.store)
-    table = len(materials.embeddings) if plan.table_resident else 0
-    placed, arena = regions(materials.sizes, placement.preload_bytes, placement.working_bytes, table)
-    verify_extents(plan, materials.store, placement)
-    verify_regions(placed, arena)
-    sizes = materials.sizes
+    planned = (Planned(plan, predicted_us, timeline), *also)
+    _check_family(planned)
+    store, sizes = materials.store, materials.sizes
+    if not any(layer.full for one in planned for layer in one.plan.layers):
+        store = store.without_full()
+    storage = program.storage if program is not None else "float16"
+    placed = tuple(_place(materials, store, one, storage, len(planned)) for one in planned)
+    if also:
+        verify_family([one.placement for one in placed], [one.regions for one in placed])
+    default = placed[0]
     gpu = None
     if plan.on_gpu:
         if program is None or target.gpu is None:
             raise ValueError("a plan with layers on the GPU needs a target with one, and its kernels")
         gpu = GpuParts(target.gpu.name, program, gpu_state(sizes, program.storage), fallback)
         verify_state(gpu.state.regions, gpu.state.state_bytes)
-        verify_weights(placed)
-        _check_allocations(target.gpu, placement, gpu)
+        verify_weights(default.regions)
+        _check_allocations(target.gpu, default.placement, gpu)
         _check_launches(target.gpu, program)
     return Parts(
         quantized=materials.quantized,
-        store=materials.store,
+        store=store,
         trunk=materials.trunk,
         embeddings=materials.embeddings,
         plan=plan,
-        placement=placement,
-        regions=placed,
-        arena_bytes=arena,
-        claimed_bytes=claim(materials, plan, placement, program.storage if program is not None else "float16"),
+        placement=default.placement,
+        regions=default.regions,
+        arena_bytes=default.arena_bytes,
+        claimed_bytes=default.claimed_bytes,
         predicted_us=predicted_us,
-        timeline=list(timeline),
+        timeline=default.timeline,
         target=target,
         kernels=kernels,
         max_length=sizes.max_length,
@@ -148,7 +167,38 @@ def assemble_package(
         stack_bytes=sizes.stack_bytes,
         labels=labels,
         gpu=gpu,
+        family=placed if also else (),
     )
+
+
+def _check_family(planned: tuple[Planned, ...]) -> None:
+    if len(planned) == 1:
+        return
+    plans = [one.plan for one in planned]
+    if len(plans) > LIMITS["plans"]:
+        limit = LIMITS["plans"]
+        raise InputError(f"{len(plans)} plans are more than a package holds ({limit}): ask for fewer with --also")
+    if any(plan.on_gpu for plan in plans):
+        raise InputError(
+            "a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu"
+        )
+    if len({plan.table_resident for plan in plans}) > 1:
+        raise ValueError("plans of one package differ in whether the embedding table is resident")
+    if not all(np.isfinite(plan.quality) for plan in plans):
+        raise ValueError("a plan of a family has no finite quality to be chosen by")
+
+
+def _place(materials: Materials, store: Store, one: Planned, storage: Storage, plans: int) -> Alternative:
+    """One of so many plans, placed; verified as if it were alone."""
+    plan = one.plan
+    placement = place_extents(plan, store)
+    table = len(materials.embeddings) if plan.table_resident else 0
+    buffers = (placement.preload_bytes, placement.working_bytes, table)
+    placed, arena = regions(materials.sizes, *buffers, weights_first=plan.on_gpu)
+    verify_extents(plan, store, placement)
+    verify_regions(placed, arena)
+    claimed = claim(materials, plan, placement, storage, plans)
+    return Alternative(plan, placement, placed, arena, claimed, one.predicted_us, list(one.timeline))
 
 
 def _check_allocations(gpu: Gpu, placement: Placement, parts: GpuParts) -> None:

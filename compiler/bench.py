@@ -17,7 +17,7 @@ from stic.compiler.quantities import format_bytes, format_time
 from stic.compiler.runner import Running
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.package import Package
-from stic.runtime.session import Info
+from stic.runtime.session import Info, check_options
 from stic.targets.target import load
 from stic.targets.toolchain import build_engine
 
@@ -41,6 +41,7 @@ class Bench:
     p95_us: int
     predicted_us: int  # for the longest input
     deadline_us: int | None
+    plan: int  # of the package's plans, from 0
     stall_us: int  # mean of a run
     io_bytes: int  # of the last run
     io_requests: int
@@ -89,13 +90,17 @@ def measure(
     cold: bool,
     storage_bytes_per_s: int | None = None,
     gpu: str = "auto",
+    latency_us: int | None = None,
+    memory_bytes: int | None = None,
 ) -> Bench:
     """Run random tokens through the package `runs` times in a process of its own.
 
     `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
-    `storage_bytes_per_s` emulates storage of that bandwidth. `gpu`: where layers planned for one run, as in Session.
-    Raises PackageError for what is no package, EngineError with the engine's sentence where it refuses.
+    `storage_bytes_per_s` emulates storage of that bandwidth. `gpu`, `latency_us`, `memory_bytes`: where layers planned
+    for a GPU run, and the budget that a plan is chosen for, as in Session. Raises PackageError for what is no package,
+    EngineError with the engine's sentence where it refuses.
     """
+    check_options(latency_us=latency_us, memory_bytes=memory_bytes)
     package = Package.open(path)
     ids = _ids(package, tokens)
     options = ["--ids", ",".join(map(str, ids)), "--runs", str(runs), "--json"]
@@ -103,6 +108,8 @@ def measure(
     options += ["--cold"] if cold else []
     options += ["--gpu", gpu]
     options += ["--io-limit", str(storage_bytes_per_s)] if storage_bytes_per_s else []
+    options += ["--deadline-us", str(latency_us)] if latency_us else []
+    options += ["--memory-bytes", str(memory_bytes)] if memory_bytes else []
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
         runner = build_engine(load("host"), Path(folder)).runner
         done = subprocess.run([str(runner), str(path), *options], capture_output=True, text=True)
@@ -110,9 +117,11 @@ def measure(
         message = done.stderr.strip().removeprefix("stic_run: ")
         raise EngineError(message or f"stic_run ended with status {done.returncode} and said nothing")
     found = json.loads(done.stdout)
-    del found["outputs"], found["emulated"]
+    del found["outputs"], found["emulated"], found["times_us"]
     found["gpu_device"] = found.pop("device")
-    return Bench(tokens=len(ids), cold=cold, deadline_us=int(package.header["deadline_us"]) or None, **found)
+    plan = package.plans[found["plan"]]
+    found |= {"deadline_us": plan.deadline_us or None, "predicted_us": plan.predicted_us}
+    return Bench(tokens=len(ids), cold=cold, **found)
 
 
 def measure_session(session: OpenSession, package: Package, runs: int, tokens: int | None, cold: bool) -> Bench:
@@ -137,6 +146,7 @@ def measure_session(session: OpenSession, package: Package, runs: int, tokens: i
         p95_us=times[(runs * 95 + 99) // 100 - 1],
         predicted_us=session.info.predicted_us,
         deadline_us=session.info.deadline_us or None,
+        plan=stats.plan,
         stall_us=sum(stalls) // runs,
         io_bytes=stats.io_bytes,
         io_requests=stats.io_requests,

@@ -1,13 +1,18 @@
-"""What is inside a package: sizes by file, by kind and by layer, the plan, and the predicted timeline."""
+"""What is inside a package: sizes by file, by kind and by layer, the plan, and the predicted timeline.
+
+What depends on the plan is that of the package's own number (`stic.runtime.package.Package.with_plan`).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from stic.compiler.drawing import Strip
 from stic.compiler.plan import Plan, from_json
+from stic.compiler.quantities import format_bytes, format_time
 from stic.compiler.report import predicted
 from stic.compiler.simulate import Event
 from stic.runtime.errors import PackageError
@@ -30,7 +35,45 @@ def predicted_strip(package: Package) -> Strip:
         events = tuple(Event(**event) for event in package.plan["timeline"])
     except (KeyError, TypeError) as error:
         raise PackageError(f"{package.path / 'plan.json'} holds no timeline: compile the package again") from error
-    return predicted(events, int(package.header["max_length"]), int(package.header["deadline_us"]) or None)
+    strip = predicted(events, int(package.header["max_length"]), int(package.header["deadline_us"]) or None)
+    return strip if len(package.plans) == 1 else replace(strip, title=f"plan {package.number}, {strip.title}")
+
+
+def family_facts(package: Package) -> list[dict[str, Any]]:
+    """What tells the plans of a package apart; empty where there is only one. Times in microseconds, memory in bytes.
+
+    `quality` is minus the loss on calibration examples, or what the planner maximised where that was not measured.
+    """
+    if len(package.plans) == 1:
+        return []
+    facts = []
+    for entry in package.plans:
+        bits = package.with_plan(entry.number).bits
+        facts.append(
+            {
+                "number": entry.number,
+                "default": entry.number == 0,
+                "deadline_us": entry.deadline_us or None,
+                "predicted_us": entry.predicted_us,
+                "peak_bytes": entry.claimed_bytes,
+                "preload_bytes": entry.preload[1],
+                "mean_bits": float(np.mean(bits[bits > 0])) if bits.any() else 0.0,
+                "quality": entry.quality,
+            }
+        )
+    return facts
+
+
+def budget_words(package: Package) -> str:
+    """Which of the package's plans this is, and what it takes; empty where there is only one."""
+    if len(package.plans) == 1:
+        return ""
+    entry = package.plans[package.number]
+    deadline = f"for {format_time(entry.deadline_us)}, " if entry.deadline_us else ""
+    return (
+        f"plan {entry.number} of {len(package.plans)}: {deadline}predicted {format_time(entry.predicted_us)},"
+        f" holds {format_bytes(entry.claimed_bytes)}"
+    )
 
 
 def labels(package: Package) -> tuple[str, ...]:
@@ -52,6 +95,7 @@ def identity(package: Package) -> dict[str, Any]:
         "pooling": POOLINGS[int(head["pooling"])],
         "labels": list(labels(package)),
         "full_bits": int(head["full_bits"]),
+        "plans": len(package.plans),
         "gpu": gpu_facts(package),
         **{name: int(head[name]) for name in numbers},
     }
@@ -92,6 +136,8 @@ def describe(package: Package) -> list[str]:
             f"{gpu['layers']} of {facts['layers']} layers run on {gpu['name']}, activations in {gpu['storage']};"
             f" where that fails, {instead}"
         )
+    if facts["plans"] > 1:
+        lines.append(f"{facts['plans']} plans to switch between; this is plan {package.number}")
     return lines
 
 

@@ -228,13 +228,25 @@ def _nearest(
     return _compute(nearest, shape, rows), [note]
 
 
-def paced(costs: Costs, bytes_per_s: int) -> Costs:
-    """The same costs on storage that delivers at most `bytes_per_s`, embedding rows included."""
-    io = replace(
-        costs.io,
-        bytes_per_s=min(costs.io.bytes_per_s, bytes_per_s),
-        row_us=max(costs.io.row_us, BLOCK * 1e6 / bytes_per_s),
+def paced_io(io: IoCost, bytes_per_s: int) -> IoCost:
+    """The same storage delivering at most `bytes_per_s`, embedding rows included.
+
+    Emulated storage serves one request at a time, and what a request costs beyond its bytes passes meanwhile: a whole
+    request takes its own time or its time at that bandwidth, whichever is longer.
+    """
+    slower = min(io.bytes_per_s, bytes_per_s)
+    saved_us = io.request_bytes * (1e6 / slower - 1e6 / io.bytes_per_s)
+    return replace(
+        io,
+        request_us=max(0.0, io.request_us - saved_us),
+        bytes_per_s=slower,
+        row_us=max(io.row_us, BLOCK * 1e6 / bytes_per_s),
     )
+
+
+def paced(costs: Costs, bytes_per_s: int) -> Costs:
+    """The same costs on storage that delivers at most `bytes_per_s`."""
+    io = paced_io(costs.io, bytes_per_s)
     return replace(costs, io=io, notes=(*costs.notes, f"storage is taken to deliver {bytes_per_s / 1e6:g} MB/s"))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from stic.compiler.array_cache import sources
 from stic.compiler.assembly import Materials, assemble_package, collect
 from stic.compiler.codegen import GpuProgram, generate
 from stic.compiler.model import Activation
@@ -28,7 +29,7 @@ from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.runner import HostRunner, Runner, Tick
 from stic.compiler.sharding import Geometry
 from stic.compiler.synthetic import VOCABULARY, synthetic
-from stic.runtime.format import LEVEL_BITS
+from stic.runtime.format import BLOCK, LEVEL_BITS, row_stride
 from stic.runtime.native import cache_dir, find_library
 from stic.runtime.trace import Trace
 from stic.targets.storage import fit
@@ -92,9 +93,13 @@ def shape_facts(geometry: Geometry, rows: int) -> dict[str, Any]:
 
 
 def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what was measured under `key` on this machine, by this engine, else measure; what is not empty is kept."""
+    """Return what was measured under `key` on this machine, by this engine and this code, else measure it.
+
+    What is not empty is kept.
+    """
     engine = find_library()  # its path names its content
-    name = hashlib.sha256(repr((platform.node(), engine, key)).encode()).hexdigest()[:24]
+    code = sources("compiler/device.py", "compiler/synthetic.py", "targets/storage.py")
+    name = hashlib.sha256(repr((platform.node(), engine, code, key)).encode()).hexdigest()[:24]
     path = cache_dir() / "profiles" / f"{name}.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text())
@@ -145,8 +150,11 @@ def fitted(by_layer: Mapping[int, Sequence[float]], bits: tuple[int, ...], slice
     }
 
 
-def random_ids(rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.random.default_rng(0).permutation(max(VOCABULARY, rows))[:rows] % VOCABULARY
+def random_ids(rows: int, hidden: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Tokens whose embedding rows lie in blocks of their own, in no order: what a plan counts on at worst."""
+    apart = max(1, BLOCK // row_stride(hidden))
+    count = VOCABULARY // apart
+    return np.random.default_rng(0).permutation(max(count, rows))[:rows] % count * apart
 
 
 def _layer_us(trace: Trace) -> dict[int, float]:
@@ -165,7 +173,7 @@ def _compute(
     slices, rows = materials.sizes.slices, materials.sizes.max_length
     layers = layers_of(bits, slices)
     write_probe(materials, target, kernels, output, layers, True)
-    ids = random_ids(rows)
+    ids = random_ids(rows, materials.store.shape.hidden)
     by_layer: dict[int, list[float]] = {}
     embed: list[float] = []
     head: list[float] = []
@@ -197,7 +205,7 @@ def _storage(
     slices, rows = materials.sizes.slices, materials.sizes.max_length
     layers = tuple(LayerPlan((8,) * slices, (0,) * slices) for _ in range(materials.store.layers))
     write_probe(materials, target, kernels, output, layers, False)
-    ids, per_byte, per_row = random_ids(rows), [], []
+    ids, per_byte, per_row = random_ids(rows, materials.store.shape.hidden), [], []
     with runner.session(output) as session:
         session.run(ids)
         runs = max(STREAMED_RUNS, MIN_STREAMED_BYTES // max(1, session.stats().io_bytes))

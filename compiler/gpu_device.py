@@ -85,7 +85,7 @@ def _traces(
     last = len(layers) - 1
     placed = tuple(replace(x, place="cpu" if (last - k) % every else "gpu") for k, x in enumerate(layers))
     write_probe(materials, target, kernels, output, placed, True, program)
-    ids = random_ids(materials.sizes.max_length)
+    ids = random_ids(materials.sizes.max_length, materials.store.shape.hidden)
     with runner.session(output) as session:
         if not session.stats().gpu_layers:
             raise EngineError(f"nothing can be measured on a GPU of {runner.name}: layers run {session.device}")

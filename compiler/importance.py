@@ -1,10 +1,12 @@
 """What each shard is worth at each bitwidth: `stic profile`.
 
 Gain curves: every shard is varied over the bits while all others stay at an operating level u, and the loss on
-calibration examples is measured. Cheaper than measuring all bits: the lowest, u and the highest are measured, the ones
-between follow the shard's local error (`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether
-gains add up (`additivity`). The method "sti" is the published ranking (arXiv 2207.05022): everything at the lowest
-bits, one shard at a time at full precision.
+calibration examples is measured. u is high, because there the loss is a quadratic form of what one shard changes: at 4
+bits it also has a linear part, of either sign, that comes from the other shards' errors and hides what a bit is worth.
+Cheaper than measuring all bits: four are measured, the ones between follow the shard's local error
+(`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether gains add up (`additivity`). An elastic
+model's submodels are measured whole, along one path (`submodels`). The method "sti" is the published ranking (arXiv
+2207.05022): everything at the lowest bits, one shard at a time at full precision.
 
 The same settings give the same results, whether a profile was stopped in between or not; the number of threads that
 a matrix product runs on may move the last digits.
@@ -36,9 +38,11 @@ from stic.compiler.evaluate import (
     uniform_assignment,
 )
 from stic.compiler.gain_curves import concave_gains, fill_in, presence_values
+from stic.compiler.plan import SubmodelPath
 from stic.compiler.profile_cache import EvaluationLog, digest
 from stic.compiler.profile_jobs import ErrorJob, Job, LossJob, Progress, Workers, run_jobs
 from stic.compiler.quantize import QuantizedModel
+from stic.compiler.submodels import submodel_path
 from stic.compiler.task import Batch, Examples, built_in_examples, check_calibration, encode, open_tokenizer
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
@@ -47,7 +51,9 @@ Doubles = NDArray[np.float64]
 Method = Literal["curves", "sti"]
 
 BITS = (2, 3, 4, 5, 6, 8, 16)
+MIDDLE = 4  # bits between the lowest, where errors are large, and u, where they vanish
 GOOD_RHO = 0.8  # below, gains get a factor per layer
+FORMAT = 2  # of an importance file; 1 had no path
 _EVALUATES = ("compiler/evaluate.py", "compiler/forward.py", "compiler/contributions.py", "compiler/quantize.py")
 
 
@@ -57,7 +63,7 @@ class ProfileSettings:
 
     method: Method = "curves"
     bits: tuple[int, ...] = BITS  # ascending: the fidelities on offer
-    level: int = 4  # operating level u of all shards but the one under test
+    level: int = 8  # operating level u of all shards but the one under test
     exact: bool = False  # measure every bitwidth of every shard
     tokens: int = 1024  # of calibration text at most; more is slower and steadier
     plans: int = 64  # random plans of the additivity check; 0: none
@@ -76,7 +82,8 @@ class ProfileSettings:
     @property
     def measured(self) -> tuple[int, ...]:
         """Bits at which every shard is measured."""
-        return self.bits if self.exact else tuple(sorted({self.bits[0], self.level, self.bits[-1]}))
+        few = {self.bits[0], MIDDLE, self.level, self.bits[-1]} & set(self.bits)
+        return self.bits if self.exact else tuple(sorted(few))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +95,7 @@ class Importance:
     level: int
     gain: Doubles  # (layers, slices, bits) over bits[0]; rising and concave over the bits
     presence: Doubles  # (layers, slices): value at bits[0] over leaving it out; 0 unless the model is elastic
+    path: SubmodelPath | None  # of an elastic model
     raw: Doubles  # (layers, slices, bits): measured losses; NaN: not measured, hence filled in
     raw_width: Doubles | None  # (layers, slices + 1): losses with the first 0.. slices of a layer, if elastic
     objective: Objective
@@ -134,7 +142,7 @@ def profile(
     lowest = settings.bits[0]
     base = uniform_assignment(quantized, lowest if settings.method == "sti" else settings.level)
     objective = settings.objective or default_objective(model, examples)
-    key = digest(sources(*_EVALUATES), quantized, batches, examples.targets, objective)
+    key = measurement_key(quantized, examples, batches, objective)
     name = LossJob(base).name
     setup = Setup(f"{key} {name}", quantized, examples, batches, objective, base)
     log = EvaluationLog(cache, key)
@@ -148,6 +156,13 @@ def profile(
         seconds=time.monotonic() - started,
         key=key,
     )
+
+
+def measurement_key(
+    quantized: QuantizedModel, examples: Examples, batches: tuple[Batch, ...], objective: Objective
+) -> str:
+    """Digest of all that decides an assignment's loss."""
+    return digest(sources(*_EVALUATES), quantized, batches, examples.targets, objective)
 
 
 def sample(
@@ -207,18 +222,23 @@ def _curves(
     local = np.array([next(found) for _ in errors]) if errors else np.zeros_like(raw)
     gain = concave_gains(fill_in(raw, local), bits)
     presence = np.zeros(gain.shape[:2]) if raw_width is None else presence_values(raw_width, gain[:, :, level])
+    rests_on = {job.name for job in jobs if isinstance(job, LossJob)}
     importance = Importance(
-        "curves", bits, settings.level, gain, presence, raw, raw_width, m.objective, "", None, (), (1.0,) * g.layers,
-        len({job.name for job in jobs if isinstance(job, LossJob)}), 0.0, "",
+        "curves", bits, settings.level, gain, presence, None, raw, raw_width, m.objective, "", None, (),
+        (1.0,) * g.layers, len(rests_on), 0.0, "",
     )  # fmt: skip
-    if not plans:
+    if plans:
+        losses = _losses(list(found))
+        sums = np.array([layer_sums(plan, bits, gain, presence) for plan in plans])
+        importance = replace(importance, additivity=(check(sums, losses),))
+        if importance.additivity[0].rho < GOOD_RHO:  # not where it is NaN: nothing varied
+            importance = _with_factors(importance, layer_factors(sums, losses), m, settings, log, workers, progress)
+    if not elastic:
         return importance
-    losses = _losses(list(found))
-    sums = np.array([layer_sums(plan, bits, gain, presence) for plan in plans])
-    importance = replace(importance, additivity=(check(sums, losses),))
-    if importance.additivity[0].rho >= GOOD_RHO or math.isnan(importance.additivity[0].rho):
-        return importance
-    return _with_factors(importance, layer_factors(sums, losses), m, settings, log, workers, progress)
+    path, tried = submodel_path(m, settings.level, log, workers, progress)
+    value = np.maximum(path.value - importance.gain[:, :, level], 0.0)  # at bits[0]; factors are in the gains
+    more = len(tried - rests_on)
+    return replace(importance, path=replace(path, value=value), evaluations=importance.evaluations + more)
 
 
 def _with_factors(
@@ -246,7 +266,8 @@ def _with_factors(
 def _plans(m: Setup, settings: ProfileSettings, seed: int) -> list[Assignment]:
     g = m.quantized.sharded.geometry
     elastic = m.quantized.sharded.model.elastic
-    return random_assignments(seed, settings.plans, settings.bits, settings.level, g.layers, g.slices, elastic)
+    centre = MIDDLE if MIDDLE in settings.bits else settings.level  # near u hardly anything is lost
+    return random_assignments(seed, settings.plans, settings.bits, centre, g.layers, g.slices, elastic)
 
 
 def _sti(
@@ -273,16 +294,18 @@ def _sti(
     elastic = m.quantized.sharded.model.elastic
     return Importance(
         "sti", bits, bits[0], rank.reshape(g.layers, g.slices, 1) * share,
-        np.full((g.layers, g.slices), 2.0 * len(shards) if elastic else 0.0), raw, None, m.objective, "", None, (),
-        (1.0,) * g.layers, len(jobs), 0.0, "",
+        np.full((g.layers, g.slices), 2.0 * len(shards) if elastic else 0.0), None, raw, None, m.objective, "", None,
+        (), (1.0,) * g.layers, len(jobs), 0.0, "",
     )  # fmt: skip
 
 
 def save(importance: Importance, path: Path) -> None:
     """Write JSON, whole or not at all."""
-    data = {"format": 1, **asdict(importance)}
+    data = {"format": FORMAT, **asdict(importance)}
     for name in ("gain", "presence", "raw", "raw_width"):
         data[name] = None if data[name] is None else _without_nan(data[name].tolist())
+    if data["path"] is not None:
+        data["path"]["value"] = data["path"]["value"].tolist()
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -299,16 +322,20 @@ def load(path: Path) -> Importance:
     """Read what `save` wrote. Raises InputError for anything else: unknown or missing fields, shapes that disagree."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("format") != 1:
+        if data.pop("format") != FORMAT:
             raise ValueError("unknown format")
         for name in ("gain", "presence", "raw", "raw_width"):
             data[name] = None if data[name] is None else np.array(data[name], np.float64)
+        if data["path"] is not None:
+            order = tuple((int(k), int(s)) for k, s in data["path"].pop("order"))
+            data["path"] = SubmodelPath(order, np.array(data["path"].pop("value"), np.float64), **data["path"])
         data["additivity"] = tuple(Additivity(**entry) for entry in data["additivity"])
         data["bits"], data["layer_factor"] = tuple(data["bits"]), tuple(data["layer_factor"])
         importance = Importance(**data)
         layers, slices, bits = importance.gain.shape
         width = importance.raw_width
         agree = importance.presence.shape == (layers, slices) and importance.raw.shape == importance.gain.shape
+        agree = agree and (importance.path is None or importance.path.value.shape == (layers, slices))
         agree = agree and bits == len(importance.bits) and layers == len(importance.layer_factor)
         if not agree or (width is not None and width.shape != (layers, slices + 1)):
             raise ValueError("its shapes disagree")

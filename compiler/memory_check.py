@@ -5,6 +5,7 @@ Raises MemoryPlanError, which is a defect of stic and never the user's fault.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 from stic.compiler.memory_plan import Extent, Placement
@@ -78,6 +79,23 @@ def verify_weights(placed: dict[str, tuple[int, int]]) -> None:
     """A GPU reads weights from one stretch at the arena's start: `preload`, then `working` at the next block."""
     (start, size), (behind, _) = placed["preload"], placed["working"]
     _require(start == 0 and 0 <= behind - size < BLOCK, f"weights are apart: {size} bytes at {start}, more at {behind}")
+
+
+def verify_family(placements: Sequence[Placement], placed: Sequence[dict[str, tuple[int, int]]]) -> None:
+    """Plans of one package differ in `preload` and `working` only, which lie behind all else; what two of them hold
+    can be moved from one's place to the other's in one pass to the left and one to the right."""
+    weights = ("preload", "working")
+    for number, (placement, mine) in enumerate(zip(placements, placed, strict=True)):
+        first, behind = mine["preload"][0], mine["preload"][0] + mine["preload"][1]
+        _require(first == placed[0]["preload"][0], f"plan {number} has its preload buffer elsewhere")
+        _require(mine["working"][0] == behind, f"plan {number}: the working buffer is not behind the preload buffer")
+        for name, (offset, size) in mine.items():
+            if name not in weights:
+                _require(mine[name] == placed[0][name], f"plan {number} has region {name} elsewhere")
+                _require(offset + size <= first, f"region {name} lies behind the preload buffer")
+        for a, b in pairwise(placement.resident):
+            _require((a.layer, a.level) < (b.layer, b.level), f"plan {number}: {b} is out of order")
+            _require(a.destination + a.bytes <= b.destination, f"plan {number}: {b} is placed before {a}")
 
 
 def _span(extent: Extent) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from stic.runtime.format import (
     LAYER,
     LEVELS,
     LIMITS,
+    PLAN,
     RECORD,
     REGION,
     REGIONS,
@@ -174,19 +175,23 @@ def _buffers(z: Sizes) -> dict[str, int]:
     }
 
 
+_WEIGHTS = ("preload", "working")  # what a plan decides about; the other regions are the same for all plans
+
+
 def regions(
-    z: Sizes, preload_bytes: int, working_bytes: int, table_bytes: int
+    z: Sizes, preload_bytes: int, working_bytes: int, table_bytes: int, weights_first: bool = False
 ) -> tuple[dict[str, tuple[int, int]], int]:
     """Lay out the arena: ({name: (offset, bytes)} for all of REGIONS, arena bytes).
 
     What is read with O_DIRECT starts at multiples of 4096, the rest at multiples of 64. `ffn` lies over
     `qkv` and `context`, which are dead by then; so does `rows`, which is dead when the first layer starts.
-    `table_bytes` is 0 when the table is not resident.
+    `table_bytes` is 0 when the table is not resident. `preload` and `working` come last, so that the arena of a plan
+    is a prefix of that of a larger one; or, `weights_first`, at the start, where a GPU shares them.
     """
     sizes = _buffers(z) | {"preload": preload_bytes, "working": working_bytes, "table": table_bytes}
     placed: dict[str, tuple[int, int]] = {}
     at = 0
-    for name in ("preload", "working", "table", "staging", "trunk", "x", "y"):
+    for name in (*(_WEIGHTS if weights_first else ()), "table", "staging", "trunk", "x", "y"):
         placed[name] = (at, sizes[name])
         at = pad(at + sizes[name], BLOCK)
     shared = at
@@ -197,30 +202,42 @@ def regions(
         placed[name] = (shared, sizes[name])
         at = max(at, pad(shared + sizes[name], 64))
     for name in REGIONS:
-        if name not in placed:
+        if name not in placed and name not in _WEIGHTS:
             placed[name] = (at, sizes[name])
             at = pad(at + sizes[name], 64)
-    return {name: placed[name] for name in REGIONS}, pad(at, BLOCK)
+    at = pad(at, BLOCK)
+    for name in () if weights_first else _WEIGHTS:
+        placed[name] = (at, sizes[name])
+        at = pad(at + sizes[name], BLOCK)
+    return {name: placed[name] for name in REGIONS}, at
 
 
-def index_bytes(store: Store) -> int:
-    """Upper bound of index.bin: two extents for every (layer, level), all optional tables full."""
+def index_bytes(store: Store, plans: int = 1) -> int:
+    """Upper bound of index.bin for a package of so many plans: for each its bits and two extents for every
+    (layer, level); all optional tables full."""
     runs = store.layers * LEVELS
+    plan = store.layers * store.slices + runs * 2 * EXTENT.itemsize
     tables = (
         LIMITS["files"] * FILE.itemsize
-        + store.layers * (LAYER.itemsize + store.slices)
-        + runs * (store.slices * RECORD.itemsize + 2 * EXTENT.itemsize)
+        + store.layers * LAYER.itemsize
+        + runs * store.slices * RECORD.itemsize
+        + plans * plan
         + LIMITS["dense"] * DENSE.itemsize
         + len(REGIONS) * REGION.itemsize
     )
-    return pad(HEADER.itemsize + tables + 8 * 64, BLOCK)  # 64: alignment between tables
+    aligned = 8 * 64  # between tables
+    if plans > 1:
+        tables += plans * PLAN.itemsize
+        aligned += 2 * 64 * plans
+    return pad(HEADER.itemsize + tables + aligned, BLOCK)
 
 
-def fixed_bytes(z: Sizes, store: Store) -> int:
-    """Memory that no decision changes: arena without extents and table, index, stacks, code.
+def fixed_bytes(z: Sizes, store: Store, plans: int = 1) -> int:
+    """Memory that no decision changes, in a package of so many plans: arena without extents and table, index, stacks,
+    code.
 
     A plan's claim is this + preload_bytes + working_bytes + table_bytes (when resident), all of which are
     multiples of 4096.
     """
     _, arena = regions(z, 0, 0, 0)
-    return arena + index_bytes(store) + (z.threads - 1 + z.lanes) * z.stack_bytes + PROCESS_BYTES
+    return arena + index_bytes(store, plans) + (z.threads - 1 + z.lanes) * z.stack_bytes + PROCESS_BYTES

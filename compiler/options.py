@@ -8,7 +8,10 @@ from typing import Literal, Protocol
 
 from stic.compiler.plan import Budget
 from stic.runtime.errors import InputError
+from stic.runtime.format import LIMITS
 from stic.runtime.gpu_format import Storage
+
+ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu"
 
 Method = Literal["curves", "sti"]
 Quantizer = Literal["nested", "gobo"]
@@ -36,6 +39,7 @@ class CompileOptions:
     target: str  # name of a target
     budget: Budget
     output: Path | None = None  # package directory; None: plan only
+    family: tuple[Budget, ...] = ()  # further budgets that the package has plans for
     planner: str = "ilp"
     gpu: str | None = None  # target whose GPU is beside the CPU; "none": no GPU; None: the target's own
     gpu_storage: Storage = "float16"  # type of activations in the GPU's memory
@@ -56,8 +60,9 @@ class CompileOptions:
     cluster: str | None = None  # address of a Dask scheduler that measures it instead
     checks: int = 0  # random plans of the additivity check
     objective: Literal["agreement", "task"] = "agreement"  # what a gain is measured in
-    exact: bool = False  # measure every bitwidth; False: three, the others follow the local error
+    exact: bool = False  # measure every bitwidth; False: four, the others follow the local error
     calibration_tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
+    trial_tokens: int = 6144  # of them that the ilp's plan and greedy's are tried on; 0: the ilp's is taken untried
     storage_bytes_per_s: int | None = None  # plan for storage no faster than this, as `stic run --storage` emulates it
     time_limit_s: float = 10.0  # of the planner
     gap: float = 0.005  # at which the planner may stop: the last tenths of a percent take nearly all the time
@@ -70,6 +75,10 @@ class CompileOptions:
             raise InputError(f"--max-length is {self.max_length}: an input has at least one token")
         if self.full_bits not in (0, 16, 32):
             raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
+        if self.family and self.place == "gpu":
+            raise InputError(ONE_ON_GPU)
+        if len(self.family) >= LIMITS["plans"]:
+            raise InputError(f"a package holds {LIMITS['plans']} plans at most: give --also less than so many times")
         if not 0.0 <= self.margin < 1.0:
             raise InputError(f"--margin is {self.margin}: it is a share of the latency budget, from 0 to below 1")
         if not 0.0 <= self.gap < 1.0:
@@ -82,9 +91,11 @@ class CompileOptions:
         ):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: it must be at least 1")
+        further = [("--also", value) for b in self.family for value in (b.latency_us, b.memory_bytes)]
         for name, value in (
             ("--latency", self.budget.latency_us),
             ("--memory", self.budget.memory_bytes),
+            *further,
             ("--storage", self.storage_bytes_per_s),
         ):
             if value is not None and value < 1:

@@ -27,7 +27,7 @@ from stic.runtime.format import (
     LEVELS,
     MAGIC,
     MAJOR,
-    MINOR,
+    PLAN,
     POOLINGS,
     RECORD,
     REGION,
@@ -48,6 +48,19 @@ class GpuParts:
     program: GpuProgram
     state: GpuState
     fallback: bool  # the plan still holds where its GPU layers run on the CPU
+
+
+@dataclass(frozen=True, eq=False)
+class Alternative:
+    """One of several plans of a package, placed."""
+
+    plan: Plan
+    placement: Placement
+    regions: dict[str, tuple[int, int]]  # name -> (offset, bytes)
+    arena_bytes: int
+    claimed_bytes: int
+    predicted_us: int
+    timeline: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +87,7 @@ class Parts:
     stack_bytes: int
     labels: tuple[str, ...] = ()
     gpu: GpuParts | None = None
+    family: tuple[Alternative, ...] = ()  # all plans, this one first; empty: this one is the only one
 
 
 def _region_table(names: tuple[str, ...], placed: Mapping[str, tuple[int, int]]) -> NDArray[Any]:
@@ -96,35 +110,71 @@ def _gpu(gpu: GpuParts, plan: Plan, append: Callable[[NDArray[Any]], int]) -> ND
     return structure
 
 
-def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path) -> bytes:
+def _bits(plan: Plan, slices: int) -> NDArray[np.uint8]:
+    """Table `bits` of a plan, (layers, slices)."""
+    bits = np.zeros((len(plan.layers), slices), np.uint8)
+    for number, decided in enumerate(plan.layers):
+        bits[number, : len(decided.bits)] = decided.bits
+    return bits
+
+
+def _extents(placement: Placement, regions: Mapping[str, tuple[int, int]]) -> NDArray[Any]:
+    """Table `extents` of a plan: resident ones, then streamed ones."""
+    placed = [("preload", extent) for extent in placement.resident]
+    placed += [("working", extent) for extent in placement.streamed]
+    extents = np.zeros(len(placed), EXTENT)
+    for entry, (region, extent) in zip(extents, placed, strict=True):
+        entry["file_offset"], entry["bytes"] = extent.file_offset, extent.bytes
+        entry["destination"] = regions[region][0] + extent.destination
+        for name in ("layer", "level", "first", "count", "wait_layer"):
+            entry[name] = getattr(extent, name)
+    return extents
+
+
+def _plan_table(parts: Parts, bits_at: int, extents_at: int, append: Callable[[NDArray[Any]], int]) -> NDArray[Any]:
+    """Table `plans`; the first plan's tables are the header's, those of the others are put in by `append`."""
+    table = np.zeros(len(parts.family), PLAN)
+    slices = parts.quantized.sharded.geometry.slices
+    for number, (entry, one) in enumerate(zip(table, parts.family, strict=True)):
+        entry["bits_at"] = append(_bits(one.plan, slices)) if number else bits_at
+        entry["extents_at"] = append(_extents(one.placement, one.regions)) if number else extents_at
+        entry["extents"] = len(one.placement.resident) + len(one.placement.streamed)
+        entry["resident_extents"] = len(one.placement.resident)
+        entry["load_first"] = not one.plan.overlap
+        entry["deadline_us"], entry["predicted_us"] = one.plan.budget.latency_us or 0, one.predicted_us
+        entry["arena_bytes"], entry["claimed_bytes"] = one.arena_bytes, one.claimed_bytes
+        for region in ("preload", "working"):
+            entry[region]["offset"], entry[region]["bytes"] = one.regions[region]
+        entry["quality"] = one.plan.quality
+    return table
+
+
+def _file_table(folder: Path, known: Mapping[str, int]) -> NDArray[Any]:
+    """Table `files` of what lies in `folder`; `known` has CRCs that need not be computed."""
+    paths = sorted(folder.iterdir())
+    files = np.zeros(len(paths), FILE)
+    for entry, path in zip(files, paths, strict=True):
+        entry["name"], entry["bytes"] = path.name.encode(), path.stat().st_size
+        entry["crc"] = known[path.name] if path.name in known else zlib.crc32(path.read_bytes())
+    return files
+
+
+def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[str, int] | None = None) -> bytes:
     """Return the content of index.bin.
 
-    `crcs` has the CRC of every record, (layers, LEVELS, slices); all other files lie in `folder`.
+    `crcs` has the CRC of every record, (layers, LEVELS, slices); all other files lie in `folder`, and `known` has the
+    CRCs of some of them.
     """
     store, plan, geometry = parts.store, parts.plan, parts.quantized.sharded.geometry
     model = parts.quantized.sharded.model
     layers = parts.trunk.layers.copy()
-    bits = np.zeros((geometry.layers, geometry.slices), np.uint8)
     for number, decided in enumerate(plan.layers):
         layers[number]["slices"], layers[number]["full"] = len(decided.bits), decided.full
-        bits[number, : len(decided.bits)] = decided.bits
     records = np.zeros((geometry.layers, LEVELS, geometry.slices), RECORD)
     records["offset"], records["bytes"], records["crc"] = store.offset, store.bytes, crcs
-    placed = [("preload", extent) for extent in parts.placement.resident]
-    placed += [("working", extent) for extent in parts.placement.streamed]
-    extents = np.zeros(len(placed), EXTENT)
-    for entry, (region, extent) in zip(extents, placed, strict=True):
-        entry["file_offset"], entry["bytes"] = extent.file_offset, extent.bytes
-        entry["destination"] = parts.regions[region][0] + extent.destination
-        for name in ("layer", "level", "first", "count", "wait_layer"):
-            entry[name] = getattr(extent, name)
+    extents = _extents(parts.placement, parts.regions)
     regions = _region_table(REGIONS, parts.regions)
-    names = sorted(path.name for path in folder.iterdir())
-    files = np.zeros(len(names), FILE)
-    for entry, name in zip(files, names, strict=True):
-        data = (folder / name).read_bytes()
-        entry["name"], entry["bytes"], entry["crc"] = name.encode(), len(data), zlib.crc32(data)
-
+    files = _file_table(folder, known or {})
     head = model.head
     types = model.embeddings.token_type
     features = head.dense[-1].linear.weight.shape[0] if head.dense else model.hidden
@@ -132,7 +182,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path) -> bytes:
     values: dict[str, Any] = {
         "magic": MAGIC,
         "major": MAJOR,
-        "minor": 0 if parts.gpu is None else MINOR,
+        "minor": 2 if parts.family else 0 if parts.gpu is None else 1,
         "architecture": ARCHITECTURES.index(parts.target.arch),
         "features": sum(1 << FEATURES.index(name) for name in parts.target.features),
         "hidden": geometry.hidden,
@@ -171,7 +221,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path) -> bytes:
     tables = {
         "files_at": files,
         "layers_at": layers,
-        "bits_at": bits,
+        "bits_at": _bits(plan, geometry.slices),
         "records_at": records,
         "extents_at": extents,
         "dense_at": parts.trunk.dense,
@@ -191,6 +241,9 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path) -> bytes:
         values[name] = append(table)
     if parts.gpu is not None:
         values["gpu_at"] = append(_gpu(parts.gpu, plan, append))
+    if parts.family:
+        table = _plan_table(parts, values["bits_at"], values["extents_at"], append)
+        values["plans_at"], values["plans"] = append(table), len(table)
     for name, value in values.items():
         header[0][name] = value
     header[0]["index_bytes"] = pad(HEADER.itemsize, 64) + len(body)

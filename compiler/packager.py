@@ -2,22 +2,27 @@
 
 Everything is written to a folder beside the destination, which takes the destination's name when it is
 complete; a full disk or an interrupted run leaves what was there before.
+
+Packages of one model for one target differ in their plan, and so in their index only: one that was written before, the
+twin, lends the next one its files.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.package_index import Parts, index
+from stic.compiler.package_index import Alternative, Parts, index
 from stic.compiler.plan import to_json
 from stic.compiler.quantize import QuantizedModel
 from stic.compiler.sharding import shard_matrices
@@ -26,7 +31,11 @@ from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
 from stic.runtime.format import FULL, LEVEL_BITS, MAGIC, MATRICES, TILE, planes_in, record_layout
 from stic.runtime.gpu_format import PROGRAM_FILE
+from stic.runtime.package import Package
 from stic.schedules.pack import interleave, pack_planes
+
+# What packages of one model for one target have in common.
+_SHARED = ("shards.bin", "trunk.bin", "embeddings.bin", "kernels.so", "tokenizer.json")
 
 
 def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slice_: int, q: int) -> bytes:
@@ -82,34 +91,95 @@ def check_output(output: Path) -> None:
         raise InputError(f"{output} exists and is not a stic package: choose another output, or remove it")
 
 
-def write_package(parts: Parts, output: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+def write_package(
+    parts: Parts,
+    output: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    twin: Path | None = None,
+) -> None:
     """Write a package to directory `output`, replacing a package that stands there.
 
-    Raises InputError if `output` exists and is no package, OSError if it cannot be written; either way `output`
-    is as it was.
+    `twin` is a package of the same model for the same target: what does not depend on the plan is linked from it, or
+    copied across file systems, and full precision comes along even where no plan uses it. Raises InputError if it is
+    of something else, or `output` exists and is no package; PackageError if the twin is damaged, OSError if `output`
+    cannot be written; in any case `output` is as it was.
     """
     output = output.absolute()
     check_output(output)
+    original = None if twin is None else Package.open(twin)
+    if original is not None:
+        parts = _like(parts, original)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
     shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed; containers give process ids again
     staging.mkdir()
     try:
-        crcs = _write_shards(parts, staging / "shards.bin", progress)
-        (staging / "trunk.bin").write_bytes(parts.trunk.data)
-        (staging / "embeddings.bin").write_bytes(parts.embeddings)
         (staging / "plan.json").write_text(json.dumps(_description(parts), indent=1), encoding="utf-8")
-        shutil.copyfile(parts.kernels, staging / "kernels.so")
         if parts.gpu is not None:
             shutil.copyfile(parts.gpu.program.path, staging / PROGRAM_FILE)
-        if parts.quantized.sharded.model.tokenizer is not None:
-            shutil.copyfile(parts.quantized.sharded.model.tokenizer, staging / "tokenizer.json")
-        (staging / "index.bin").write_bytes(index(parts, crcs, staging))
+        known: dict[str, int] = {}
+        if original is None:
+            crcs = _write_shared(parts, staging, progress)
+        else:
+            crcs = original.records["crc"]
+            known = {name: int(original.files[name]["crc"]) for name in _SHARED if name in original.files}
+            for name in known:
+                _link(original.path / name, staging / name)
+        (staging / "index.bin").write_bytes(index(parts, crcs, staging, known))
         for path in (*staging.iterdir(), staging):
             _to_disk(path)
         _replace(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_shared(parts: Parts, folder: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:
+    """Write the files of _SHARED; returns the CRC of every record, (layers, LEVELS, slices)."""
+    crcs = _write_shards(parts, folder / "shards.bin", progress)
+    (folder / "trunk.bin").write_bytes(parts.trunk.data)
+    (folder / "embeddings.bin").write_bytes(parts.embeddings)
+    shutil.copyfile(parts.kernels, folder / "kernels.so")
+    if parts.quantized.sharded.model.tokenizer is not None:
+        shutil.copyfile(parts.quantized.sharded.model.tokenizer, folder / "tokenizer.json")
+    return crcs
+
+
+def _like(parts: Parts, twin: Package) -> Parts:
+    """The parts, with the records that the twin stores. Raises InputError if it cannot lend its files to them."""
+    store, records, head = parts.store, twin.records, twin.header
+    levels = slice(None) if store.full_bits else slice(FULL)
+    tokenizer = parts.quantized.sharded.model.tokenizer
+    same = {
+        "shards.bin": records.shape == store.bytes.shape
+        and bool(head["nested"]) == store.nested
+        and int(head["interleave"]) == interleave(parts.target)
+        and int(head["full_bits"]) in ((store.full_bits,) if store.full_bits else (0, 16, 32))
+        and np.array_equal(records["bytes"][:, levels], store.bytes[:, levels])
+        and np.array_equal(records["offset"][:, levels], store.offset[:, levels]),
+        "trunk.bin": twin.trunk == parts.trunk.data,
+        # Not by CRC: that of rows which end with their own is the same for all rows.
+        "embeddings.bin": (twin.path / "embeddings.bin").read_bytes() == parts.embeddings,
+        "kernels.so": filecmp.cmp(twin.path / "kernels.so", parts.kernels, shallow=False),
+        "tokenizer.json": twin.tokenizer == (None if tokenizer is None else tokenizer.read_bytes()),
+    }
+    for name in _SHARED:
+        if not same[name]:
+            raise InputError(
+                f"{twin.path} is not a package of the same model for the same target: its {name} differs; choose"
+                " another twin, or write the package without one"
+            )
+    total = int(twin.files["shards.bin"]["bytes"])
+    size, offset = records["bytes"].astype(np.int64), records["offset"].astype(np.int64)
+    stored = replace(store, full_bits=int(head["full_bits"]), bytes=size, offset=offset, total_bytes=total)
+    return replace(parts, store=stored)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no such thing, or is another one."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _to_disk(path: Path) -> None:
@@ -173,4 +243,15 @@ def _description(parts: Parts) -> dict[str, Any]:
         "predicted_us": parts.predicted_us,
         "claimed_bytes": parts.claimed_bytes,
         "timeline": parts.timeline,
+        **({"family": [_alternative(one) for one in parts.family]} if parts.family else {}),
+    }
+
+
+def _alternative(one: Alternative) -> dict[str, Any]:
+    """A plan of a family in plan.json."""
+    return {
+        "plan": to_json(one.plan),
+        "predicted_us": one.predicted_us,
+        "claimed_bytes": one.claimed_bytes,
+        "timeline": one.timeline,
     }

@@ -19,11 +19,13 @@ from threadpoolctl import threadpool_limits
 
 from stic.compiler import cost_model, device, importance, task
 from stic.compiler.array_cache import Note
-from stic.compiler.assembly import Materials, assemble_package, claim, collect
+from stic.compiler.assembly import Materials, Planned, assemble_package, claim, collect
+from stic.compiler.choice import Trial, best_plan, trial_on
 from stic.compiler.codegen import GpuProgram, generate, generate_program
 from stic.compiler.device_costs import device_costs
 from stic.compiler.evaluate import agreement_objective
 from stic.compiler.export import export_model
+from stic.compiler.family import plan_family
 from stic.compiler.frontend import load_model
 from stic.compiler.memory_plan import place_extents
 from stic.compiler.model import Model
@@ -71,8 +73,10 @@ class CompileResult:
     materials: Materials | None = None
     importance: importance.Importance | None = None
     problem: Problem | None = None
+    trial: Trial | None = None  # None also where --trial-tokens 0 asks for none
     plan: Plan | None = None
     timeline: Timeline | None = None
+    family: tuple[tuple[Plan, Timeline], ...] = ()  # all plans, this one first; empty: it is the only one
     package: Path | None = None
     notes: tuple[str, ...] = ()  # of the caches, for people
 
@@ -148,10 +152,10 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     try:
         run.finished("load", _describe(model))
         length = min(options.max_length, model.max_length)
-        examples = _calibration(options, model)
+        calibration = _calibration(options, model)
         bits = _offered(options)
         settings = _settings(options, model, bits, length)
-        examples, batches = importance.sample(examples, model.tokenizer or Path(), length, settings)
+        examples, batches = importance.sample(calibration, model.tokenizer or Path(), length, settings)
 
         sharded = run.stage("shard", lambda _: _shard(options, model, batches, run.notes.append))
         run.finished("shard", asdict(sharded.geometry))
@@ -173,14 +177,24 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         run.finished("device", facts)
 
         problem = _problem(options, materials, worth, costs)
-        result = replace(result, problem=problem)
-        plan = run.stage("plan", lambda _: _plan(options, problem, costs, run.notes.append))
-        result = replace(result, plan=plan)
-        run.finished("plan", to_json(plan))
+        trial = _trial(options, quantized, calibration, settings)
+        result = replace(result, problem=problem, trial=trial)
 
-        timeline = run.stage("check", lambda _: _check(plan, problem, materials, options.gpu_storage))
-        result = replace(result, timeline=timeline)
-        run.finished("check", {"latency_us": timeline.latency_us, "peak_bytes": timeline.peak_bytes})
+        def solve(asked: Problem) -> Plan:
+            return _plan(options, asked, costs, trial, run.notes.append)
+
+        found = run.stage("plan", lambda tick: plan_family(problem, options.family, solve, tick))
+        plans = found.plans
+        run.notes += found.notes
+        # What was left out of the family has no tables in the index.
+        problem = replace(problem, fixed_bytes=materials.fixed_bytes(len(plans)))
+        result = replace(result, problem=problem, plan=plans[0])
+        run.finished("plan", _listed([to_json(plan) for plan in plans]))
+
+        timelines = run.stage("check", lambda _: _check(plans, problem, materials, options.gpu_storage))
+        family = tuple(zip(plans, timelines, strict=True)) if len(plans) > 1 else ()
+        result = replace(result, timeline=timelines[0], family=family)
+        run.finished("check", _listed([{"latency_us": t.latency_us, "peak_bytes": t.peak_bytes} for t in timelines]))
         if write:
             result = replace(result, package=_write(run, target, result))
     except _Stop:
@@ -283,16 +297,18 @@ def _worth(
 def _problem(
     options: CompileOptions, materials: Materials, worth: importance.Importance, costs: cost_model.Costs
 ) -> Problem:
+    elastic = materials.quantized.sharded.model.elastic
     return Problem(
         store=materials.store,
         bits=tuple(worth.bits),
         gain=worth.gain,
         presence=worth.presence,
-        elastic=materials.quantized.sharded.model.elastic,
+        elastic=elastic,
+        path=worth.path if elastic else None,
         io=costs.io,
         compute=costs.compute,
         length=materials.sizes.max_length,
-        fixed_bytes=materials.fixed_bytes,
+        fixed_bytes=materials.fixed_bytes(1 + len(options.family)),
         table_bytes=len(materials.embeddings),
         budget=options.budget,
         margin=options.margin,
@@ -303,19 +319,42 @@ def _problem(
     )
 
 
-def _plan(options: CompileOptions, problem: Problem, costs: cost_model.Costs, note: Note) -> Plan:
-    how = (options.planner, options.bits, options.time_limit_s)
-    plan = solved(problem, *how, options.gap, cache_dir() / "plans", note)
+def _trial(
+    options: CompileOptions, quantized: QuantizedModel, calibration: task.Examples, settings: importance.ProfileSettings
+) -> Trial | None:
+    """What the ilp's plan and greedy's are compared on; None: nothing, the ilp's is taken."""
+    if not options.trial_tokens:
+        return None
+    more = replace(settings, tokens=options.trial_tokens)
+    return trial_on(calibration, quantized, more, Workers(options.jobs, options.cluster), cache_dir() / "importance")
+
+
+def _plan(
+    options: CompileOptions, problem: Problem, costs: cost_model.Costs, trial: Trial | None, note: Note
+) -> Plan:
+    how = (options.time_limit_s, options.gap, cache_dir() / "plans", note)
+    if trial is not None and (options.planner, options.bits) == ("ilp", None):
+        plan = best_plan(problem, trial, *how)
+    else:
+        plan = solved(problem, options.planner, options.bits, *how)
     return replace(plan, notes=(*plan.notes, *costs.notes))
 
 
-def _check(plan: Plan, problem: Problem, materials: Materials, storage: Storage) -> Timeline:
-    """Replay the plan against the planner's claim, and against the memory that the packager will lay out."""
-    timeline = check(plan, problem, claim_of(plan, problem))
-    laid_out = claim(materials, plan, place_extents(plan, materials.store), storage)
-    if laid_out != timeline.peak_bytes:
-        raise ReplayError(f"the replay holds {timeline.peak_bytes} bytes, the package will hold {laid_out}")
-    return timeline
+def _listed(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What there is to say of the first plan, and of all of them where there are several."""
+    return {**summaries[0], **({"family": summaries} if len(summaries) > 1 else {})}
+
+
+def _check(plans: tuple[Plan, ...], problem: Problem, materials: Materials, storage: Storage) -> list[Timeline]:
+    """Replay each plan against the planner's claim, and against the memory that the packager will lay out."""
+    timelines = []
+    for plan in plans:
+        timeline = check(plan, problem, claim_of(plan, problem))
+        laid_out = claim(materials, plan, place_extents(plan, materials.store), storage, len(plans))
+        if laid_out != timeline.peak_bytes:
+            raise ReplayError(f"the replay holds {timeline.peak_bytes} bytes, the package will hold {laid_out}")
+        timelines.append(timeline)
+    return timelines
 
 
 def _holds_on_cpu(plan: Plan, problem: Problem) -> bool:
@@ -323,6 +362,11 @@ def _holds_on_cpu(plan: Plan, problem: Problem) -> bool:
     moved = replace(plan, layers=tuple(replace(layer, place="cpu") for layer in plan.layers))
     latency_us = plan.budget.latency_us
     return latency_us is None or simulate(moved, problem).latency_us <= latency_us * (1 - plan.margin)
+
+
+def _replayed(plan: Plan, timeline: Timeline) -> Planned:
+    """A plan with what its replay says, as a package holds it."""
+    return Planned(plan, round(timeline.latency_us), tuple(asdict(event) for event in timeline.events))
 
 
 def _write(run: _Run, target: Target, result: CompileResult) -> Path:
@@ -343,16 +387,18 @@ def _write(run: _Run, target: Target, result: CompileResult) -> Path:
         program = run.stage("generate", lambda _: compiled())
         sizes = {path.name: path.stat().st_size for path in (kernels, text) if path.exists()}
         run.finished("generate", {"bytes": sizes})
+        default = _replayed(plan, timeline)
         parts = assemble_package(
             materials,
             plan,
             target,
             kernels,
-            predicted_us=round(timeline.latency_us),
-            timeline=tuple(asdict(event) for event in timeline.events),
+            predicted_us=default.predicted_us,
+            timeline=default.timeline,
             labels=_labels(result.model),
             program=program,
             fallback=_holds_on_cpu(plan, problem),
+            also=tuple(_replayed(*one) for one in result.family[1:]),
         )
         run.stage("package", lambda tick: write_package(parts, output, tick))
         run.finished("package", {"output": str(output), "claimed_bytes": parts.claimed_bytes})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from stic.runtime.errors import InputError
 
 Gains = NDArray[np.float64]
 Place = Literal["cpu", "gpu"]
-FORMAT = 2  # of a plan's JSON; 1 had no places
+FORMAT = 3  # of a plan's JSON; 1 had no places, 2 no loss
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,20 @@ class ComputeCost:
 
 
 @dataclass(frozen=True, eq=False)
+class SubmodelPath:
+    """Nested submodels of an elastic model, from nothing to the whole, that were measured as they are."""
+
+    order: tuple[tuple[int, int], ...]  # (layer, slice) of every shard: each submodel keeps a prefix
+    value: Gains  # (layers, slices): what a shard at bits[0] takes off the loss when it joins those before it
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(np.ndindex(self.value.shape)):
+            raise ValueError("a path of submodels needs every shard once")
+        if any(self.order.index((k, s - 1)) > self.order.index((k, s)) for k, s in self.order if s):
+            raise ValueError("slices of a layer join in their order")
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Everything a planner may know. Bits are ascending; shards are (layer, slice)."""
 
@@ -81,12 +95,16 @@ class Problem:
     hop_us: float = 0.0  # handing activations from the CPU to the GPU, or back
     gpu_bytes: int = 0  # memory that is held once any layer is on the GPU, a multiple of 4096
     places: tuple[Place, ...] = ()  # where each layer is computed if it is kept; empty: on the CPU, or not decided yet
+    path: SubmodelPath | None = None  # of an elastic model: planner ilp keeps a prefix of it; None: any slices
+    table_streamed: bool = False  # the word table may not be resident, even where the budget allows it
 
     def __post_init__(self) -> None:
         if self.places and len(self.places) != self.store.layers:
             raise ValueError(f"{len(self.places)} places for {self.store.layers} layers")
         if "gpu" in self.places and self.gpu is None:
             raise ValueError("layers are placed on a GPU, but it has no costs")
+        if self.path is not None and not self.elastic:
+            raise ValueError("a model that is not elastic has no submodels")
 
     def place(self, layer: int) -> Place:
         """Where a layer is computed."""
@@ -105,10 +123,15 @@ class Problem:
         return LayerPlan(bits, resident, self.place(layer) if bits else "cpu")
 
     @property
+    def along_path(self) -> Problem:
+        """The same with presence as it was measured along the path of submodels, if there is one."""
+        return self if self.path is None else replace(self, presence=self.path.value)
+
+    @property
     def table_may_stay(self) -> bool:
         """May the word embedding table be resident? Not under a cap on |S|, which STI means for shards alone:
         a table outside it would make the cap meaningless."""
-        return self.budget.preload_bytes is None
+        return not self.table_streamed and self.budget.preload_bytes is None
 
 
 @dataclass(frozen=True)
@@ -175,6 +198,12 @@ class Plan:
     margin: float
     proof: Proof
     notes: tuple[str, ...] = field(default=())
+    loss: float | None = None  # on calibration examples, in the units of the importance; None: not measured
+
+    @property
+    def quality(self) -> float:
+        """What plans of one family are compared by: more is better."""
+        return self.proof.objective if self.loss is None else -self.loss
 
     @property
     def on_gpu(self) -> bool:
@@ -209,8 +238,10 @@ def from_json(data: dict[str, Any]) -> Plan:
     try:
         data = dict(data)
         version = data.pop("format")
-        if version not in (1, FORMAT):
+        if version not in range(1, FORMAT + 1):
             raise ValueError("unknown plan format")
+        if ("loss" in data) != (version == FORMAT):
+            raise ValueError(f"a plan of format {version} {'has' if 'loss' in data else 'lacks'} a loss")
         layers = tuple(_layer(version, **layer) for layer in data.pop("layers"))
         budget = Budget(**data.pop("budget"))
         proof = Proof(**data.pop("proof"))

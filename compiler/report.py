@@ -40,6 +40,7 @@ def plan_facts(plan: Plan, predicted_us: float, peak_bytes: int) -> dict[str, An
         "preload_bytes": plan.budget.preload_bytes,
         "margin": plan.margin,
         "mean_bits": plan.mean_bits,
+        "loss": plan.loss,
         "table_resident": plan.table_resident,
         "read_ahead": plan.read_ahead,
         "notes": list(plan.notes),
@@ -121,6 +122,8 @@ def plan_table(plan: Plan, predicted_us: float, peak_bytes: int) -> Table:
         f"{plan.read_ahead} layer{'s' * (plan.read_ahead != 1)}" if plan.overlap else "none: loads all, then computes",
     )
     table.add_row("proof", proof_sentence(plan))
+    if plan.loss is not None:
+        table.add_row("loss", f"{plan.loss:.4g} on calibration examples")
     for note in plan.notes:
         table.add_row("note", note)
     return table
@@ -299,6 +302,26 @@ def size_table(title: str, sizes: Mapping[str, int]) -> Table:
     for name, size in sizes.items():
         table.add_row(name, f"{size:,}", format_bytes(size), f"{size / max(total, 1):.1%}")
     table.add_row("total", f"{total:,}", format_bytes(total), "", style="bold")
+    return table
+
+
+def family_table(family: Sequence[Mapping[str, Any]]) -> Table:
+    """Plans of a package as `stic.compiler.contents.family_facts` has them; a star marks the default."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("plan", "deadline", "predicted", "memory", "preload", "mean bits", "quality"):
+        table.add_column(title, justify="right")
+    for facts in family:
+        table.add_row(
+            f"{facts['number']}{'*' if facts['default'] else ' '}",
+            "-" if facts["deadline_us"] is None else format_time(facts["deadline_us"]),
+            format_time(facts["predicted_us"]),
+            format_bytes(facts["peak_bytes"]),
+            format_bytes(facts["preload_bytes"]),
+            f"{facts['mean_bits']:.2f}",
+            f"{facts['quality']:.4g}",
+        )
+    table.caption = "quality: minus the loss on calibration examples, or the objective where untried; * the default"
+    table.caption_justify = "left"
     return table
 
 

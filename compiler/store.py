@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,15 @@ class Store:
     @property
     def slices(self) -> int:
         return self.bytes.shape[2]
+
+    def without_full(self) -> Store:
+        """The store without full precision: of shards.bin, what comes before it."""
+        if not self.full_bits:
+            return self
+        size, offset = self.bytes.copy(), self.offset.copy()
+        size[:, FULL] = offset[:, FULL] = 0
+        end = pad(int((offset + size).max()), BLOCK)
+        return replace(self, full_bits=0, bytes=size, offset=offset, total_bytes=end)
 
     def shard_bytes(self, layer: int, slice_: int, bits: int) -> int:
         """Bytes that a shard at `bits` reads."""

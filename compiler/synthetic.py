@@ -14,7 +14,7 @@ from stic.compiler.quantize import OUTLIER_RATE, Outliers, QuantizedMatrix, Quan
 from stic.compiler.sharding import Geometry, shard
 from stic.runtime.format import LEVEL_BITS, MATRICES
 
-VOCABULARY = 1024
+VOCABULARY = 8192  # so many that the tokens of an input have rows in different blocks, as a real vocabulary's
 
 
 def synthetic(

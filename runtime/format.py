@@ -22,11 +22,21 @@ how long:
     extents   EXTENT   resident ones first, then streamed ones in load order
     dense     DENSE    the head's linear maps
     regions   REGION   one for each of REGIONS: where the engine keeps what inside its one arena
+    plans     PLAN     every plan of a plan family
 
 `index_crc` is the CRC of index.bin with that field set to zero. A reader refuses another `major`, and any
-`minor` above its own. A package says the least minor that it needs: 1 with a GPU part, else 0.
+`minor` above its own. A package says the least minor that it needs: 2 with a plan family, 1 with a GPU part, else 0.
 
 **GPU part**, where `gpu_at` is not 0: which layers run on a GPU, and how; see `stic.runtime.gpu_format`.
+
+**Plan family**, where `plans` is not 0: a table PLAN of so many entries, at least 2, at `plans_at`. Each is a plan of
+the same model for another budget, with its own tables `bits` and `extents`; files, records, the trunk and the head
+serve all. Entry 0 is the plan to run where no budget is given, and repeats the header. A plan's slices kept and slices
+at full precision follow from its bits. All regions but `preload` and `working` are the same for all plans, and these
+two come last, in this order, each at the next block: the arena of a plan, which ends with its `working`, is a prefix of
+that of a larger one. A plan's resident extents are in ascending order of (layer, level), their destinations ascend, and
+each is exactly the blocks that its records touch: what two plans keep resident can be moved in place from one to
+another. A package with a GPU part has no family.
 
 **Geometry.** pad16(n) rounds up to 16. H = hidden, HP = pad16(H), A = pad16(heads_per_slice * head_dim), FP
 = pad16(neurons_per_slice). A shard has four matrices (N, K), padded with zeros: qkv (3A, HP), rows q | k | v, each
@@ -39,9 +49,10 @@ padded to A; out (HP, A); up (FP, HP); down (HP, FP).
 
 of its block n // 16, and the blocks follow one another (`stic.runtime.blocks`).
 
-**Levels.** Level 0 holds 2 bits, levels 1..6 hold 3..8 bits, level 7 full precision (`full_bits`: 16 or
-32). In a nested store a shard at b bits reads levels 0..b-2; otherwise (`nested` = 0) it reads level b-2
-alone, whose record then holds all b planes. Level 7 is always read alone.
+**Levels.** Level 0 holds 2 bits, levels 1..6 hold 3..8 bits, level 7 full precision (`full_bits`: 16 or 32; 0 where
+no plan of the package uses it, and then no record is of level 7). In a nested store a shard at b bits reads levels
+0..b-2; otherwise (`nested` = 0) it reads level b-2 alone, whose record then holds all b planes. Level 7 is always read
+alone.
 
 **Record** of levels 0..6: parts in this order, each starting at a multiple of 64 bytes from the record's
 start, zeros between:
@@ -85,7 +96,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 2, 1  # 1: a package may have a GPU part
+MAJOR, MINOR = 2, 2  # 1: a package may have a GPU part; 2: a plan family
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
@@ -191,7 +202,9 @@ HEADER = np.dtype(
         ("interleave", "<u4"),  # q, one of INTERLEAVES
         ("cores", "<u8"),  # bit i: compute threads should run on processor i; 0: on any
         ("gpu_at", "<u4"),  # offset of the GPU part (gpu_format.GPU), a multiple of 4; 0: none
-        ("reserved", "<u4", (3,)),  # zero
+        ("plans_at", "<u4"),
+        ("plans", "<u4"),  # of a plan family; 0: the header's plan is the only one
+        ("reserved", "<u4"),  # zero
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])
@@ -237,6 +250,23 @@ DENSE = np.dtype(
     ]
 )
 REGION = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
+PLAN = np.dtype(
+    [
+        ("bits_at", "<u4"),  # what the header's fields of these names say of plan 0
+        ("extents_at", "<u4"),
+        ("extents", "<u4"),
+        ("resident_extents", "<u4"),
+        ("load_first", "<u4"),
+        ("deadline_us", "<u4"),
+        ("predicted_us", "<u4"),
+        ("reserved", "<u4"),  # zero
+        ("arena_bytes", "<u8"),
+        ("claimed_bytes", "<u8"),
+        ("preload", REGION),  # the plan's place of these regions
+        ("working", REGION),
+        ("quality", "<f8"),  # finite; more is better; comparable within a family only
+    ]
+)
 
 # Bounds that keep every product of sizes far from overflow; a package beyond them is refused.
 LIMITS = {
@@ -253,7 +283,8 @@ LIMITS = {
     "threads": 64,
     "lanes": 16,
     "files": 16,
-    "extents": 1 << 20,
+    "extents": 1 << 20,  # of all plans together
+    "plans": 64,
     "dense": 8,
     "output_features": 1 << 16,
     "request_bytes": 1 << 24,

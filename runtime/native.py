@@ -35,12 +35,14 @@ class Options(ctypes.Structure):
         ("io_bytes_per_s", ctypes.c_uint64),
         ("gpu", ctypes.c_uint32),
         ("gpu_arithmetic", ctypes.c_uint32),
+        ("deadline_us", ctypes.c_uint32),
+        ("memory_bytes", ctypes.c_uint64),
     )
 
 
 _INFO_NUMBERS = (
     "struct_bytes hidden layers slices vocabulary types max_length output_features output_per_token threads lanes"
-    " deadline_us predicted_us"
+    " deadline_us predicted_us plans"
 ).split()
 _STATS_NUMBERS = (
     "arena_bytes bookkeeping_bytes stack_bytes gpu_bytes peak_bytes claimed_bytes resident_bytes runs run_us stall_us"
@@ -60,7 +62,17 @@ class Stats(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_uint32) for name in ("struct_bytes", "direct", "emulated", "gpu_layers")),
         *((name, ctypes.c_uint64) for name in _STATS_NUMBERS),
-        *((name, ctypes.c_uint32) for name in ("gpu_builds", "gpu_arithmetic")),
+        *((name, ctypes.c_uint32) for name in ("gpu_builds", "gpu_arithmetic", "plan")),
+    )
+
+
+class Plan(ctypes.Structure):
+    """stic_plan of stic.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint32) for name in ("struct_bytes", "deadline_us", "predicted_us", "reserved")),
+        *((name, ctypes.c_uint64) for name in ("claimed_bytes", "preload_bytes")),
+        ("quality", ctypes.c_double),
     )
 
 
@@ -90,6 +102,11 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "stic_session_output_size": (ctypes.c_size_t, (_SESSION, ctypes.c_int32)),
     "stic_session_evict": (ctypes.c_int, (_SESSION, ctypes.c_uint64)),
+    "stic_session_plan": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.POINTER(Plan))),
+    "stic_session_set_budget": (
+        ctypes.c_int,
+        (_SESSION, ctypes.c_uint32, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint32)),
+    ),
     "stic_session_device": (ctypes.c_char_p, (_SESSION,)),
     "stic_session_info": (ctypes.c_int, (_SESSION, ctypes.POINTER(Info))),
     "stic_session_stats": (ctypes.c_int, (_SESSION, ctypes.POINTER(Stats))),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.blocks import places, unblocked
-from stic.runtime.errors import PackageError
+from stic.runtime.errors import InputError, PackageError
 from stic.runtime.format import (
     BLOCK,
     DENSE,
@@ -29,6 +29,7 @@ from stic.runtime.format import (
     MAJOR,
     MATRICES,
     MINOR,
+    PLAN,
     RECORD,
     REGION,
     REGIONS,
@@ -40,6 +41,7 @@ from stic.runtime.format import (
 )
 from stic.runtime.gpu_format import PLACES, PROGRAM_FILE
 from stic.runtime.gpu_package import GpuPart, check_weights, read_gpu
+from stic.runtime.package_plans import check_resident, read_plans
 
 REQUIRED_FILES = ("trunk.bin", "embeddings.bin", "shards.bin", "kernels.so", "plan.json")
 CHECKED_BY_PART = ("embeddings.bin", "shards.bin")  # rows and records carry their own CRCs
@@ -58,25 +60,31 @@ class Matrix:
 
 
 class Package:
-    """A package on disk. `open` checks the index; the other files are checked when they are first used.
+    """A package on disk, and one of its plans: `number` of `plans`, the default being 0.
 
-    Raises PackageError wherever the package is missing, truncated, corrupt, or of a newer format.
+    `open` checks the index; the other files are checked when they are first used. Raises PackageError wherever the
+    package is missing, truncated, corrupt, or of a newer format.
     """
 
-    def __init__(self, path: Path, index: bytes) -> None:
+    def __init__(self, path: Path, index: bytes, number: int = 0) -> None:
         self.path = path
+        self.number = number
         self._index = index
-        self.header = np.frombuffer(index, HEADER, 1)[0]
+        self.header = np.frombuffer(index, HEADER, 1)[0].copy()
         self._check_header()
         self.files = {row["name"].decode(): row for row in self._table("files", FILE, int(self.header["files"]))}
         layers, slices = int(self.header["layers"]), int(self.header["slices"])
-        self.layers = self._table("layers", LAYER, layers)
-        self.bits = self._table("bits", np.dtype("u1"), layers * slices).reshape(layers, slices)
+        self.layers = self._table("layers", LAYER, layers).copy()
         self.records = self._table("records", RECORD, layers * LEVELS * slices).reshape(layers, LEVELS, slices)
-        self.extents = self._table("extents", EXTENT, int(self.header["extents"]))
         self.dense = self._table("dense", DENSE, int(self.header["dense"]))
         rows = self._table("regions", REGION, len(REGIONS))
         self.regions = {name: (int(row["offset"]), int(row["bytes"])) for name, row in zip(REGIONS, rows, strict=True)}
+        self.plans = read_plans(index, self.header, self.regions, self._refuse)
+        self._select()
+        self.bits = self._table("bits", np.dtype("u1"), layers * slices).reshape(layers, slices)
+        self.extents = self._table("extents", EXTENT, int(self.header["extents"]))
+        if number:
+            self.layers["slices"], self.layers["full"] = np.sum(self.bits > 0, axis=1), np.sum(self.bits > 8, axis=1)
         self._check_tables()
         self.gpu = self._gpu()  # None: every layer runs on the CPU
 
@@ -104,7 +112,27 @@ class Package:
         zeroed[at : at + 4] = bytes(4)
         if zlib.crc32(zeroed) != head["index_crc"]:
             raise PackageError(f"{file} is corrupt (its checksum does not match): copy or compile the package again")
-        return cls(path, index)
+        package = cls(path, index)
+        for number in range(1, len(package.plans)):
+            package.with_plan(number)
+        return package
+
+    def with_plan(self, number: int) -> Package:
+        """The package under another of its plans: header, bits, extents, regions, layers and `plan` are that one's.
+
+        Raises InputError if it has no such plan.
+        """
+        if not 0 <= number < len(self.plans):
+            raise InputError(f"{self.path} has no plan {number}: it has {len(self.plans)}, counted from 0")
+        return Package(self.path, self._index, number)
+
+    def _select(self) -> None:
+        """Have the header and the regions say what is so under this plan."""
+        entry = self.plans[self.number]
+        for name in PLAN.names or ():
+            if name in HEADER.fields and name != "reserved":
+                self.header[name] = getattr(entry, name)
+        self.regions |= {"preload": entry.preload, "working": entry.working}
 
     def _refuse(self, what: str) -> PackageError:
         return PackageError(f"{self.path} is not a valid package: {what}")
@@ -149,6 +177,9 @@ class Package:
                 raise self._refuse("a memory region lies outside the arena")
         if self.header["load_first"] and np.any(self.extents["wait_layer"] != -1):
             raise self._refuse("it is loaded before it is computed, yet a read waits for a layer")
+        if len(self.plans) > 1:
+            resident = self.extents[: int(self.header["resident_extents"])]
+            check_resident(resident, self.records, self.number, self._refuse)
         total = int(self.files["shards.bin"]["bytes"])
         for layer, row in enumerate(self.layers):
             bits = self.bits[layer]
@@ -203,9 +234,12 @@ class Package:
     def plan(self) -> dict[str, Any]:
         """plan.json, verified: the plan, its predicted timeline, and what the model is called."""
         try:
-            return json.loads(self.read("plan.json"))
+            found: dict[str, Any] = json.loads(self.read("plan.json"))
+            return found | found["family"][self.number] if self.number else found
         except ValueError as error:
             raise self._refuse(f"plan.json is not JSON ({error})") from error
+        except (KeyError, IndexError, TypeError) as error:
+            raise self._refuse(f"plan.json does not say what plan {self.number} is") from error
 
     @property
     def tokenizer(self) -> bytes | None:

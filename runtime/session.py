@@ -48,7 +48,20 @@ class Info:
     lanes: int
     deadline_us: int
     predicted_us: int
+    plans: int
     claimed_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """A plan of the package; fields as stic_plan of stic.h."""
+
+    number: int
+    deadline_us: int  # that it was made for; 0: none
+    predicted_us: int
+    claimed_bytes: int
+    preload_bytes: int
+    quality: float  # more is better; comparable within a package only
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class Stats:
     io_requests: int
     gpu_builds: int
     gpu_arithmetic: GpuArithmetic | None  # None: no layer runs on a GPU
+    plan: int  # number of the active one
 
 
 def error_of(status: int, message: str) -> SticError:
@@ -119,6 +133,12 @@ def check_options(**options: int | None) -> None:
             raise InputError(f"{name} must be at least 1, not {value}")
 
 
+def _budget(latency_us: int | None, memory_bytes: int | None) -> tuple[int, int]:
+    """Deadline and memory as the engine takes them, 0 for no limit; what is beyond its numbers limits nothing."""
+    check_options(latency_us=latency_us, memory_bytes=memory_bytes)
+    return min(latency_us or 0, 2**32 - 1), min(memory_bytes or 0, 2**64 - 1)
+
+
 def arrays_of(
     info: Info, ids: ArrayLike, types: ArrayLike | None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[np.float32]]:
@@ -136,8 +156,9 @@ class Session:
 
     threads, lanes: at most, and by default, as many as the package was compiled for. io_bytes_per_s: emulate storage
     of this bandwidth. direct: read past the page cache where that works. gpu: whether layers planned for a GPU run
-    there, may, or must not. gpu_arithmetic: how it multiplies, by default as it has a product of int8. Raises
-    PackageError, EngineError, ToolchainError.
+    there, may, or must not. gpu_arithmetic: how it multiplies, by default as it has a product of int8. latency_us,
+    memory_bytes: of a package with several plans, run the best that keeps this deadline and this memory; by default
+    its first. Raises PackageError, EngineError, ToolchainError; InputError for options that the package cannot meet.
     """
 
     def __init__(
@@ -149,21 +170,34 @@ class Session:
         direct: bool = True,
         gpu: GpuUse = "auto",
         gpu_arithmetic: GpuArithmetic | None = None,
+        latency_us: int | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
         self._session: ctypes.c_void_p | None = None
         check_options(threads=threads, lanes=lanes, io_bytes_per_s=io_bytes_per_s)
+        budget = _budget(latency_us, memory_bytes)
         self._engine = native.load()
         size = ctypes.sizeof(native.Options)
         chosen = (GPU_USES.index(gpu), GPU_ARITHMETICS.index(gpu_arithmetic))
-        options = native.Options(size, threads or 0, lanes or 0, not direct, io_bytes_per_s or 0, *chosen)
+        options = native.Options(size, threads or 0, lanes or 0, not direct, io_bytes_per_s or 0, *chosen, *budget)
         session = ctypes.c_void_p()
         status = self._engine.stic_session_open(os.fsencode(path), ctypes.byref(options), ctypes.byref(session))
         if status:
             raise error_of(status, self._engine.stic_error_message(None).decode(errors="replace"))
         self._session = session
+        self.info = self._info()
+        self.plans = tuple(self._plan(number) for number in range(self.info.plans))
+
+    def _info(self) -> Info:
         info = native.Info(struct_bytes=ctypes.sizeof(native.Info))
-        self._check(self._engine.stic_session_info(session, ctypes.byref(info)))
-        self.info = info_of(info)
+        self._check(self._engine.stic_session_info(self._handle(), ctypes.byref(info)))
+        return info_of(info)
+
+    def _plan(self, number: int) -> PlanInfo:
+        plan = native.Plan(struct_bytes=ctypes.sizeof(native.Plan))
+        self._check(self._engine.stic_session_plan(self._handle(), number, ctypes.byref(plan)))
+        names = [name for name in PlanInfo.__dataclass_fields__ if name != "number"]
+        return PlanInfo(number, **{name: getattr(plan, name) for name in names})
 
     def _handle(self) -> ctypes.c_void_p:
         if self._session is None:
@@ -196,6 +230,23 @@ class Session:
         )
         self._check(status)
         return output
+
+    @property
+    def plan(self) -> PlanInfo:
+        """The active plan, one of `plans`."""
+        return self.plans[self.stats().plan]
+
+    def set_budget(self, latency_us: int | None = None, memory_bytes: int | None = None) -> PlanInfo:
+        """Change to the best plan that keeps a deadline and fits into memory; None stands for no limit.
+
+        What both plans keep in memory stays there, and the next run reads the rest. Raises InputError where the package
+        has no such plan, EngineError where there is no memory for it; the active plan then stays.
+        """
+        number = ctypes.c_uint32()
+        budget = _budget(latency_us, memory_bytes)
+        self._check(self._engine.stic_session_set_budget(self._handle(), *budget, ctypes.byref(number)))
+        self.info = self._info()
+        return self.plans[number.value]
 
     def stats(self) -> Stats:
         """What the session holds, and what the last run cost."""

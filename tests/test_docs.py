@@ -12,7 +12,7 @@ from stic.runtime import gpu_format
 
 ROOT = Path(__file__).resolve().parents[1]
 STRUCTURES = {
-    package_format: ("HEADER", "FILE", "LAYER", "RECORD", "EXTENT", "DENSE", "REGION"),
+    package_format: ("HEADER", "FILE", "LAYER", "RECORD", "EXTENT", "DENSE", "REGION", "PLAN"),
     gpu_format: ("GPU", "LAUNCH"),
 }
 FORMAT_PAGE = ROOT / "docs" / "package-format.md"
@@ -20,6 +20,8 @@ BEGIN, END = "<!-- tables: generated from runtime/format.py and runtime/gpu_form
 
 
 def _kind(dtype: np.dtype) -> str:
+    if dtype == package_format.REGION:
+        return "REGION"
     base, shape = dtype.subdtype if dtype.subdtype else (dtype, ())
     return base.str.lstrip("<|") + "".join(f"[{size}]" for size in shape)
 

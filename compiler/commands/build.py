@@ -18,6 +18,7 @@ from stic.compiler.commands.parameters import (
     PICTURE,
     SIZES,
     TIMES,
+    also_option,
     budget_options,
     json_option,
     model_options,
@@ -35,10 +36,19 @@ if TYPE_CHECKING:
 
 def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> CompileOptions:
     budget = Budget(chosen.pop("latency"), chosen.pop("memory"), chosen.pop("preload"))
+    family = tuple(
+        replace(
+            budget,
+            latency_us=budget.latency_us if latency_us is None else latency_us,
+            memory_bytes=budget.memory_bytes if memory_bytes is None else memory_bytes,
+        )
+        for latency_us, memory_bytes in chosen.pop("further", ())
+    )
     return CompileOptions(
         model=model,
         target=target,
         budget=budget,
+        family=family,
         output=output,
         profile=chosen.pop("device"),
         full_bits=int(chosen.pop("full_bits")),
@@ -164,6 +174,7 @@ def plan_command(
 @click.argument("model", type=FILE)
 @click.option("--target", required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...).")
 @budget_options
+@also_option
 @click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write.")
 @model_options
 @click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
@@ -195,17 +206,21 @@ def compile_command(
     model.safetensors, tokenizer.json), which is exported on the fly. The package is a directory; copy it to the
     device as it is, or have it sent by --deploy, which takes devices of one key to be alike.
 
+    With --also the package holds several plans, of which it runs the first unless a budget is given when it is opened.
+
     \b
     Examples:
       stic compile minilm.onnx --target host --latency 60ms --memory 6MiB -o minilm.stic
       stic compile sst2/ --target raspberry-pi-4 --memory 16MiB --calibration train.tsv -o sst2.stic
       stic compile minilm.onnx --target host --planner preload --bits 6 -o resident.stic   (a baseline)
+      stic compile minilm.onnx --target host --latency 60ms --memory 6MiB --also 30ms,20MiB -o m.stic
       stic compile minilm.onnx --target raspberry-pi-4 --latency 200ms -o minilm.stic \\
         --deploy 192.168.1.10:9190 --key pi --run "A cat sits."
     """
-    from stic.compiler import report
+    from stic.compiler import contents, report
     from stic.compiler.drawing import terminal
     from stic.compiler.pipeline import compile_model
+    from stic.runtime.package import Package
 
     choice = DeviceChoice(**{name: chosen.pop(name) for name in DeviceChoice.__dataclass_fields__})
     place = choice.place(target)
@@ -234,18 +249,20 @@ def compile_command(
         build_engine(load(target), engine)
     problem, plan, timeline = _planned(result)
     claim = (timeline.latency_us, timeline.peak_bytes)
-    facts = {"package": str(output), **report.plan_facts(plan, *claim)}
+    package = Package.open(output)
+    family = contents.family_facts(package)
+    facts = {"package": str(output), **report.plan_facts(plan, *claim), "family": family}
     if as_json:
         if place is None:
             click.echo(json.dumps(facts, indent=1))
     else:
-        strip = report.predicted(timeline.events, problem.length, options.budget.latency_us)
+        strip = report.predicted(timeline.events, problem.length, plan.budget.latency_us)
         report.print_plan(console, plan, *claim, terminal([strip], console.width))
+        if family:
+            console.print()
+            console.print(report.family_table(family))
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)
     if place is not None:
-        from stic.runtime.package import Package
-
-        package = Package.open(output)
         use = ask(Question(texts), package, as_json, more=facts) if texts else say(as_json, facts)
         deploy(package, choice, directory, use, as_json)
 

@@ -106,7 +106,7 @@ def deploy_command(
 
     The device needs TVM's RPC server and nothing of stic: the engine is built here and sent along. What the device has
     already is not sent again, and an upload that was interrupted goes on where it ended. The device is given back in
-    any case.
+    any case. Of a package with several plans the first one runs.
 
     \b
     Examples:

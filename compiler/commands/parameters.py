@@ -49,6 +49,25 @@ class Several(click.ParamType):
         return tuple(self._item.convert(part, param, ctx) for part in value.split(","))
 
 
+class FurtherBudget(click.ParamType):
+    """`LATENCY,MEMORY` as (microseconds, bytes); an empty part is None. Not both are."""
+
+    name = "budget"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int | None, int | None]:
+        if isinstance(value, tuple):
+            return value
+        latency, comma, memory = (part.strip() for part in value.partition(","))
+        if not comma or not (latency or memory):
+            self.fail(f"'{value}' is not a budget: write 40ms,4MiB, or 40ms, or ,4MiB to change one part", param, ctx)
+        return (
+            TIME.convert(latency, param, ctx) if latency else None,
+            SIZE.convert(memory, param, ctx) if memory else None,
+        )
+
+
 class Picture(click.ParamType):
     """A file that a picture is written to; its suffix says which kind. "-" stands for the terminal."""
 
@@ -102,6 +121,27 @@ budget_options = compose(
         click.option("--preload", type=SIZE, metavar="SIZE", help="Caps the preload buffer alone (the paper's |S|)."),
     )
 )
+also_option = click.option(
+    "--also",
+    "further",
+    type=FurtherBudget(),
+    multiple=True,
+    metavar="TIME,SIZE",
+    help="Hold a plan for this budget too (40ms,4MiB), for sessions to switch to; an empty part (40ms,) is as above."
+    " Repeat for several.",
+)
+# Budgets that a session is opened under.
+session_budget_options = compose(
+    (
+        click.option(
+            "--latency",
+            type=TIME,
+            metavar="TIME",
+            help="Open under this budget: the best of the package's plans for it; default: its first plan.",
+        ),
+        click.option("--memory", type=SIZE, metavar="SIZE", help="The same for everything the engine holds."),
+    )
+)
 
 _IMPORTANCE = (
     click.option(
@@ -132,7 +172,7 @@ _IMPORTANCE = (
         show_default=True,
         help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
     ),
-    click.option("--exact", is_flag=True, help="Measure every bitwidth; else three, the others follow local errors."),
+    click.option("--exact", is_flag=True, help="Measure every bitwidth; else four, the others follow local errors."),
     click.option("--jobs", type=int, metavar="K", help="Processes that measure importance; default: one a core."),
     click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler (tcp://host:port) that measures it instead."),
 )
@@ -224,6 +264,14 @@ model_options = compose(
             show_default=True,
             metavar="SHARE",
             help="Share of the latency budget kept back for jitter.",
+        ),
+        click.option(
+            "--trial-tokens",
+            type=click.IntRange(0),
+            default=6144,
+            show_default=True,
+            metavar="N",
+            help="Run the plans of ilp and greedy on so many calibration tokens and keep what loses less; 0: no trial.",
         ),
         *_GPU,
         *_SHARDS,

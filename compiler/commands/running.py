@@ -112,6 +112,7 @@ def answer(
         traces.append(session.trace())
         stats = session.stats()
         runs.append({"tokens": len(ids), "run_us": stats.run_us, "stall_us": stats.stall_us})
+    package = package.with_plan(stats.plan)
     longest = max(range(len(inputs)), key=lambda number: len(inputs[number][0]))
     if question.trace is not None:
         traces[longest].save(question.trace)
@@ -119,7 +120,12 @@ def answer(
     if session.device and not stats.gpu_layers:
         print_notes((f"layers planned for the GPU run {session.device}",))
     if as_json:
-        facts = {"labels": list(names), "runs": runs, "outputs": [output.tolist() for output in outputs]}
+        facts = {
+            "labels": list(names),
+            "plan": package.number,
+            "runs": runs,
+            "outputs": [output.tolist() for output in outputs],
+        }
         gpu = {"device": session.device, "layers": stats.gpu_layers, "builds": stats.gpu_builds}
         click.echo(json.dumps({**facts, "gpu": gpu, **(more or {})}))
     else:
@@ -127,6 +133,8 @@ def answer(
         answers.print_answers(console, shown, outputs, names)
         for number, run in enumerate(runs):
             console.print(answers.run_sentence(number, run))
+        if len(package.plans) > 1:
+            console.print(contents.budget_words(package), soft_wrap=True)
         if stats.gpu_layers:
             console.print(f"{stats.gpu_layers} layers on {session.device}", soft_wrap=True)
     if question.timeline is None:

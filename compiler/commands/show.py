@@ -15,33 +15,52 @@ from stic.compiler.commands.terminal import console
 @click.command("inspect")
 @click.argument("package", type=FILE)
 @click.option("--verify", is_flag=True, help="Check every checksum in the package: files, shards, embedding rows.")
-@click.option("--figure", type=PICTURE, metavar="FILE.svg", help="Draw the predicted timeline as a picture.")
+@click.option(
+    "--plan",
+    "number",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of a package with several plans, show this one; default: 0, the one that runs where no budget is given.",
+)
+@click.option(
+    "--figure",
+    type=PICTURE,
+    metavar="FILE.svg",
+    help="Draw the predicted timeline as a picture; without --plan, that of every plan.",
+)
 @json_option
-def inspect_command(package: Path, verify: bool, figure: Path | None, as_json: bool) -> None:
+def inspect_command(package: Path, verify: bool, number: int | None, figure: Path | None, as_json: bool) -> None:
     """Show what PACKAGE holds: shards, bytes, residence, predicted timeline, budgets, proof.
 
-    In the grid of shards a digit is the bitwidth of a slice, F full precision, a dot a slice that is left out.
+    In the grid of shards a digit is the bitwidth of a slice, F full precision, a dot a slice that is left out. A
+    package that was compiled with --also holds several plans: they are listed, and one is shown.
 
     \b
     Examples:
       stic inspect minilm.stic
       stic inspect minilm.stic --verify
+      stic inspect minilm.stic --plan 2
       stic inspect minilm.stic --json | python -m json.tool
     """
     from stic.compiler import contents, drawing, report
     from stic.runtime.package import Package
 
-    opened = Package.open(package)
+    whole = Package.open(package)
+    opened = whole.with_plan(number or 0)
     if verify:
         opened.verify()
     plan = contents.plan_of(opened)
     strip = contents.predicted_strip(opened)
     if figure is not None:
-        drawing.picture([strip], figure)
+        drawn = range(len(whole.plans)) if number is None else (number,)
+        drawing.picture([contents.predicted_strip(whole.with_plan(n)) for n in drawn], figure)
     predicted_us, claimed_bytes = int(opened.header["predicted_us"]), int(opened.header["claimed_bytes"])
+    family = contents.family_facts(whole)
     facts: dict[str, Any] = {
         **contents.identity(opened),
         "verified": verify,
+        "plan": opened.number,
+        "family": family,
         **report.plan_facts(plan, predicted_us, claimed_bytes),
         "files": contents.file_bytes(opened),
         "kinds": contents.kind_bytes(opened),
@@ -54,6 +73,9 @@ def inspect_command(package: Path, verify: bool, figure: Path | None, as_json: b
     for line in contents.describe(opened):
         console.print(line)
     console.print()
+    if family:
+        console.print(report.family_table(family))
+        console.print()
     layer_bytes = contents.layer_bytes(opened)
     console.print(report.plan_table(plan, predicted_us, claimed_bytes))
     console.print()

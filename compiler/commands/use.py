@@ -11,7 +11,13 @@ from typing import Any
 import click
 
 from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options, tracker_option
-from stic.compiler.commands.parameters import FILE, gpu_use_option, json_option, storage_option
+from stic.compiler.commands.parameters import (
+    FILE,
+    gpu_use_option,
+    json_option,
+    session_budget_options,
+    storage_option,
+)
 from stic.compiler.commands.running import Question, answer, input_options, result_options
 from stic.compiler.commands.terminal import console, progress_bar
 
@@ -20,12 +26,20 @@ from stic.compiler.commands.terminal import console, progress_bar
 @click.argument("package", type=FILE)
 @input_options
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@session_budget_options
 @storage_option
 @gpu_use_option
 @result_options
 @json_option
 def run_command(
-    package: Path, threads: int | None, storage: int | None, gpu: Any, as_json: bool, **asked: Any
+    package: Path,
+    threads: int | None,
+    latency: int | None,
+    memory: int | None,
+    storage: int | None,
+    gpu: Any,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Run PACKAGE on sentences.
 
@@ -36,6 +50,7 @@ def run_command(
       stic run sst2.stic --text "a charming and often affecting journey"
       stic run minilm.stic --text "A cat sits." --text "A dog runs." --timeline
       stic run minilm.stic --text "A cat sits." --trace run.json --timeline run.svg
+      stic run minilm.stic --text "A cat sits." --memory 4MiB           (a package compiled with --also)
       stic run minilm.stic --ids 101,7592,102 --json
     """
     question = Question(**asked)
@@ -45,7 +60,9 @@ def run_command(
 
     opened = Package.open(package)
     inputs = question.inputs(opened)
-    with Session(package, threads=threads, io_bytes_per_s=storage, gpu=gpu) as session:
+    with Session(
+        package, threads=threads, io_bytes_per_s=storage, gpu=gpu, latency_us=latency, memory_bytes=memory
+    ) as session:
         answer(question, opened, inputs, session, as_json)
 
 
@@ -59,6 +76,7 @@ def run_command(
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N examples.")
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@session_budget_options
 @gpu_use_option
 @tracker_option
 @lease_options
@@ -73,6 +91,8 @@ def eval_command(
     task: Any,
     limit: int | None,
     threads: int | None,
+    latency: int | None,
+    memory: int | None,
     gpu: Any,
     directory: str | None,
     devices: int,
@@ -109,10 +129,13 @@ def eval_command(
     place = DeviceChoice(**chosen).place(str(opened.plan.get("target", "")))
     if place is None and (devices > 1 or directory is not None):
         raise click.UsageError("--devices and --directory belong to --tracker")
+    if place is not None and (latency is not None or memory is not None):
+        raise click.UsageError("with --tracker the package's first plan runs: leave out --latency and --memory")
     with ExitStack() as opening:
         progress = opening.enter_context(progress_bar())
         if place is None:
-            session = opening.enter_context(Session(package, threads=threads, gpu=gpu))
+            budgeted = Session(package, threads=threads, gpu=gpu, latency_us=latency, memory_bytes=memory)
+            session = opening.enter_context(budgeted)
             outputs = outputs_of(session, opened, examples, progress)
         else:
             leased = partial(deployed, opened, place, directory, chosen["system"])
@@ -130,6 +153,7 @@ def eval_command(
 @click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
 @click.option("--length", type=click.IntRange(1), metavar="N", help="Tokens; default: what was planned for.")
 @click.option("--cold", is_flag=True, help="Empty the preload buffer before every run, as after a long pause.")
+@session_budget_options
 @storage_option
 @gpu_use_option
 @json_option
@@ -139,6 +163,8 @@ def bench_command(
     threads: int | None,
     length: int | None,
     cold: bool,
+    latency: int | None,
+    memory: int | None,
     storage: int | None,
     gpu: str,
     as_json: bool,
@@ -151,12 +177,13 @@ def bench_command(
     Examples:
       stic bench minilm.stic --runs 50
       stic bench minilm.stic --cold --json
+      stic bench minilm.stic --latency 40ms                             (a package compiled with --also)
     """
     from stic.compiler.bench import measure
 
     with progress_bar() as progress:
         progress("measuring", 0, 0)
-        result = measure(package, runs, threads, length, cold, storage, gpu)
+        result = measure(package, runs, threads, length, cold, storage, gpu, latency, memory)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:

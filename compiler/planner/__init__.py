@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import baselines, greedy, placement
 from stic.runtime.errors import InfeasibleError, InputError
@@ -38,10 +40,19 @@ def solve(
     if planner == "ilp":
         from stic.compiler.planner import optimal  # with ortools, which takes a third of a second
 
-        return optimal.solve(problem, time_limit_s, workers, enough=enough)
-    plan = greedy.solve(problem, SLACK[planner], planner)
+        found = problem.along_path
+        return optimal.solve(found, time_limit_s, workers, enough=enough * _share_of_bits(found))
+    plan = greedy.solve(replace(problem, path=None), SLACK[planner], planner)  # STI knows n x m submodels only
     if plan is None:
         raise InfeasibleError(
             f"planner {planner} finds no plan for this budget; planner ilp may, or says what it takes"
         )
     return plan
+
+
+def _share_of_bits(problem: Problem) -> float:
+    """Which part of the largest objective bits decide: a gap of half a percent of an elastic model's whole objective,
+    which is nearly all presence, could be all that bits are worth."""
+    bits = float(problem.gain.max(axis=2).sum())
+    whole = bits + (float(problem.presence.sum()) if problem.elastic else 0.0)
+    return bits / whole if whole > 0 else 1.0

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from stic.compiler.plan import Plan
-from stic.compiler.planner.ilp import Program
+from stic.compiler.plan import Plan, Problem
+from stic.compiler.planner.budget_rows import finished
+from stic.compiler.planner.ilp import Aim, Program, build
 from stic.compiler.planner.relax import Relaxer
 from stic.compiler.planner.solution import hint
+
+READ_AHEAD = (2, 1, 0)  # tried besides reading ahead freely, where memory is limited
 
 
 @dataclass
@@ -35,6 +38,29 @@ class Branch:
         out |= {x.index: 0 for x in self.program.streams[: self.first]}
         out |= {x.index: 0 for x in self.program.started[: self.first]}
         return out | {x.index: 1 for x in self.program.started[self.until - 1 :]}
+
+
+def roots(problem: Problem, aim: Aim, floor: float | None) -> tuple[list[Branch], Relaxer | None]:
+    """Branches that together hold every plan (with a quality of at least `floor`), not relaxed yet, and a cover.
+
+    Without a limit on memory, reading ahead freely is best. The table is decided before relaxing, since a relaxation
+    would hold a part of it. The cover is a program whose bound holds for all branches, where there are several: it
+    reads ahead freely and buffers as if it did not.
+    """
+    depth, budget = problem.store.layers, problem.budget
+    limited = budget.memory_bytes is not None or aim == "memory"
+    free = math.inf if budget.memory_bytes is None else budget.memory_bytes - problem.fixed_bytes
+    out: list[Branch] = []
+    base = build(problem, floor)
+    common = Relaxer(base.model)
+    for read_ahead in (depth, *(r for r in READ_AHEAD if r < depth - 1 and limited)):
+        program = finished(base, read_ahead, aim)
+        relaxer = Relaxer(program.model, common)
+        for resident in (0, 1) if problem.table_may_stay and problem.table_bytes <= free else (0,):
+            for first, until in ((0, 1), (1, depth + 1)) if program.started else ((0, depth + 1),):
+                out.append(Branch(program, relaxer, read_ahead, resident, first, until))
+    cover = Relaxer(finished(base, depth, aim, 0).model, common) if len(out) > 1 else None
+    return out, cover
 
 
 def box(program: Program, around: list[float], width: int) -> dict[int, int]:

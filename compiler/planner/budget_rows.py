@@ -12,10 +12,13 @@ from stic.compiler.planner.ilp import Aim, Program, nanoseconds
 from stic.runtime.format import BLOCK
 
 
-def finished(base: Program, read_ahead: int, aim: Aim) -> Program:
-    """A copy of `base` with the rows that depend on read-ahead, to maximise quality or minimise another aim."""
+def finished(base: Program, read_ahead: int, aim: Aim, buffered: int | None = None) -> Program:
+    """A copy of `base` with the rows that depend on read-ahead, to maximise quality or minimise another aim.
+
+    `buffered` is the read-ahead that the working buffer is large enough for, where it is not the same.
+    """
     p = replace(base, read_ahead=read_ahead, model=base.model.clone(), clock=[], started=[])
-    _memory_fits(p, aim)
+    _memory_fits(p, aim, read_ahead if buffered is None else buffered)
     _deadline_is_met(p, aim)
     if aim == "quality":
         p.model.maximize(p.quality)
@@ -24,7 +27,7 @@ def finished(base: Program, read_ahead: int, aim: Aim) -> Program:
     return p
 
 
-def _memory_fits(p: Program, aim: Aim) -> None:
+def _memory_fits(p: Program, aim: Aim, read_ahead: int) -> None:
     """Fixed parts, resident extents, table and working buffer together fit the memory budget.
 
     Slot k mod (R + 1) holds layer k; two neighbouring slots share a stretch that is large enough for any two
@@ -33,7 +36,7 @@ def _memory_fits(p: Program, aim: Aim) -> None:
     budget, depth = p.problem.budget.memory_bytes, p.problem.store.layers
     if budget is None and aim != "memory":
         return
-    slots = min(p.read_ahead, depth - 1) + 1
+    slots = min(read_ahead, depth - 1) + 1
     working: Any = 0
     if slots == depth:
         working = sum(p.streamed)
@@ -56,10 +59,10 @@ def _memory_fits(p: Program, aim: Aim) -> None:
 
 
 def _deadline_is_met(p: Program, aim: Aim) -> None:
-    """AIB(k) >= 0 for every stage k, written as: reads up to k and compute from k on end in time.
+    """AIB(k) >= 0 for every stage k, written as: the longest chain of reads and compute ends in time.
 
-    With read-ahead R < layers, reads of layer k also wait until layer k - 1 - R is computed, once any layer up
-    to there has streamed; the longest chain is then followed by one clock for reads and one for compute.
+    One clock for reads and one for compute follow the chains, in rows of one layer each. With read-ahead R < layers,
+    reads of layer k also wait until layer k - 1 - R is computed, once any layer up to there has streamed.
     """
     deadline, depth = deadline_us(p.problem), p.problem.store.layers
     if math.isinf(deadline) and aim != "latency":
@@ -78,12 +81,8 @@ def _deadline_is_met(p: Program, aim: Aim) -> None:
     finish: Any = limit
     if aim == "latency":
         finish = p.finish = p.model.new_int_var(0, limit, "finish")
-    p.model.add(start + embed + sum(p.compute) + head <= finish)
-    for k in range(depth):
-        p.model.add(start + sum(p.io[: k + 1]) + sum(p.compute[k:]) + head <= finish)
-    if p.read_ahead >= depth - 1:
-        return
-    for k in range(depth):
+    waits = p.read_ahead < depth - 1
+    for k in range(depth if waits else 0):
         p.started.append(p.bool(f"started{k}"))
         p.at_least(p.started[k], p.streams[k])
         if k:
@@ -95,7 +94,7 @@ def _deadline_is_met(p: Program, aim: Aim) -> None:
         # A layer that streams nothing waits for nothing; then `read` may be late, but nobody looks at it.
         p.model.add(done >= read + p.compute[k])
         wait = k - 1 - p.read_ahead
-        if wait >= 0:
+        if waits and wait >= 0:
             # While nothing has streamed, no layer up to `wait` was late: it ends within embed + its own compute.
             prompt = min(limit, most_embed + (wait + 1) * _most_compute_ns(p.problem))
             p.model.add(read >= p.clock[wait][1] + p.io[k] - prompt * (1 - p.started[wait]))

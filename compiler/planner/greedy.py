@@ -142,10 +142,16 @@ def _submodels(problem: Problem) -> Iterator[list[int]]:
 
     A submodel of n layers leaves out those of least presence. Taking the first n instead would run a network
     that nobody trained: depth is elastic because layers were skipped during training, not because it was cut.
+    Along a path of submodels, its prefixes stand in their place.
     """
     depth, width = problem.presence.shape
     if not problem.elastic:
         yield [width] * depth
+        return
+    if problem.path is not None:
+        for count in range(depth * width, 0, -1):
+            layers = [k for k, _ in problem.path.order[:count]]
+            yield [layers.count(k) for k in range(depth)]
         return
     ranked = [np.argsort(-problem.presence[:, :m].sum(axis=1), kind="stable").tolist() for m in range(1, width + 1)]
     layer_us = [

@@ -110,7 +110,10 @@ def build(problem: Problem, floor: float | None = None) -> Program:
 
 
 def _fidelities(p: Program) -> None:
-    """A shard with fidelity j has fidelity j - 1, and so has the slice before it; unless elastic, all are kept."""
+    """A shard with fidelity j has fidelity j - 1, and so has the slice before it; unless elastic, all are kept.
+
+    Along a path of submodels a shard is kept only with those before it.
+    """
     depth, width = p.problem.store.layers, p.problem.store.slices
     count = len(p.problem.bits)
     for k in range(depth):
@@ -122,6 +125,9 @@ def _fidelities(p: Program) -> None:
                 p.at_least(row[j - 1], row[j])
             for j in range(count if s else 0):
                 p.at_least(p.y[k][s - 1][j], row[j])
+    joined = [p.y[k][s][0] for k, s in p.problem.path.order] if p.problem.path is not None else []
+    for before, after in pairwise(joined):
+        p.at_least(before, after)
 
 
 def _something_is_kept(p: Program) -> None:

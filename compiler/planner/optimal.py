@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from stic.compiler.plan import Budget, Plan, Problem, Proof
@@ -13,23 +14,35 @@ from stic.compiler.planner.ilp import Aim
 from stic.compiler.planner.search import GAP_LIMIT, TIE, Answer, Search
 from stic.runtime.errors import InfeasibleError
 
+OPEN_S = 3.0  # to make small what the budget leaves open: this long, or as long as quality took, if the limit allows
+Progress = Callable[[float, float, float], None]  # (seconds, objective, bound)
+
 
 def solve(
-    problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_limit: float = GAP_LIMIT, enough: float = 0.0
-) -> Plan:
+    problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_limit: float = GAP_LIMIT, enough: float = 0.0,
+    progress: Progress | None = None,
+) -> Plan:  # fmt: skip
     """Plan by integer programming; never worse than the greedy plan, which also helps out when time is short.
 
     The answer is "optimal" if its gap is proved to be within `gap_limit`. A gap of `enough`, if that is more, ends the
     search as well: the last tenths of a percent take nearly all the time.
 
-    Where the budget leaves latency or memory open, quality comes first, then memory, then latency. The proof
-    is of quality. Raises InfeasibleError, naming the least memory and the least latency that would do.
+    Where the budget leaves latency or memory open, quality comes first, then memory, then latency, which take OPEN_S
+    together, or as long as quality did. The proof is of quality, and so is what `progress` hears: seconds since the
+    call, objective (-inf: no plan yet) and bound, whenever one of the two changes; from the search's threads, one call
+    at a time. Raises InfeasibleError, naming the least memory and the least latency that would do.
     """
     began = time.perf_counter()
     start = greedy.solve(problem)
     left_open = _left_open(problem.budget)
     share = 0.6 if left_open else 1.0
-    answer = Search(problem, "quality", workers, gap_limit, start, enough=enough).run(began + share * time_limit_s)
+
+    def heard(value: float, bound: float) -> None:
+        if progress is not None:
+            progress(time.perf_counter() - began, value, bound)
+
+    search = Search(problem, "quality", workers, gap_limit, start, enough=enough, progress=heard)
+    answer = search.run(began + share * time_limit_s)
     plan = answer.plan
     if plan is None and answer.proved:
         raise InfeasibleError(what_would_do(problem, time_limit_s, workers))
@@ -39,13 +52,14 @@ def solve(
             "allow the solver more time"
         )
     quality = objective(plan.layers, problem)
+    now = time.perf_counter()
+    until = min(began + time_limit_s, now + max(OPEN_S, now - began))
     for i, aim in enumerate(left_open):
-        share += 0.4 / len(left_open)
         held = problem.budget
         if i:  # memory was made small before: keep it
             held = replace(held, memory_bytes=claim_of(plan, problem).peak_bytes)
         search = Search(replace(problem, budget=held), aim, workers, gap_limit, plan, quality, enough)
-        plan = search.run(began + share * time_limit_s).plan or plan
+        plan = search.run(now + (i + 1) / len(left_open) * (until - now)).plan or plan
     value = objective(plan.layers, problem)
     if start is not None:
         assert value >= start.proof.objective - 2 * TIE * abs(start.proof.objective), "worse than the greedy plan"

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
 from stic.compiler.plan import LayerPlan, Plan, Problem, Proof
-from stic.compiler.planner.branch import Branch, box, values_of
-from stic.compiler.planner.budget_rows import finished
+from stic.compiler.planner.branch import READ_AHEAD, Branch, box, roots, values_of
 from stic.compiler.planner.closed_form import CostTable, claim_of, objective, within
-from stic.compiler.planner.ilp import Aim, Program, bound_of, build
+from stic.compiler.planner.ilp import Aim, Program, bound_of
 from stic.compiler.planner.relax import Relaxer
 from stic.compiler.planner.solution import decode, hint
 from stic.runtime.format import BLOCK
@@ -28,7 +28,6 @@ from stic.runtime.format import BLOCK
 GAP_LIMIT = 1e-4  # relative; a search ends when its bound is this near
 TIE = 1e-6  # relative; plans this close are of equal quality (the integer objective rounds by less)
 SMALL = 600  # variables; smaller programs are solved whole at once
-READ_AHEAD = (2, 1, 0)  # tried besides reading ahead freely, where memory is limited
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,12 @@ class Search:
         start: Plan | None = None,
         floor: float | None = None,
         enough: float = 0.0,
+        progress: Callable[[float, float], None] | None = None,
     ) -> None:
         """`start` is a plan known to fit; `floor` the quality to keep when latency or memory is minimised.
 
-        Once the first plans are found, the search goes on only while the gap is above `enough`.
+        Once the first plans are found, the search goes on only while the gap is above `enough`. `progress` is called
+        with the best value and the bound whenever one of them changes, from any thread, one call at a time.
         """
         self.problem, self.aim, self.workers, self.gap_limit = problem, aim, workers, gap_limit
         self.floor, self.enough = floor, max(enough, gap_limit)
@@ -64,30 +65,46 @@ class Search:
         self.best: Plan | None = None
         self.best_value = -math.inf
         self.deadline = 0.0
-        self._lock = threading.Lock()
+        self.branches: list[Branch] = []  # together they hold every plan, once `run` has begun
+        self._ceiling = self._most() if aim == "quality" else math.inf  # bounds all of them
+        self._progress, self._told = progress, (-math.inf, math.inf)
+        self._lock = threading.RLock()
         if start is not None:
             self._offer(start.layers, start.table_resident, start.read_ahead)
             self.best = start if self.best is not None else None
+            for read_ahead in READ_AHEAD:
+                self._offer(start.layers, start.table_resident, read_ahead)
 
     def run(self, deadline: float) -> Answer:
         """Search until `deadline` (time.perf_counter)."""
         self.deadline = deadline
-        if self.aim == "quality" and self.best_value >= self._most() * (1 - self.gap_limit):
-            return Answer(self.best, self.best_value, self._most(), True)
-        branches = self._roots()
-        if branches and len(branches[0].program.model.Proto().variables) >= SMALL:
-            self._lowest_bits(branches)
-            branches = self._split(branches, 0.15 * self._left())
-            self._near_relaxations(branches)
-            branches = self._from_both_sides(branches)
+        self._tell()
+        if self.best_value >= self._ceiling * (1 - self.gap_limit):
+            return Answer(self.best, self.best_value, self._ceiling, True)
+        self.branches, cover = roots(self.problem, self.aim, self.floor)
+        if len(self.branches[0].program.model.Proto().variables) >= SMALL:
+            self._near_relaxations(cover)
+            self._from_both_sides()
         else:
-            for i, b in enumerate(branches):
-                if self._open(b) and self._left() > 0.05:
-                    self._solve(b, self._left() / (len(branches) - i), {}, self.workers)
-        proved = not any(self._open(b) for b in branches)
-        bound = max([b.bound for b in branches] + [self.best_value])
+            self._whole()
+        proved = not any(self._open(b) for b in self.branches)
+        bound = self._bound()
         known = math.isfinite(bound)
         return Answer(self.best, self.sign * self.best_value, self.sign * bound if known else None, proved)
+
+    def _bound(self) -> float:
+        """No plan is better; in the sign of `best_value`."""
+        return max(self.best_value, min(self._ceiling, max((b.bound for b in self.branches), default=math.inf)))
+
+    def _tell(self) -> None:
+        """Report the best value and the bound, if they are news."""
+        if self._progress is None:
+            return
+        with self._lock:
+            now = (self.sign * self.best_value, self.sign * self._bound())
+            if now != self._told:
+                self._told = now
+                self._progress(*now)
 
     def _left(self) -> float:
         return self.deadline - time.perf_counter()
@@ -96,36 +113,32 @@ class Search:
         """Whether a branch may still hold something better, by more than `gap` (None: the gap limit)."""
         if b.exhausted or self.best is None:
             return not b.exhausted
-        return b.bound > self.best_value + (self.gap_limit if gap is None else gap) * abs(self.best_value)
+        gap = self.gap_limit if gap is None else gap
+        return min(b.bound, self._ceiling) > self.best_value + gap * abs(self.best_value)
 
     def _most(self) -> float:
         """Quality of the whole model, each shard at what suits it best."""
         whole = self.problem.gain.max(axis=2)
         return float((whole + self.problem.presence).clip(0).sum() if self.problem.elastic else whole.sum())
 
-    def _roots(self) -> list[Branch]:
-        """Branches that may hold a plan, most promising first.
+    def _whole(self) -> None:
+        """CP-SAT on every branch of a small program."""
+        for b in self.branches:
+            self._bounded(b)
+        for i, b in enumerate(self.branches):
+            if self._open(b) and self._left() > 0.05:
+                self._solve(b, self._left() / (len(self.branches) - i), {}, self.workers)
 
-        Without a limit on memory, reading ahead freely is best. The table is decided before relaxing, since a
-        relaxation would hold a part of it.
-        """
-        depth, budget = self.problem.store.layers, self.problem.budget
-        limited = budget.memory_bytes is not None or self.aim == "memory"
-        out: list[Branch] = []
-        free = math.inf if budget.memory_bytes is None else budget.memory_bytes - self.problem.fixed_bytes
-        base = build(self.problem, self.floor)
-        common = Relaxer(base.model)
-        for read_ahead in (depth, *(r for r in READ_AHEAD if r < depth - 1 and limited)):
-            program = finished(base, read_ahead, self.aim)
-            relaxer = Relaxer(program.model, common)
-            for resident in (0, 1) if self.problem.table_may_stay and self.problem.table_bytes <= free else (0,):
-                for first, until in ((0, 1), (1, depth + 1)) if program.started else ((0, depth + 1),):
-                    branch = Branch(program, relaxer, read_ahead, resident, first, until)
-                    branch.bound = self._most() if self.aim == "quality" else math.inf
-                    self._bounded(branch)
-                    if branch.bound > -math.inf:
-                        out.append(branch)
-        return sorted(out, key=lambda b: -b.bound)
+    def _covered(self, cover: Relaxer) -> None:
+        """Bound all branches at once."""
+        relaxed = cover.solve({}, self._left())
+        if relaxed.infeasible:
+            for b in self.branches:
+                b.bound, b.exhausted = -math.inf, True
+        if relaxed.bound is not None:
+            bound = self.sign * self._in_units(self.branches[0].program, relaxed.bound)
+            self._ceiling = min(self._ceiling, bound)
+            self._tell()
 
     def _bounded(self, b: Branch) -> bool:
         """Relax a branch; False if there is no time for it, and its bound stays what it was."""
@@ -137,24 +150,24 @@ class Search:
         elif relaxed.bound is None or relaxed.values is None:
             return False
         else:
-            b.bound, b.relaxed = self.sign * self._in_units(b.program, relaxed.bound), relaxed.values
+            b.bound = min(b.bound, self.sign * self._in_units(b.program, relaxed.bound))
+            b.relaxed = relaxed.values
+        self._tell()
         return True
 
-    def _split(self, branches: list[Branch], seconds: float) -> list[Branch]:
+    def _split(self, seconds: float) -> None:
         """Tighten the worst bounds by halving which layer may be the first that streams."""
         end = time.perf_counter() + seconds
-        out = list(branches)
         while time.perf_counter() < end:
-            worst = max(out, key=lambda b: b.bound, default=None)
-            if worst is None or not self._open(worst) or worst.until <= worst.first + 1 or not worst.program.started:
+            worst = max(self.branches, key=lambda b: b.bound)
+            if not self._open(worst) or worst.until <= worst.first + 1 or not worst.program.started:
                 break
             middle = (worst.first + worst.until) // 2
             children = [replace(worst, until=middle), replace(worst, first=middle)]
             if not all(self._bounded(child) for child in children):
                 break
-            out.remove(worst)
-            out += [child for child in children if child.bound > -math.inf]
-        return sorted(out, key=lambda b: -b.bound)
+            self.branches = [b for b in self.branches if b is not worst] + children
+            self._tell()
 
     def _in_units(self, program: Program, units: float) -> float:
         """A bound in the program's integers as a bound on quality, bytes or microseconds."""
@@ -176,72 +189,90 @@ class Search:
         with self._lock:
             if kept and value > self.best_value and within(self.problem, claim):
                 self.best, self.best_value = plan, value
+                self._tell()
 
-    def _lowest_bits(self, branches: list[Branch]) -> None:
-        """Least memory and least latency are nearly always at the lowest bits: decide residence alone."""
-        if self.aim == "quality" or self.floor is not None:
-            return
-        for b in branches:
-            if self._open(b) and self._left() > 0.05:
-                lowest = {x.index: 0 for rows in b.program.y for row in rows for x in row[1:]}
-                self._branch_and_bound(b, 0.5 * self._left() / len(branches), lowest)
+    def _near_relaxations(self, cover: Relaxer | None) -> None:
+        """Relax cover and branches, those like the best plan first, and search near what promises most meanwhile.
 
-    def _near_relaxations(self, branches: list[Branch]) -> None:
-        """Branch and bound in boxes around relaxed solutions, several at a time, widening where a box is empty."""
+        The first worker relaxes as long as there is anything to relax; then, as the others before, it searches.
+        """
+        begun = (self.best.read_ahead, self.best.table_resident) if self.best is not None else None
+        waiting = sorted(self.branches, key=lambda b: (b.read_ahead, bool(b.resident)) != begun)
+        relaxed: list[Branch] = []
 
-        def search(b: Branch) -> None:
-            for width in (1, 3):
-                if b.relaxed and self._open(b) and self._left() > 0.05:
-                    seconds = max(self.workers / (1 + len(branches)), 0.3) * self._left()
-                    if not self._branch_and_bound(b, seconds, box(b.program, b.relaxed, width)):
-                        break
+        def work(worker: int) -> None:
+            if cover is not None and not worker:
+                self._covered(cover)
+            while self._left() > 0.05:
+                with self._lock:
+                    likely = [b for b in relaxed if self._open(b)] if worker or not waiting else []
+                    b = max(likely, key=lambda b: b.bound, default=None) or (waiting.pop(0) if waiting else None)
+                    if b in relaxed:
+                        relaxed.remove(b)
+                if b is None:
+                    return
+                if b.relaxed:
+                    self._near_relaxation(b)
+                elif self._open(b) and self._bounded(b) and b.relaxed:
+                    relaxed.append(b)
 
         with ThreadPoolExecutor(self.workers) as pool:
-            list(pool.map(search, branches))
+            list(pool.map(work, range(self.workers)))
 
-    def _from_both_sides(self, branches: list[Branch]) -> list[Branch]:
+    def _near_relaxation(self, b: Branch) -> None:
+        """Branch and bound in boxes around a relaxed solution, the wider one where the first is empty."""
+        share = max(self.workers / (1 + sum(map(self._open, self.branches))), 0.3)
+        if self.aim != "quality" and self.floor is None:
+            # Least memory and least latency are nearly always at the lowest bits: decide residence alone.
+            lowest = {x.index: 0 for rows in b.program.y for row in rows for x in row[1:]}
+            self._branch_and_bound(b, share * self._left(), lowest)
+        for width in (1, 3):
+            if self._open(b) and self._left() > 0.05:
+                if not self._branch_and_bound(b, share * self._left(), box(b.program, b.relaxed, width)):
+                    break
+
+    def _from_both_sides(self) -> None:
         """Improve the best plan and the worst bound, at the same time, until they are near enough or time is up."""
         with ThreadPoolExecutor(1) as pool:
-            turn = 0
-            while self._left() > 0.3 and any(self._open(b, self.enough) for b in branches):
-                seconds = min(self._left(), max(1.0, 0.35 * self._left()))
+            turn, seconds = 0, 0.5
+            while self._left() > 0.3 and any(self._open(b, self.enough) for b in self.branches):
+                # Solvers start anew every turn, so turns get longer, and no small one is left for the end.
+                seconds = self._left() if self._left() < 4 * seconds else 2 * seconds
                 if self.workers > 1:
-                    bounds = pool.submit(self._tighten, branches, seconds)
-                    self._near_best(branches, seconds, turn)
-                    branches = bounds.result()
+                    bounds = pool.submit(self._tighten, seconds)
+                    self._near_best(seconds, turn)
+                    bounds.result()
                 else:
-                    self._near_best(branches, 0.6 * seconds, turn)
-                    branches = self._tighten(branches, 0.4 * seconds)
+                    self._near_best(0.6 * seconds, turn)
+                    self._tighten(0.4 * seconds)
                 turn += 1
-        return branches
 
-    def _near_best(self, branches: list[Branch], seconds: float, turn: int) -> None:
+    def _near_best(self, seconds: float, turn: int) -> None:
         """One solver in a box around the best plan so far; the next turn takes the other, or a wider box."""
-        here = [b for b in branches if self._holds_best(b) and self._open(b)]
-        if self.best is None or not here:
-            likely = [b for b in branches if self._open(b)]
+        likely = sorted((b for b in self.branches if self._open(b)), key=lambda b: -b.bound)
+        here = next((b for b in likely if self._holds_best(b)), None)
+        if self.best is None or here is None:
             for b in likely[turn % max(1, len(likely)) :][:1]:
                 self._solve(b, seconds, {}, max(1, self.workers - 1))
             return
-        around = values_of(here[0].program, self.best)
+        around = values_of(here.program, self.best)
         if turn % 3 == 1:
-            self._solve(here[0], seconds, box(here[0].program, around, 2), max(1, self.workers - 1))
+            self._solve(here, seconds, box(here.program, around, 2), max(1, self.workers - 1))
         else:
-            self._branch_and_bound(here[0], seconds, box(here[0].program, around, 1 + turn // 3))
+            self._branch_and_bound(here, seconds, box(here.program, around, 1 + turn // 3))
 
-    def _tighten(self, branches: list[Branch], seconds: float) -> list[Branch]:
+    def _tighten(self, seconds: float) -> None:
         """Lower the worst bound: halve the branch it belongs to, or else branch and bound on the whole of it."""
         end = time.perf_counter() + seconds
-        out = self._split(branches, seconds)
+        self._split(seconds)
         while time.perf_counter() < end - 0.3:
-            worst = max((b for b in out if self._open(b)), key=lambda b: b.bound, default=None)
-            if worst is None:
-                break
+            worst = max(self.branches, key=lambda b: b.bound)
             before = worst.bound
-            self._branch_and_bound(worst, end - time.perf_counter(), {})
+            if not self._open(worst):
+                break
+            self._branch_and_bound(worst, end - time.perf_counter(), {}, self.enough / 2)
             if worst.bound >= before:
                 break
-        return sorted(out, key=lambda b: -b.bound)
 
     def _holds_best(self, b: Branch) -> bool:
         """Whether the best plan lies in this branch."""
@@ -254,12 +285,12 @@ class Search:
         first = [k for k, layer in layers if table.layer(k, layer.bits, layer.resident).streamed_bytes]
         return b.first <= (first[0] if first else self.problem.store.layers) < b.until
 
-    def _branch_and_bound(self, b: Branch, seconds: float, fence: dict[int, int]) -> bool:
-        """HiGHS on a branch, whole or in a box; keep what it finds. True if there is nothing in it."""
+    def _branch_and_bound(self, b: Branch, seconds: float, fence: dict[int, int], gap: float = 0.0) -> bool:
+        """HiGHS on a branch, whole or in a box, to a relative `gap`; keep what it finds. True if nothing is in it."""
         fixed = b.fixed()
         if any(fence.get(i, v) != v for i, v in fixed.items()):
             return True
-        outcome = b.relaxer.solve(fence | fixed, min(seconds, self._left()), True, self.gap_limit / 2)
+        outcome = b.relaxer.solve(fence | fixed, min(seconds, self._left()), True, max(gap, self.gap_limit / 2))
         if outcome.values is not None:
             values = outcome.values
             layers, table_resident = decode(b.program, lambda x: round(values[x.index]))
@@ -269,6 +300,7 @@ class Search:
                 b.bound, b.exhausted = -math.inf, True
             elif outcome.bound is not None:
                 b.bound = min(b.bound, self.sign * self._in_units(b.program, outcome.bound))
+            self._tell()
         return outcome.infeasible
 
     def _solve(self, b: Branch, seconds: float, fence: dict[int, int], workers: int) -> None:
@@ -294,3 +326,4 @@ class Search:
         elif not fence and status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             b.bound = min(b.bound, self.sign * self._in_units(b.program, solver.best_objective_bound))
             b.exhausted = status == cp_model.OPTIMAL
+        self._tell()

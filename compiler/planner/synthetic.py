@@ -1,4 +1,4 @@
-"""Made-up problems with the structure of real ones, for the grid study and for property tests.
+"""Made-up problems with the structure of real ones, for random studies and for property tests.
 
 Gains follow what quantisation does: the error of a shard falls about fourfold with every bit, its weight is
 log-normal over layers and slices and mostly falls with the slice index.
@@ -31,6 +31,7 @@ class Geometry:
 
 
 BERT_BASE = Geometry("bert-base", Shape(768, 1, 64, 256), 12, 12, 30522)
+BERT_LARGE = Geometry("bert-large", Shape(1024, 1, 64, 256), 24, 16, 30522)
 MINILM = Geometry("minilm-l6", Shape(384, 1, 32, 128), 6, 12, 30522)
 
 

@@ -16,6 +16,7 @@
  *
  * Memory. `stic_session_open` takes all the memory the session will ever hold: one arena of the size the plan
  * claims, the package's index, bookkeeping, and the stacks of its threads. `stic_session_run` allocates nothing.
+ * A change of plan (see below) takes or gives back the end of the arena, and nothing else.
  * Whatever a caller passes in stays the caller's; the session keeps no pointer to it after the call.
  *
  * Threads. A session starts its own compute threads and IO lanes. Different sessions are independent, also two
@@ -34,6 +35,14 @@
  * driver allocates as it likes, also in a run; what the session asks it for is part of the claim. A run that fails on the
  * GPU (STIC_GPU) ends the session's use of it: later runs fail too, and the package has to be opened again.
  *
+ * Plans. A package may carry several plans of its model, each for a deadline and an amount of memory. A session runs
+ * one of them at a time, at first the one that stic_options asks for, and changes over between two runs:
+ *
+ *     stic_session_set_budget(session, 40000, 8 << 20, NULL);        // 40 ms, 8 MiB
+ *
+ * What both plans keep in memory stays there, moved to its new place; what the new one keeps beyond that is read by the
+ * next run, which thus takes longer than the plan says. Runs then give what a session opened with that plan gives.
+ *
  * Errors. Every function that can fail returns a status; `stic_error_message` gives the sentence that goes with it.
  * After a failed call the session is usable: an input that was refused changed nothing, and a run that failed on
  * reading (STIC_IO, STIC_PACKAGE_CORRUPT) reads again the next time. The output is written only on success.
@@ -49,7 +58,7 @@ extern "C" {
 #endif
 
 #define STIC_VERSION_MAJOR 0
-#define STIC_VERSION_MINOR 2
+#define STIC_VERSION_MINOR 3
 
 #if defined(__GNUC__)
 #define STIC_API __attribute__((visibility("default")))
@@ -64,6 +73,7 @@ typedef enum stic_status {
   STIC_INPUT_LENGTH = 11,       /* no tokens, or more than the package was compiled for */
   STIC_TOKEN_RANGE = 12,        /* a token id or type that the model does not have */
   STIC_OUTPUT_CAPACITY = 13,    /* the output array is too small */
+  STIC_NO_PLAN = 14,            /* the package has no plan for this deadline and memory */
   STIC_BUSY = 20,               /* another call on this session is under way */
   STIC_WRONG_PROCESS = 21,      /* the session was opened before a fork */
   STIC_PACKAGE_MISSING = 30,    /* a file of the package cannot be opened */
@@ -88,8 +98,10 @@ typedef struct stic_options {
   uint64_t io_bytes_per_s;   /* emulate storage of this bandwidth; 0: the storage as it is */
   uint32_t gpu;              /* stic_gpu_use */
   uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic: 0, as the device has a product of int8; 1; 2, even without one */
+  uint32_t deadline_us;      /* open with the best plan that meets these two, as stic_session_set_budget chooses it; */
+  uint64_t memory_bytes;     /* both 0: with the default plan */
 } stic_options;
-#define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0, 0, 0}
+#define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* What to do with layers that are planned for a GPU. */
 typedef enum stic_gpu_use {
@@ -117,10 +129,22 @@ typedef struct stic_info {
   uint32_t output_per_token; /* 1: features for each token; 0: for the whole input */
   uint32_t threads;          /* as opened */
   uint32_t lanes;            /* as opened */
-  uint32_t deadline_us;      /* that the plan was made for; 0: none */
-  uint32_t predicted_us;     /* what the plan predicts for the longest input */
-  uint64_t claimed_bytes;    /* memory that the plan claims */
+  uint32_t deadline_us;      /* that the active plan was made for; 0: none */
+  uint32_t predicted_us;     /* what it predicts for the longest input */
+  uint32_t plans;            /* that the package carries: at least 1 */
+  uint64_t claimed_bytes;    /* memory that the active plan claims */
 } stic_info;
+
+/* A plan of the package. */
+typedef struct stic_plan {
+  uint32_t struct_bytes;     /* set by the caller: sizeof(stic_plan) */
+  uint32_t deadline_us;      /* that it was made for; 0: none */
+  uint32_t predicted_us;     /* what it predicts for the longest input */
+  uint32_t reserved;
+  uint64_t claimed_bytes;    /* memory that it claims */
+  uint64_t preload_bytes;    /* of it, what it keeps of shards between runs */
+  double quality;            /* more is better; comparable among the plans of one package only */
+} stic_plan;
 
 /* What the session holds, and what the last run did. */
 typedef struct stic_stats {
@@ -128,7 +152,7 @@ typedef struct stic_stats {
   uint32_t direct;           /* 1: reads bypass the page cache */
   uint32_t emulated;         /* 1: the bandwidth is emulated (stic_options.io_bytes_per_s) */
   uint32_t gpu_layers;       /* that run on the GPU */
-  uint64_t arena_bytes;
+  uint64_t arena_bytes;      /* of the active plan, as are peak_bytes and claimed_bytes */
   uint64_t bookkeeping_bytes; /* index, tables made from it, trace */
   uint64_t stack_bytes;      /* of all threads the session started */
   uint64_t gpu_bytes;        /* of memory objects beside the weights, which count as part of the arena */
@@ -142,6 +166,7 @@ typedef struct stic_stats {
   uint64_t io_requests;
   uint32_t gpu_builds;       /* programs compiled from source since open; 0: taken from the cache beside the package */
   uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic; 0: no GPU */
+  uint32_t plan;             /* number of the active plan */
 } stic_stats;
 
 /* What an event of the trace is about. */
@@ -193,6 +218,16 @@ STIC_API size_t stic_session_output_size(const stic_session *session, int32_t n)
 /* Give back at least `bytes` of the preload buffer, or all of it, to the operating system; the top layers go first,
  * because the next run needs the bottom ones first (STI, arXiv 2207.05022). That run reads them again. */
 STIC_API stic_status stic_session_evict(stic_session *session, uint64_t bytes);
+
+/* What plan `number` of the package is; 0 is the default. */
+STIC_API stic_status stic_session_plan(const stic_session *session, uint32_t number, stic_plan *plan);
+
+/* Change to the best plan that meets a deadline and fits into memory, where 0 is no limit: of those that were made for
+ * no later deadline (or, if for none, predict no later end) and claim no more memory, the one of highest quality; of
+ * equals, the one that claims least. *number is its number; `number` may be NULL. STIC_NO_PLAN: there is no such plan,
+ * and the sentence says what there is; STIC_OUT_OF_MEMORY: no memory for a larger one. Either way nothing changed. */
+STIC_API stic_status stic_session_set_budget(stic_session *session, uint32_t deadline_us, uint64_t memory_bytes,
+                                             uint32_t *number);
 
 /* The GPU that layers run on and its driver; or, "on the CPU, because ...", why layers that are planned for one do not;
  * or "" where none is planned. Valid as long as the session. */

@@ -13,7 +13,7 @@
 
 enum {
   STIC_MAJOR = 2,
-  STIC_MINOR = 1,
+  STIC_MINOR = 2,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
   STIC_TILE = 16,    /* tokens in a tile, rows in a block */
@@ -111,7 +111,8 @@ typedef struct STIC_PACKED stic_header {
   uint32_t interleave; /* columns of a row that lie together in a block: 4 or 8 */
   uint64_t cores;      /* bit i: compute threads should run on processor i; 0: on any */
   uint32_t gpu_at;     /* in index.bin; 0: no GPU part */
-  uint32_t reserved[3];
+  uint32_t plans_at, plans; /* in index.bin; 0: no plan family */
+  uint32_t reserved;
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {
@@ -146,6 +147,14 @@ typedef struct STIC_PACKED stic_region {
   uint64_t offset, bytes;
 } stic_region;
 
+typedef struct STIC_PACKED stic_plan_entry {
+  uint32_t bits_at, extents_at, extents, resident_extents; /* as the header's fields of these names */
+  uint32_t load_first, deadline_us, predicted_us, reserved;
+  uint64_t arena_bytes, claimed_bytes;
+  stic_region preload, working;
+  double quality;
+} stic_plan_entry;
+
 typedef struct STIC_PACKED stic_gpu_part {
   uint32_t storage_bits, style, fallback;
   uint32_t launches_at, launches, places_at, state_at, scores_tiles; /* tables in index.bin */
@@ -166,6 +175,7 @@ _Static_assert(sizeof(stic_record) == 16, "RECORD");
 _Static_assert(sizeof(stic_extent) == 32, "EXTENT");
 _Static_assert(sizeof(stic_dense) == 24, "DENSE");
 _Static_assert(sizeof(stic_region) == 16, "REGION");
+_Static_assert(sizeof(stic_plan_entry) == 88, "PLAN");
 _Static_assert(sizeof(stic_gpu_part) == 56, "GPU");
 _Static_assert(sizeof(stic_launch) == 56, "LAUNCH");
 

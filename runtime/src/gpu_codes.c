@@ -40,7 +40,7 @@ static void place_slice(stic_gpu *gpu, uint32_t layer, uint32_t slice) {
 void stic_gpu_place_codes(stic_gpu *gpu) {
   const stic_package *p = gpu->package;
   for (uint32_t l = 0; l < p->header->layers; l++) {
-    for (uint32_t s = 0; p->places[l] == STIC_ON_GPU && s < p->layers[l].slices; s++) place_slice(gpu, l, s);
+    for (uint32_t s = 0; p->places[l] == STIC_ON_GPU && s < p->kept[l].slices; s++) place_slice(gpu, l, s);
     atomic_store(&gpu->stale[l], 1);
   }
 }
@@ -49,7 +49,7 @@ void stic_gpu_note_record(stic_gpu *gpu, const stic_extent *extent, uint32_t sli
   const stic_package *p = gpu->package;
   uint32_t first, last;
   /* An extent may hold more than the plan uses of it: then another level than the slice's own tells nothing. */
-  if (slice >= p->layers[extent->layer].slices || !p->layouts[extent->level].has_outliers) return;
+  if (slice >= p->kept[extent->layer].slices || !p->layouts[extent->level].has_outliers) return;
   stic_levels_of(p, stic_bits(p, extent->layer, slice), &first, &last);
   if (extent->level != first) return;
   for (uint32_t m = 0; m < STIC_MATRICES; m++) {

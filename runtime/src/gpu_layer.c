@@ -14,7 +14,7 @@
 
 typedef struct {
   stic_gpu *gpu;
-  const stic_layer *layer;
+  struct stic_kept kept;
   uint32_t number;   /* of the layer */
   uint32_t n, tiles; /* tokens, tiles of them */
   stic_error *error;
@@ -36,7 +36,7 @@ static stic_status run_of_slices(const step *t, const product *p, uint32_t first
   stic_gpu *gpu = t->gpu;
   const stic_package *package = gpu->package;
   const bool joined = p->matrix == STIC_OUT || p->matrix == STIC_DOWN, few = t->n <= STIC_FEW_TOKENS;
-  const uint32_t slices = t->layer->slices, rows = package->rows[p->matrix], columns = package->columns[p->matrix];
+  const uint32_t slices = t->kept.slices, rows = package->rows[p->matrix], columns = package->columns[p->matrix];
   const uint32_t own = joined ? 0 : first * rows; /* first of the run's rows among the layer's */
   const cl_mem *regions = gpu->regions, y = regions[STIC_GPU_Y], out = joined ? y : regions[p->target];
   const cl_mem objects[STIC_GPU_PRODUCT_OBJECTS] = {
@@ -73,10 +73,10 @@ static stic_status quantize(const step *t, uint32_t source, uint32_t width) {
 
 static stic_status project(const step *t, const product *p) {
   const stic_package *package = t->gpu->package;
-  const uint32_t slices = t->layer->slices, columns = package->columns[p->matrix];
+  const uint32_t slices = t->kept.slices, columns = package->columns[p->matrix];
   const bool joined = p->matrix == STIC_OUT || p->matrix == STIC_DOWN;
   stic_status status = STIC_OK;
-  if (t->gpu->dot && t->layer->full < slices) status = quantize(t, p->source, joined ? slices * columns : columns);
+  if (t->gpu->dot && t->kept.full < slices) status = quantize(t, p->source, joined ? slices * columns : columns);
   stic_gpu_begin_stage(t->gpu, p->kind, (int32_t)t->number);
   for (uint32_t first = 0, end; first < slices && !status; first = end) {
     const uint32_t bits = stic_bits(package, t->number, first);
@@ -99,7 +99,7 @@ static stic_status attend(const step *t) {
   stic_gpu *gpu = t->gpu;
   const stic_package *p = gpu->package;
   const cl_mem *regions = gpu->regions, scores = regions[STIC_GPU_SCORES], qkv = regions[STIC_GPU_QKV];
-  const uint32_t slices = t->layer->slices, heads = slices * p->header->heads_per_slice;
+  const uint32_t slices = t->kept.slices, heads = slices * p->header->heads_per_slice;
   const int32_t parts = (int32_t)p->header->heads_per_slice, width = (int32_t)p->attention_width, n = (int32_t)t->n;
   const int32_t qkv_rows = (int32_t)(3 * slices) * width, context_rows = (int32_t)slices * width;
   stic_status status = STIC_OK;
@@ -134,7 +134,8 @@ static stic_status normalise(const step *t, uint32_t gamma_at, uint32_t beta_at)
 
 stic_status stic_gpu_layer_stages(stic_gpu *gpu, uint32_t number, uint32_t n, stic_error *error) {
   const stic_layer *l = &gpu->package->layers[number];
-  const step t = {gpu, l, number, n, (n + STIC_TILE - 1) / STIC_TILE, error};
+  const struct stic_kept kept = gpu->package->kept[number];
+  const step t = {gpu, kept, number, n, (n + STIC_TILE - 1) / STIC_TILE, error};
   const product qkv = {STIC_EVENT_QKV, STIC_QKV, STIC_GPU_X, STIC_GPU_QKV, l->qkv_scale_at, l->qkv_bias_at};
   const product out = {STIC_EVENT_OUT, STIC_OUT, STIC_GPU_CONTEXT, STIC_GPU_Y, l->out_scale_at, l->out_bias_at};
   const product up = {STIC_EVENT_UP, STIC_UP, STIC_GPU_X, STIC_GPU_FFN, l->up_scale_at, l->up_bias_at};
@@ -142,7 +143,7 @@ stic_status stic_gpu_layer_stages(stic_gpu *gpu, uint32_t number, uint32_t n, st
   stic_status status = STIC_OK;
   /* Products for few tokens leave half of a tile's lanes as they were, maybe no numbers, and values of keys there are
    * multiplied with zero. */
-  if (n <= STIC_FEW_TOKENS) status = clear(&t, STIC_GPU_QKV, 3 * l->slices * gpu->package->attention_width);
+  if (n <= STIC_FEW_TOKENS) status = clear(&t, STIC_GPU_QKV, 3 * kept.slices * gpu->package->attention_width);
   if (status) return status;
   if ((status = project(&t, &qkv)) || (status = attend(&t)) || (status = project(&t, &out))) return status;
   if ((status = normalise(&t, l->attention_gamma_at, l->attention_beta_at))) return status;

@@ -54,28 +54,28 @@ static void forget(stic_gpu *gpu, uint32_t extent) {
 
 stic_status stic_gpu_await_extents(stic_gpu *gpu, uint32_t layer, stic_error *error) {
   cl_uint count = 0;
-  for (uint32_t i = 0; i < gpu->package->header->extents; i++)
+  for (uint32_t i = 0; i < gpu->package->plan.extents; i++)
     if (gpu->package->extents[i].layer == layer && gpu->ready[i]) gpu->wait_list[count++] = gpu->ready[i];
   stic_status status = STIC_OK;
   if (count) status = STIC_CL(gpu, EnqueueBarrierWithWaitList(gpu->queue, count, gpu->wait_list, NULL));
-  for (uint32_t i = 0; i < gpu->package->header->extents && !status; i++)
+  for (uint32_t i = 0; i < gpu->package->plan.extents && !status; i++)
     if (gpu->package->extents[i].layer == layer) forget(gpu, i);
   return status;
 }
 
 stic_status stic_gpu_release_extents(stic_gpu *gpu, uint32_t layer, stic_error *error) {
-  const stic_header *h = gpu->package->header;
+  const stic_plan_entry *plan = &gpu->package->plan;
   stic_status status = STIC_OK;
-  for (uint32_t i = h->resident_extents; i < h->extents && !status; i++)
+  for (uint32_t i = plan->resident_extents; i < plan->extents && !status; i++)
     if (gpu->package->extents[i].layer == layer) status = unmap(gpu, i, NULL, error);
   return status;
 }
 
 void stic_gpu_unmap_rest(stic_gpu *gpu) {
-  const stic_header *h = gpu->package->header;
+  const stic_plan_entry *plan = &gpu->package->plan;
   stic_error ignored;
-  for (uint32_t i = 0; i < h->extents; i++) {
-    const bool kept = i < h->resident_extents && gpu->io->loaded[i];
+  for (uint32_t i = 0; i < plan->extents; i++) {
+    const bool kept = i < plan->resident_extents && !stic_io_missing_bytes(gpu->io, i);
     if (!kept) unmap(gpu, i, NULL, &ignored);
     if (!kept) forget(gpu, i);
   }

@@ -10,7 +10,7 @@
 static uint32_t widths_used(const stic_package *p) {
   uint32_t widths = 0;
   for (uint32_t l = 0; l < p->header->layers; l++)
-    for (uint32_t s = 0; p->places[l] == STIC_ON_GPU && s < p->layers[l].slices; s++) {
+    for (uint32_t s = 0; p->places[l] == STIC_ON_GPU && s < p->kept[l].slices; s++) {
       const uint32_t bits = stic_bits(p, l, s);
       widths |= 1u << (bits == 32 ? 17 : bits);
     }

@@ -84,8 +84,8 @@ void stic_gpu_end(stic_gpu *gpu, stic_status status, uint64_t run_ns) {
 }
 
 void stic_gpu_evict(stic_gpu *gpu) {
-  const uint32_t resident = gpu->package->header->resident_extents;
-  for (uint32_t e = 0; e < resident; e++) gpu->io->loaded[e] = 0;
+  const uint32_t resident = gpu->package->plan.resident_extents;
+  for (uint32_t e = 0; e < resident; e++) gpu->io->present[e] = (stic_present){0, 0, 0, 0};
   stic_gpu_unmap_rest(gpu);
   if (gpu->weights) gpu->cl->Finish(gpu->mappings);
   stic_gpu_drop_weights(gpu);

@@ -8,17 +8,17 @@
 enum { SPIN_NS = 20000 };
 
 static void merge_order(stic_io *io, bool stream) {
-  const stic_header *h = io->package->header;
+  const stic_plan_entry *plan = &io->package->plan;
   const stic_extent *extents = io->package->extents;
   uint32_t next = 0; /* in by_layer */
   io->ordered = 0;
-  for (uint32_t i = h->resident_extents; stream && i < h->extents; i++) {
-    for (; next < h->resident_extents && extents[io->by_layer[next]].layer <= extents[i].layer; next++)
-      if (!io->loaded[io->by_layer[next]]) io->order[io->ordered++] = io->by_layer[next];
+  for (uint32_t i = plan->resident_extents; stream && i < plan->extents; i++) {
+    for (; next < plan->resident_extents && extents[io->by_layer[next]].layer <= extents[i].layer; next++)
+      if (stic_io_missing_bytes(io, io->by_layer[next])) io->order[io->ordered++] = io->by_layer[next];
     io->order[io->ordered++] = i;
   }
-  for (; next < h->resident_extents; next++)
-    if (!io->loaded[io->by_layer[next]]) io->order[io->ordered++] = io->by_layer[next];
+  for (; next < plan->resident_extents; next++)
+    if (stic_io_missing_bytes(io, io->by_layer[next])) io->order[io->ordered++] = io->by_layer[next];
 }
 
 uint32_t stic_io_row_group_end(const stic_io *io, uint32_t begin) {
@@ -60,7 +60,8 @@ void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream) {
   merge_order(io, stream);
   for (uint32_t i = 0; i < io->ordered; i++) {
     const uint32_t e = io->order[i];
-    atomic_store(&io->left[e], extents[e].bytes);
+    atomic_store(&io->left[e], stic_io_missing_bytes(io, e));
+    stic_io_reading(io, e);
     atomic_fetch_add(&io->pending[extents[e].layer], 1);
   }
   if (groups == 0 && io->ordered == 0) return;
@@ -103,35 +104,8 @@ stic_status stic_io_end(stic_io *io, stic_error *error) {
   return io->error.status;
 }
 
-void stic_io_evict(stic_io *io, uint64_t bytes) {
-  const stic_extent *extents = io->package->extents;
-  uint64_t freed = 0;
-  for (uint32_t i = io->package->header->resident_extents; i-- > 0 && freed < bytes;) {
-    const uint32_t e = io->by_layer[i];
-    if (!io->loaded[e]) continue;
-    io->loaded[e] = 0;
-    freed += extents[e].bytes;
-    stic_discard(io->arena + extents[e].destination, extents[e].bytes);
-  }
-}
-
-uint64_t stic_io_resident_bytes(const stic_io *io) {
-  uint64_t bytes = 0;
-  for (uint32_t i = 0; i < io->package->header->resident_extents; i++)
-    if (io->loaded[i]) bytes += io->package->extents[i].bytes;
-  return bytes;
-}
-
-static void sort_by_layer(stic_io *io) {
-  const stic_header *h = io->package->header;
-  uint32_t at = 0;
-  for (uint32_t l = 0; l < h->layers; l++)
-    for (uint32_t i = 0; i < h->resident_extents; i++)
-      if (io->package->extents[i].layer == l) io->by_layer[at++] = i;
-}
-
 stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error) {
-  sort_by_layer(io);
+  stic_io_sort_resident(io);
   pthread_mutex_init(&io->mutex, NULL);
   for (uint32_t i = 0; i < io->lanes; i++) {
     io->contexts[i] = (struct stic_lane){io, i};

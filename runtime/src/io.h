@@ -11,6 +11,12 @@
 
 enum { STIC_MOST_LANES = 16 };
 
+/* What of a resident extent is in the preload buffer. */
+typedef struct stic_present {
+  uint32_t begin, end;         /* bytes of it that need not be read: whole blocks, the records inside verified */
+  uint32_t first, last;        /* slices first..last-1: records that are there whole, and verified */
+} stic_present;
+
 struct stic_io {
   /* Set before stic_io_start. */
   const stic_package *package;
@@ -22,7 +28,8 @@ struct stic_io {
   uint32_t lanes;
   uint64_t bytes_per_s;        /* emulated; 0: no limit */
   _Atomic uint32_t *left;      /* [extents] bytes not yet read in this pass */
-  uint8_t *loaded;             /* [resident extents] 1: in the preload buffer */
+  stic_present *present;       /* [resident extents] */
+  stic_present *spare;         /* as long: what is present once the plan is changed */
   uint32_t *by_layer;          /* [resident extents] sorted by layer */
   uint32_t *order;             /* [extents] what this pass reads */
   uint32_t *tokens;            /* [max_length] positions of the input, sorted by token id */
@@ -56,7 +63,7 @@ struct stic_io {
 stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error);
 void stic_io_stop(stic_io *io);
 
-/* Begin a pass: the rows of `n` tokens, evicted resident extents, and, if `stream`, the streamed ones. */
+/* Begin a pass: the rows of `n` tokens, what is missing of resident extents, and, if `stream`, the streamed ones. */
 void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream);
 
 /* Wait for the embedding rows; for all of a layer; give the status of the pass. */
@@ -72,10 +79,25 @@ void stic_io_fail(stic_io *io, const stic_error *error);
 /* Wait until the lanes rest; gives the error of the pass, if it failed. */
 stic_status stic_io_end(stic_io *io, stic_error *error);
 
+/* What of an extent is in the preload buffer: nothing of a streamed one. (These and what follows: resident.c) */
+stic_present stic_io_present(const stic_io *io, uint32_t extent);
+uint32_t stic_io_missing_bytes(const stic_io *io, uint32_t extent);
+
+/* What is missing of an extent is about to be read, or has been read and checked. */
+void stic_io_reading(stic_io *io, uint32_t extent);
+void stic_io_complete(stic_io *io, uint32_t extent);
+
+/* Fill `by_layer`. */
+void stic_io_sort_resident(stic_io *io);
+
 /* Free at least `bytes` of the preload buffer, top layers first. */
 void stic_io_evict(stic_io *io, uint64_t bytes);
 
 uint64_t stic_io_resident_bytes(const stic_io *io);
+
+/* The package has selected another plan; until then its resident extents were the first `count` of `from`. Move what
+ * both plans keep resident to where it is now. */
+void stic_io_replan(stic_io *io, const stic_extent *from, uint32_t count);
 
 /* What a lane runs (lane.c); its argument is one of `contexts`. */
 void *stic_lane_body(void *lane);

@@ -62,8 +62,10 @@ stic_status stic_kernels_load(const stic_package *package, const char *path, sti
   for (size_t i = 0; i < sizeof always / sizeof *always; i++)
     if ((status = find(k->library, always[i].name, always[i].function, error))) return status;
   bool used[33] = {false};
-  for (uint32_t l = 0; l < package->header->layers; l++)
-    for (uint32_t s = 0; s < package->layers[l].slices; s++) used[stic_bits(package, l, s)] = true;
+  for (uint32_t number = 0; number < package->plans; number++) {
+    const uint8_t *bits = package->index + stic_package_plan(package, number).bits_at;
+    for (uint32_t i = 0; i < package->header->layers * package->header->slices; i++) used[bits[i]] = true;
+  }
   bool any = false;
   for (int bits = 2; bits <= 8; bits++) {
     char unpack[] = "stic_unpack_b0", rows[] = "stic_rows_b0";

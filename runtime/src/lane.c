@@ -12,6 +12,12 @@ typedef struct {
   uint32_t bytes;
 } request;
 
+/* Where reading an extent goes on from `offset`: behind what is present of it. */
+static uint32_t next_missing(const stic_io *io, uint32_t extent, uint32_t offset) {
+  const stic_present present = stic_io_present(io, extent);
+  return offset == present.begin ? present.end : offset;
+}
+
 static bool take(stic_io *io, request *r) {
   const stic_package *p = io->package;
   bool found = true;
@@ -20,11 +26,13 @@ static bool take(stic_io *io, request *r) {
     *r = (request){true, io->row, stic_io_row_group_end(io, io->row), 0, 0, p->staging_bytes};
     io->row = r->end;
   } else if (io->extent < io->ordered) {
-    const uint32_t e = io->order[io->extent], left = p->extents[e].bytes - io->offset;
+    const uint32_t e = io->order[io->extent], offset = next_missing(io, e, io->offset);
+    const stic_present present = stic_io_present(io, e);
+    const uint32_t left = (offset < present.begin ? present.begin : p->extents[e].bytes) - offset;
     const uint32_t bytes = left < p->header->request_bytes ? left : p->header->request_bytes;
-    *r = (request){false, 0, 0, e, io->offset, bytes};
-    io->offset += bytes;
-    if (bytes == left) {
+    *r = (request){false, 0, 0, e, offset, bytes};
+    io->offset = next_missing(io, e, offset + bytes);
+    if (io->offset == p->extents[e].bytes) {
       io->extent++;
       io->offset = 0;
     }
@@ -88,11 +96,14 @@ static stic_status read_rows(stic_io *io, const request *r, uint32_t lane, stic_
   return status;
 }
 
-static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_error *error) {
+/* Check the records of an extent, but for those inside of what is present, which are checked. */
+static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_present present, stic_error *error) {
   const stic_package *p = io->package;
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
     const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
-    const uint8_t *record = io->weights + e->destination + (r->offset - e->file_offset);
+    const uint64_t at = r->offset - e->file_offset;
+    const uint8_t *record = io->weights + e->destination + at;
+    if (at >= present.begin && at + r->bytes <= present.end) continue;
     STIC_REQUIRE(stic_crc32(0, record, r->bytes) == r->crc,
                  "shards.bin is corrupt at layer %u, slice %u, level %u (checksum): copy the package again", e->layer, s,
                  e->level);
@@ -129,13 +140,13 @@ static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, sti
   if (atomic_fetch_sub(&io->left[r->extent], r->bytes) != r->bytes) return STIC_OK;
   event.kind = STIC_EVENT_CHECK;
   event.submit_ns = event.begin_ns = event.end_ns;
-  event.bytes = e->bytes;
-  status = check_extent(io, e, error);
+  event.bytes = stic_io_missing_bytes(io, r->extent);
+  status = check_extent(io, e, stic_io_present(io, r->extent), error);
   event.end_ns = stic_trace_now(io->trace);
   stic_trace_add(io->trace, event);
   if (!status && io->gpu->on) status = stic_gpu_close_extent(io->gpu, r->extent, error);
   if (status) return status;
-  if (r->extent < io->package->header->resident_extents) io->loaded[r->extent] = 1;
+  stic_io_complete(io, r->extent);
   if (atomic_fetch_sub(&io->pending[e->layer], 1) == 1) stic_signal(&io->progress);
   return STIC_OK;
 }

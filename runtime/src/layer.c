@@ -18,7 +18,7 @@
 
 typedef struct {
   stic_session *s;
-  const stic_layer *layer;
+  struct stic_kept kept;       /* of the layer */
   uint32_t number;             /* of the layer */
   uint32_t n, tiles;           /* tokens, tiles of them */
   uint32_t matrix, blocks;     /* of the stage; blocks of 16 rows in the matrix */
@@ -144,9 +144,9 @@ static void split_block(void *context, uint32_t item, uint32_t thread) {
   const step *t = context;
   stic_session *s = t->s;
   const uint32_t slice = item / t->blocks, block = item % t->blocks, rows = t->blocks * STIC_TILE;
-  const uint32_t y_rows = t->layer->slices * rows, row = slice * rows + block * STIC_TILE;
+  const uint32_t y_rows = t->kept.slices * rows, row = slice * rows + block * STIC_TILE;
   float *y = t->target + (size_t)row * STIC_TILE;
-  if (slice >= t->layer->full) {
+  if (slice >= t->kept.full) {
     quantized_rows(t, slice, slice + 1, block, row, 0, y, y_rows, thread);
     return;
   }
@@ -160,11 +160,11 @@ static void split_block(void *context, uint32_t item, uint32_t thread) {
 static void joined_block(void *context, uint32_t block, uint32_t thread) {
   const step *t = context;
   stic_session *s = t->s;
-  const uint32_t ks = s->package.columns[t->matrix], y_rows = s->package.padded_hidden, full = t->layer->full;
+  const uint32_t ks = s->package.columns[t->matrix], y_rows = s->package.padded_hidden, full = t->kept.full;
   const uint32_t row = block * STIC_TILE;
   float *y = t->target + (size_t)row * STIC_TILE;
-  if (full < t->layer->slices)
-    quantized_rows(t, full, t->layer->slices, block, row, (size_t)full * ks * STIC_TILE, y, y_rows, thread);
+  if (full < t->kept.slices)
+    quantized_rows(t, full, t->kept.slices, block, row, (size_t)full * ks * STIC_TILE, y, y_rows, thread);
   else
     s->kernels.bias(y, (float *)stic_trunk_at(s, t->bias_at) + row, (int32_t)y_rows, (int32_t)t->tiles);
   for (uint32_t slice = 0; slice < full; slice++)
@@ -175,7 +175,7 @@ static void attention_part(void *context, uint32_t item, uint32_t thread) {
   const step *t = context;
   stic_session *s = t->s;
   const stic_header *h = s->package.header;
-  const uint32_t width = s->package.attention_width, hd = h->head_dim, m = t->layer->slices;
+  const uint32_t width = s->package.attention_width, hd = h->head_dim, m = t->kept.slices;
   const uint32_t parts = (t->tiles + t->queries - 1) / t->queries;
   const uint32_t head = item / parts, first = item % parts * t->queries;
   const uint32_t tiles = t->tiles - first < t->queries ? t->tiles - first : t->queries;
@@ -226,9 +226,9 @@ static void project(step *t, uint32_t kind, uint32_t matrix, uint32_t source, ui
   t->target = region(t->s, target);
   t->scale_at = scale_at;
   t->bias_at = bias_at;
-  for (uint32_t slice = t->layer->full; slice < t->layer->slices; slice++) t->s->codes[slice] = find(t, slice);
-  if (!split && t->layer->full < t->layer->slices) stage(t, STIC_EVENT_QUANTIZE, quantize_tile, t->tiles);
-  stage(t, kind, split ? split_block : joined_block, split ? t->layer->slices * t->blocks : t->blocks);
+  for (uint32_t slice = t->kept.full; slice < t->kept.slices; slice++) t->s->codes[slice] = find(t, slice);
+  if (!split && t->kept.full < t->kept.slices) stage(t, STIC_EVENT_QUANTIZE, quantize_tile, t->tiles);
+  stage(t, kind, split ? split_block : joined_block, split ? t->kept.slices * t->blocks : t->blocks);
 }
 
 static void normalise(step *t, uint32_t gamma_at, uint32_t beta_at, bool quantize) {
@@ -241,7 +241,7 @@ static void normalise(step *t, uint32_t gamma_at, uint32_t beta_at, bool quantiz
 /* Keys and values are prepared once an item, so a head is split only where threads would be left without work. */
 static void attend(step *t) {
   const stic_header *h = t->s->package.header;
-  const uint32_t heads = t->layer->slices * h->heads_per_slice, threads = h->threads;
+  const uint32_t heads = t->kept.slices * h->heads_per_slice, threads = h->threads;
   uint32_t parts = 1;
   while (heads * parts % threads && heads * parts < 4 * threads && parts < t->tiles) parts++;
   t->queries = (t->tiles + parts - 1) / parts;
@@ -258,8 +258,10 @@ void stic_quantize_hidden(stic_session *s, uint32_t number, uint32_t n) {
 void stic_compute_layer(stic_session *s, uint32_t number, uint32_t n, bool quantize) {
   const stic_package *p = &s->package;
   const stic_layer *l = &p->layers[number];
-  const uint32_t hidden = p->padded_hidden, attention = l->slices * p->attention_width, ffn = l->slices * p->ffn_width;
-  step t = {.s = s, .layer = l, .number = number, .n = n, .tiles = (n + STIC_TILE - 1) / STIC_TILE};
+  const struct stic_kept kept = p->kept[number];
+  const uint32_t hidden = p->padded_hidden, attention = kept.slices * p->attention_width;
+  const uint32_t ffn = kept.slices * p->ffn_width;
+  step t = {.s = s, .kept = kept, .number = number, .n = n, .tiles = (n + STIC_TILE - 1) / STIC_TILE};
   project(&t, STIC_EVENT_QKV, STIC_QKV, STIC_REGION_X, hidden, STIC_REGION_QKV, l->qkv_scale_at, l->qkv_bias_at);
   attend(&t);
   project(&t, STIC_EVENT_OUT, STIC_OUT, STIC_REGION_CONTEXT, attention, STIC_REGION_Y, l->out_scale_at, l->out_bias_at);

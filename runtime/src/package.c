@@ -3,6 +3,7 @@
 #include "package.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "crc.h"
@@ -19,7 +20,7 @@ static const struct {
     LIMIT(heads_per_slice, 1, 256),
     LIMIT(head_dim, 1, 1024),
     LIMIT(slices, 1, 256),
-    LIMIT(layers, 1, 256),
+    LIMIT(layers, 1, STIC_MOST_LAYERS),
     LIMIT(neurons_per_slice, 1, 4096),
     LIMIT(vocabulary, 1, 1u << 22),
     LIMIT(max_length, 1, 4096),
@@ -35,7 +36,8 @@ static const struct {
     LIMIT(stack_bytes, 16384, 1u << 23),
     LIMIT(table_resident, 0, 1),
     LIMIT(files, 4, 16),
-    LIMIT(extents, 0, 1u << 20),
+    LIMIT(extents, 0, STIC_MOST_EXTENTS),
+    LIMIT(plans, 0, STIC_MOST_PLANS),
     LIMIT(dense, 0, 8),
 #undef LIMIT
 };
@@ -69,8 +71,9 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
   STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
   STIC_REQUIRE(h->load_first <= 1, "index.bin: load_first is %u", h->load_first);
   STIC_REQUIRE(h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
-  for (size_t i = 0; i < sizeof h->reserved / sizeof *h->reserved; i++)
-    STIC_REQUIRE(h->reserved[i] == 0, "index.bin: a reserved field is set");
+  STIC_REQUIRE(h->reserved == 0, "index.bin: a reserved field is set");
+  STIC_REQUIRE(h->plans ? h->plans > 1 && h->gpu_at == 0 : h->plans_at == 0,
+               "index.bin: a plan family needs several plans, and none on a GPU");
   return STIC_OK;
 }
 
@@ -84,18 +87,19 @@ static stic_status place_tables(stic_package *p, stic_error *error) {
   } tables[] = {
       {"files", h->files_at, h->files, sizeof(stic_file), (const void **)&p->files},
       {"layers", h->layers_at, h->layers, sizeof(stic_layer), (const void **)&p->layers},
-      {"bits", h->bits_at, (uint64_t)h->layers * h->slices, 1, (const void **)&p->bits},
       {"records", h->records_at, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof(stic_record),
        (const void **)&p->records},
-      {"extents", h->extents_at, h->extents, sizeof(stic_extent), (const void **)&p->extents},
       {"dense", h->dense_at, h->dense, sizeof(stic_dense), (const void **)&p->dense},
-      {"regions", h->regions_at, STIC_REGIONS, sizeof(stic_region), (const void **)&p->regions},
+      {"regions", h->regions_at, STIC_REGIONS, sizeof(stic_region), (const void **)&p->region_table},
+      {"plans", h->plans_at, h->plans, sizeof(stic_plan_entry), (const void **)&p->family},
   };
   for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
     const uint64_t end = tables[i].at + tables[i].count * tables[i].item;
     STIC_REQUIRE(end <= h->index_bytes, "index.bin: table %s lies outside it", tables[i].name);
     *tables[i].place = p->index + tables[i].at;
   }
+  p->plans = h->plans ? h->plans : 1;
+  if (!h->plans) p->family = NULL;
   return STIC_OK;
 }
 
@@ -164,22 +168,31 @@ static stic_status find_files(stic_package *p, stic_error *error) {
   return STIC_OK;
 }
 
-static stic_status check_shards(stic_package *p, stic_error *error) {
+/* The bits of the plan that is selected; those of the first plan are what the table of layers says as well. */
+static stic_status check_bits(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
   for (uint32_t l = 0; l < h->layers; l++) {
     const stic_layer *layer = &p->layers[l];
-    STIC_REQUIRE(layer->slices <= h->slices && layer->full <= layer->slices,
-                 "index.bin: layer %u keeps %u slices, %u of them full, of %u", l, layer->slices, layer->full, h->slices);
-    if (layer->slices > p->most_slices) p->most_slices = layer->slices;
+    const struct stic_kept kept = p->kept[l];
+    STIC_REQUIRE(p->number || (layer->slices == kept.slices && layer->full == kept.full),
+                 "index.bin: layer %u keeps %u slices, %u of them full, but %u and %u have bits", l, layer->slices,
+                 layer->full, kept.slices, kept.full);
     for (uint32_t s = 0; s < h->slices; s++) {
       const uint32_t bits = stic_bits(p, l, s);
-      const bool fits = s >= layer->slices ? bits == 0
-                        : s < layer->full  ? bits == h->full_bits && bits
-                                           : bits >= 2 && bits <= 8;
+      const bool fits = s >= kept.slices ? bits == 0
+                        : s < kept.full  ? bits == h->full_bits && bits
+                                         : bits >= 2 && bits <= 8;
       STIC_REQUIRE(fits, "index.bin: layer %u slice %u has %u bits", l, s, bits);
       STIC_REQUIRE(s == 0 || bits <= stic_bits(p, l, s - 1), "index.bin: layer %u slice %u has more bits than slice %u",
                    l, s, s - 1);
     }
+  }
+  return STIC_OK;
+}
+
+static stic_status check_records(const stic_package *p, stic_error *error) {
+  const stic_header *h = p->header;
+  for (uint32_t l = 0; l < h->layers; l++)
     for (uint32_t level = 0; level < STIC_LEVELS; level++)
       for (uint32_t s = 0; s < h->slices; s++) {
         const stic_record *r = &p->records[stic_record_index(p, l, level, s)];
@@ -190,7 +203,6 @@ static stic_status check_shards(stic_package *p, stic_error *error) {
                          (layout->has_outliers ? r->bytes >= layout->end : r->bytes == layout->end),
                      "index.bin: the record of layer %u level %u slice %u does not fit", l, level, s);
       }
-  }
   return STIC_OK;
 }
 
@@ -205,7 +217,7 @@ static stic_status check_trunk(const stic_package *p, stic_error *error) {
   FITS(h->embedding_beta_at, vector);
   for (uint32_t l = 0; l < h->layers; l++) {
     const stic_layer *layer = &p->layers[l];
-    if (layer->slices == 0) continue;
+    if (p->kept[l].slices == 0) continue;
     const uint64_t qkv = (uint64_t)4 * h->slices * p->rows[STIC_QKV], up = (uint64_t)4 * h->slices * p->rows[STIC_UP];
     FITS(layer->qkv_scale_at, qkv);
     FITS(layer->qkv_bias_at, qkv);
@@ -235,6 +247,21 @@ static stic_status check_trunk(const stic_package *p, stic_error *error) {
   return STIC_OK;
 }
 
+/* What the plan that is selected says, on its own and together with all else. */
+static stic_status check_plan(const stic_package *p, stic_error *error) {
+  stic_status status = check_bits(p, error);
+  if (!status) status = check_trunk(p, error);
+  if (!status) status = stic_package_check_memory(p, error);
+  if (!status) status = stic_package_check_extents(p, error);
+  if (!status && p->family) status = stic_package_check_family(p, error);
+  if (status && p->family) {
+    char name[24];
+    snprintf(name, sizeof name, "plan %u", p->number);
+    stic_error_prefix(error, name);
+  }
+  return status;
+}
+
 stic_status stic_package_parse(const void *index, size_t size, stic_package *package, stic_error *error) {
   stic_status status;
   memset(package, 0, sizeof *package);
@@ -246,9 +273,11 @@ stic_status stic_package_parse(const void *index, size_t size, stic_package *pac
   STIC_REQUIRE(package->attention_width <= 4096, "index.bin: a slice has %u attention features, more than 4096",
                package->attention_width);
   if ((status = find_files(package, error))) return status;
-  if ((status = check_shards(package, error))) return status;
-  if ((status = check_trunk(package, error))) return status;
-  if ((status = stic_package_check_memory(package, error))) return status;
-  if ((status = stic_package_check_gpu(package, error))) return status;
-  return stic_package_check_extents(package, error);
+  if ((status = check_records(package, error))) return status;
+  if ((status = stic_package_check_plans(package, error))) return status;
+  for (uint32_t number = package->plans; number-- > 0;) { /* the first plan stays selected */
+    stic_package_select(package, number);
+    if ((status = check_plan(package, error))) return status;
+  }
+  return stic_package_check_gpu(package, error);
 }

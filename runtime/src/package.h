@@ -18,27 +18,39 @@ typedef struct stic_layout {
   bool has_outliers;
 } stic_layout;
 
+enum { STIC_MOST_LAYERS = 256, STIC_MOST_PLANS = 64, STIC_MOST_EXTENTS = 1 << 20 };
+
 typedef struct stic_package {
   const uint8_t *index;          /* index.bin, not owned; the tables point into it */
   const stic_header *header;
   const stic_file *files;
-  const stic_layer *layers;
-  const uint8_t *bits;           /* (layers, slices) */
+  const stic_layer *layers;      /* where each is in the trunk; what is kept of it says `kept` */
   const stic_record *records;    /* (layers, STIC_LEVELS, slices) */
-  const stic_extent *extents;
   const stic_dense *dense;
-  const stic_region *regions;
+  const stic_region *region_table;
+  const stic_plan_entry *family; /* NULL: the header's plan is the only one */
+  uint32_t plans;                /* at least 1 */
   const stic_file *trunk, *embeddings, *shards, *kernels; /* entries of `files` */
   const stic_gpu_part *gpu;      /* NULL: no layer is placed on a GPU, and what follows is not set */
   const stic_file *program;      /* kernels.cl */
   const stic_launch *launches;
   const uint8_t *places;         /* (layers) STIC_ON_CPU or STIC_ON_GPU */
   const stic_region *state;      /* (STIC_GPU_REGIONS) in the state buffer */
+  /* What the plan that is selected says. */
+  uint32_t number;
+  stic_plan_entry plan;
+  const uint8_t *bits;           /* (layers, slices) */
+  const stic_extent *extents;
+  stic_region regions[STIC_REGIONS];
+  struct stic_kept {
+    uint32_t slices, full;       /* kept, and of them at full precision; 0, 0: the layer is left out */
+  } kept[STIC_MOST_LAYERS];
+  uint32_t most_slices;          /* kept of any layer */
+
   uint32_t padded_hidden;        /* HP */
   uint32_t attention_width;      /* A */
   uint32_t ffn_width;            /* FP */
   uint32_t tiles;                /* of the longest input */
-  uint32_t most_slices;          /* kept by any layer */
   uint32_t staging_bytes;        /* a lane's buffer for one row read */
   uint32_t rows[4], columns[4];  /* of the matrices of a shard */
   stic_layout layouts[STIC_LEVELS];
@@ -71,7 +83,8 @@ static inline uint64_t stic_scratch_bytes(const stic_package *p) {
   return 4 * (stic_extra_floats(p) + keys * (STIC_TILE + 1) + 2 * width) + 2 * keys * width + STIC_TILE * (keys + width);
 }
 
-/* Parse index.bin, `size` bytes that must outlive the result. Reads nothing else; changes nothing but *package. */
+/* Parse index.bin, `size` bytes that must outlive the result, and select its first plan. Reads nothing else; changes
+ * nothing but *package. */
 stic_status stic_package_parse(const void *index, size_t size, stic_package *package, stic_error *error);
 
 /* Part of parsing (package_extents.c): every planned record is read exactly once, into its place, and the order of
@@ -81,6 +94,20 @@ stic_status stic_package_check_extents(const stic_package *package, stic_error *
 /* Part of parsing (package_memory.c): the regions hold what will be written to them, and what is trusted after it was
  * checked shares no byte with anything else. */
 stic_status stic_package_check_memory(const stic_package *package, stic_error *error);
+
+/* A plan of the package, of which there is one even without a family; and to have the package say what is so under it
+ * (package_plans.c). */
+stic_plan_entry stic_package_plan(const stic_package *package, uint32_t number);
+void stic_package_select(stic_package *package, uint32_t number);
+
+/* The best plan among those that a deadline and memory allow, where 0 is no limit. STIC_NO_PLAN if there is none. */
+stic_status stic_package_choose(const stic_package *package, uint32_t deadline_us, uint64_t memory_bytes,
+                                uint32_t *number, stic_error *error);
+
+/* Part of parsing (package_plans.c): the table of plans is sound as far as other tables are not concerned; the plan
+ * that is selected agrees with the others in what all have in common. */
+stic_status stic_package_check_plans(const stic_package *package, stic_error *error);
+stic_status stic_package_check_family(const stic_package *package, stic_error *error);
 
 /* Part of parsing (package_gpu.c): the GPU part's tables, launches and state regions are sound. */
 stic_status stic_package_check_gpu(stic_package *package, stic_error *error);

@@ -8,7 +8,7 @@ static stic_status check_place(const stic_package *p, uint32_t i, stic_error *er
   const stic_header *h = p->header;
   const stic_extent *e = &p->extents[i];
   const stic_region *region =
-      &p->regions[i < h->resident_extents ? STIC_REGION_PRELOAD : STIC_REGION_WORKING];
+      &p->regions[i < p->plan.resident_extents ? STIC_REGION_PRELOAD : STIC_REGION_WORKING];
   STIC_REQUIRE(e->layer < h->layers && e->level < STIC_LEVELS && e->count >= 1 &&
                    (uint32_t)e->first + e->count <= h->slices,
                "index.bin: extent %u names a shard that does not exist", i);
@@ -20,7 +20,7 @@ static stic_status check_place(const stic_package *p, uint32_t i, stic_error *er
                    e->bytes <= region->bytes - (e->destination - region->offset),
                "index.bin: extent %u lies outside its memory region", i);
   STIC_REQUIRE(e->wait_layer >= -1 && e->wait_layer < (int32_t)e->layer &&
-                   ((i >= h->resident_extents && !h->load_first) || e->wait_layer == -1),
+                   ((i >= p->plan.resident_extents && !p->plan.load_first) || e->wait_layer == -1),
                "index.bin: extent %u waits for layer %d, but is itself of layer %u", i, e->wait_layer, e->layer);
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
     const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
@@ -51,7 +51,7 @@ static stic_status check_order(const stic_package *p, uint16_t *owners, uint8_t 
   const stic_header *h = p->header;
   stic_status status;
   uint64_t total = 0;
-  for (uint32_t i = 0; i < h->extents; i++) {
+  for (uint32_t i = 0; i < p->plan.extents; i++) {
     if ((status = check_place(p, i, error))) return status;
     const stic_extent *e = &p->extents[i];
     /* Bounds the work below: the blocks of one extent may be shared with two neighbours. */
@@ -64,28 +64,28 @@ static stic_status check_order(const stic_package *p, uint16_t *owners, uint8_t 
     }
   }
   uint32_t lowest = h->layers; /* layer among the extents from i on */
-  for (uint32_t i = h->extents; i-- > h->resident_extents;) {
+  for (uint32_t i = p->plan.extents; i-- > p->plan.resident_extents;) {
     const stic_extent *e = &p->extents[i];
     if (e->layer < lowest) lowest = e->layer;
     STIC_REQUIRE(e->wait_layer < (int32_t)lowest, "index.bin: extent %u waits for a layer that is loaded after it", i);
   }
   for (uint32_t l = 0; l < h->layers; l++)
-    for (uint32_t s = 0; s < p->layers[l].slices; s++) {
+    for (uint32_t s = 0; s < p->kept[l].slices; s++) {
       uint32_t level, last;
       for (stic_levels_of(p, stic_bits(p, l, s), &level, &last); level <= last; level++)
         STIC_REQUIRE(read[stic_record_index(p, l, level, s)],
                      "index.bin: no extent reads layer %u level %u slice %u", l, level, s);
     }
   const stic_region *preload = &p->regions[STIC_REGION_PRELOAD], *working = &p->regions[STIC_REGION_WORKING];
-  status = check_overlap(p, 0, h->resident_extents, preload->offset, owners, error);
+  status = check_overlap(p, 0, p->plan.resident_extents, preload->offset, owners, error);
   if (status) return status;
-  return check_overlap(p, h->resident_extents, h->extents, working->offset,
+  return check_overlap(p, p->plan.resident_extents, p->plan.extents, working->offset,
                        owners + stic_pad(preload->bytes, STIC_BLOCK) / STIC_BLOCK, error);
 }
 
 stic_status stic_package_check_extents(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
-  STIC_REQUIRE(h->resident_extents <= h->extents, "index.bin: more resident extents than extents");
+  STIC_REQUIRE(p->plan.resident_extents <= p->plan.extents, "index.bin: more resident extents than extents");
   const uint64_t blocks = (stic_pad(p->regions[STIC_REGION_PRELOAD].bytes, STIC_BLOCK) +
                            stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK)) / STIC_BLOCK;
   uint16_t *owners = calloc(blocks + 1, sizeof *owners);

@@ -54,8 +54,8 @@ static stic_status check_launches(const stic_package *p, stic_error *error) {
 static stic_status check_places(const stic_package *p, stic_error *error) {
   bool any = false;
   for (uint32_t l = 0; l < p->header->layers; l++) {
-    STIC_REQUIRE(p->places[l] < STIC_PLACES && (p->layers[l].slices || p->places[l] == STIC_ON_CPU),
-                 "index.bin: layer %u of %u slices has place %u", l, p->layers[l].slices, p->places[l]);
+    STIC_REQUIRE(p->places[l] < STIC_PLACES && (p->kept[l].slices || p->places[l] == STIC_ON_CPU),
+                 "index.bin: layer %u of %u slices has place %u", l, p->kept[l].slices, p->places[l]);
     any = any || p->places[l] == STIC_ON_GPU;
   }
   STIC_REQUIRE(any, "index.bin: the GPU part places no layer on the GPU");

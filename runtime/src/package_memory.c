@@ -64,8 +64,8 @@ stic_status stic_package_check_memory(const stic_package *p, stic_error *error) 
   for (uint32_t r = 0; r < STIC_REGIONS; r++) {
     const stic_region *region = &p->regions[r];
     const uint32_t align = read_into[r] && region->bytes ? STIC_BLOCK : STIC_ALIGN;
-    STIC_REQUIRE(region->offset % align == 0 && region->offset <= h->arena_bytes &&
-                     region->bytes <= h->arena_bytes - region->offset,
+    STIC_REQUIRE(region->offset % align == 0 && region->offset <= p->plan.arena_bytes &&
+                     region->bytes <= p->plan.arena_bytes - region->offset,
                  "index.bin: memory region %u lies outside the arena", r);
     STIC_REQUIRE(region->bytes >= least[r] && region->bytes <= most[r] + STIC_BLOCK,
                  "index.bin: memory region %u has %llu bytes and needs %llu", r, (unsigned long long)region->bytes,
@@ -77,8 +77,8 @@ stic_status stic_package_check_memory(const stic_package *p, stic_error *error) 
   STIC_REQUIRE(least[STIC_REGION_PANEL] / h->threads < (uint64_t)1 << 31,
                "index.bin: a panel is larger than a kernel can index");
   /* The arena is taken as a whole at open: an absurd size must be refused before. */
-  STIC_REQUIRE(h->arena_bytes > 0 && h->arena_bytes <= sum + (STIC_REGIONS + 1) * STIC_BLOCK,
-               "index.bin: an arena of %llu bytes for regions of %llu", (unsigned long long)h->arena_bytes,
+  STIC_REQUIRE(p->plan.arena_bytes > 0 && p->plan.arena_bytes <= sum + (STIC_REGIONS + 1) * STIC_BLOCK,
+               "index.bin: an arena of %llu bytes for regions of %llu", (unsigned long long)p->plan.arena_bytes,
                (unsigned long long)sum);
   return check_disjoint(p, error);
 }

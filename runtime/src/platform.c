@@ -175,17 +175,37 @@ void stic_forget_cached(int file, uint64_t offset, uint64_t bytes) {
 #endif
 }
 
+#if defined(__linux__)
+enum { POPULATE_WRITE = 23 }; /* MADV_POPULATE_WRITE, since Linux 5.14; headers may be older than the system */
+#endif
+
 void *stic_reserve(size_t bytes) {
   void *address = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return address == MAP_FAILED ? NULL : address;
 }
 
-bool stic_fill(void *address, size_t bytes) {
+/* Whole pages around `bytes` from `address`. */
+static uintptr_t pages_around(void *address, size_t bytes, size_t *size) {
   const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)address / page * page;
-  const uintptr_t end = ((uintptr_t)address + bytes + page - 1) / page * page;
-  if (mprotect((void *)first, end - first, PROT_READ | PROT_WRITE)) return false;
+  *size = ((uintptr_t)address + bytes + page - 1) / page * page - first;
+  return first;
+}
+
+bool stic_allow(void *address, size_t bytes) {
+  size_t size;
+  const uintptr_t first = pages_around(address, bytes, &size);
+  return !mprotect((void *)first, size, PROT_READ | PROT_WRITE);
+}
+
+bool stic_fill(void *address, size_t bytes) {
+  if (!stic_allow(address, bytes)) return false;
+  size_t size;
+  const uintptr_t first = pages_around(address, bytes, &size), page = (uintptr_t)sysconf(_SC_PAGESIZE);
   /* All pages at once: the memory that is claimed is held from the start, and no run pays for page faults. */
-  for (uintptr_t at = first; at < end; at += page) *(volatile uint8_t *)at += 0;
+#if defined(__linux__)
+  if (!madvise((void *)first, size, POPULATE_WRITE)) return true;
+#endif
+  for (uintptr_t at = first; at < first + size; at += page) *(volatile uint8_t *)at += 0;
   return true;
 }
 
@@ -201,10 +221,13 @@ void stic_unmap(void *address, size_t bytes) {
 }
 
 void stic_discard(void *address, size_t bytes) {
+  /* The system would round to whole pages by itself, but at the end upwards: into what is still used. */
+  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = ((uintptr_t)address + page - 1) / page * page;
+  const uintptr_t end = ((uintptr_t)address + bytes) / page * page;
 #if defined(__linux__)
-  madvise(address, bytes, MADV_DONTNEED);
+  if (first < end) madvise((void *)first, end - first, MADV_DONTNEED);
 #else
-  memset(address, 0, bytes);
+  if (first < end) memset((void *)first, 0, end - first);
 #endif
 }
 

@@ -68,13 +68,15 @@ void stic_forget_cached(int file, uint64_t offset, uint64_t bytes);
 /* Zeroed, page-aligned memory; NULL if there is none. */
 void *stic_map(size_t bytes);
 
-/* The same in two steps: addresses, which must not be touched; then memory for some of them, of which there may be none. */
+/* The same in two steps: addresses, which must not be touched; then memory for some of them, of which there may be none.
+ * `stic_allow` leaves it to the first touch to take it, page by page; until then it reads as zeros. */
 void *stic_reserve(size_t bytes);
 bool stic_fill(void *address, size_t bytes);
+bool stic_allow(void *address, size_t bytes);
 
 void stic_unmap(void *address, size_t bytes);
 
-/* Give pages back; they read as zeros afterwards. */
+/* Give back the pages that lie inside; what they held is lost. */
 void stic_discard(void *address, size_t bytes);
 
 /* Peak resident memory of this process; 0 if unknown. */

@@ -55,7 +55,7 @@ static void stalled(stic_session *s, int32_t layer, bool on_gpu, uint64_t begin_
 
 /* The first layer from `from` on that is kept; the number of layers if there is none. */
 static uint32_t next_kept(const stic_package *p, uint32_t from) {
-  while (from < p->header->layers && p->layers[from].slices == 0) from++;
+  while (from < p->header->layers && p->kept[from].slices == 0) from++;
   return from;
 }
 
@@ -91,7 +91,7 @@ static stic_status compute(stic_session *s, uint32_t n) {
   stic_status status;
   uint64_t begin = stic_trace_now(&s->trace);
   if ((status = stic_io_wait_rows(&s->io))) return status;
-  if (p->header->load_first)
+  if (p->plan.load_first)
     for (uint32_t l = 0; l < layers; l++)
       if ((status = stic_io_wait_layer(&s->io, l))) return status;
   const uint32_t first = next_kept(p, 0);

@@ -7,6 +7,8 @@
 
 static _Thread_local stic_error without_session;
 
+stic_error *stic_error_without_session(void) { return &without_session; }
+
 void *stic_session_take(stic_session *s, uint64_t count, size_t size) {
   void *memory = NULL;
   const uint64_t bytes = stic_pad((count ? count : 1) * size, STIC_ALIGN);
@@ -16,35 +18,55 @@ void *stic_session_take(stic_session *s, uint64_t count, size_t size) {
   return memory;
 }
 
+/* What bookkeeping has to have room for, whichever plan is active. */
+typedef struct {
+  uint32_t extents, resident;
+  uint64_t requests; /* and checks of extents */
+  uint64_t arena_bytes;
+} needs;
+
+static needs most_of(const stic_package *p) {
+  needs most = {0, 0, 0, 0};
+  for (uint32_t number = 0; number < p->plans; number++) {
+    const stic_plan_entry plan = stic_package_plan(p, number);
+    const stic_extent *extents = (const stic_extent *)(p->index + plan.extents_at);
+    /* At most: what is present of an extent may leave two parts of it to read. */
+    uint64_t requests = 0;
+    for (uint32_t i = 0; i < plan.extents; i++) requests += extents[i].bytes / p->header->request_bytes + 3;
+    if (plan.extents > most.extents) most.extents = plan.extents;
+    if (plan.resident_extents > most.resident) most.resident = plan.resident_extents;
+    if (requests > most.requests) most.requests = requests;
+    if (plan.arena_bytes > most.arena_bytes) most.arena_bytes = plan.arena_bytes;
+  }
+  return most;
+}
+
 static stic_status take_bookkeeping(stic_session *s, const stic_options *options) {
   const stic_header *h = s->package.header;
-  const stic_extent *extents = s->package.extents;
-  uint64_t requests = 0;
-  for (uint32_t i = 0; i < h->extents; i++) requests += extents[i].bytes / h->request_bytes + 2;
-  const uint64_t events = 14 * (uint64_t)h->layers + h->max_length + requests + 8;
+  const needs most = most_of(&s->package);
+  const uint64_t events = 14 * (uint64_t)h->layers + h->max_length + most.requests + 8;
+  const uint64_t arena_bytes = s->package.plan.arena_bytes;
   s->trace.capacity = events < 16384 ? (uint32_t)events : 16384;
   s->trace.events = stic_session_take(s, s->trace.capacity, sizeof *s->trace.events);
   s->record_at = stic_session_take(s, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof *s->record_at);
   s->codes = stic_session_take(s, h->slices, sizeof *s->codes);
-  s->io.left = stic_session_take(s, h->extents, sizeof *s->io.left);
-  s->io.loaded = stic_session_take(s, h->resident_extents, sizeof *s->io.loaded);
-  s->io.by_layer = stic_session_take(s, h->resident_extents, sizeof *s->io.by_layer);
-  s->io.order = stic_session_take(s, h->extents, sizeof *s->io.order);
+  s->io.left = stic_session_take(s, most.extents, sizeof *s->io.left);
+  s->io.present = stic_session_take(s, most.resident, sizeof *s->io.present);
+  s->io.spare = stic_session_take(s, most.resident, sizeof *s->io.spare);
+  s->io.by_layer = stic_session_take(s, most.resident, sizeof *s->io.by_layer);
+  s->io.order = stic_session_take(s, most.extents, sizeof *s->io.order);
   s->io.tokens = stic_session_take(s, h->max_length, sizeof *s->io.tokens);
   s->io.pending = stic_session_take(s, h->layers, sizeof *s->io.pending);
   /* Weights that a GPU shares may lie elsewhere: stic_session_open_gpu decides. */
   const size_t later = s->package.gpu ? (size_t)stic_weights_bytes(&s->package) : 0;
-  s->arena = stic_reserve((size_t)h->arena_bytes);
-  if (!s->trace.events || !s->record_at || !s->codes || !s->io.left || !s->io.loaded || !s->io.by_layer || !s->io.order ||
-      !s->io.tokens || !s->io.pending || !stic_session_take_gpu(s, options) || !s->arena ||
-      !stic_fill(s->arena + later, (size_t)h->arena_bytes - later))
+  s->reserved_bytes = most.arena_bytes;
+  s->arena = stic_reserve((size_t)s->reserved_bytes);
+  if (!s->trace.events || !s->record_at || !s->codes || !s->io.left || !s->io.present || !s->io.spare ||
+      !s->io.by_layer || !s->io.order || !s->io.tokens || !s->io.pending || !stic_session_take_gpu(s, options) ||
+      !s->arena || !stic_fill(s->arena + later, (size_t)arena_bytes - later))
     return stic_fail(&s->error, STIC_OUT_OF_MEMORY, "no memory for the arena of %llu bytes",
-                     (unsigned long long)h->arena_bytes);
-  for (uint32_t i = 0; i < h->extents; i++)
-    for (uint32_t slice = extents[i].first; slice < (uint32_t)extents[i].first + extents[i].count; slice++) {
-      const uint32_t r = stic_record_index(&s->package, extents[i].layer, extents[i].level, slice);
-      s->record_at[r] = extents[i].destination + (s->package.records[r].offset - extents[i].file_offset);
-    }
+                     (unsigned long long)arena_bytes);
+  stic_session_place_records(s);
   return STIC_OK;
 }
 
@@ -105,11 +127,11 @@ static void destroy(stic_session *s) {
   stic_files_close(&s->io.shards);
   stic_files_close(&s->io.embeddings);
   stic_kernels_unload(&s->kernels);
-  if (s->arena) stic_unmap(s->arena, (size_t)s->package.header->arena_bytes);
-  void *const memory[] = {s->trace.events, s->record_at, s->codes,     (void *)s->io.left,    s->io.loaded,
-                          s->io.by_layer,  s->io.order,  s->io.tokens, (void *)s->io.pending, s->gpu.stages,
-                          s->gpu.ends,     s->gpu.map,   s->gpu.ready, s->gpu.wait_list,      s->gpu.entries,
-                          (void *)s->gpu.stale, s->index};
+  if (s->arena) stic_unmap(s->arena, (size_t)s->reserved_bytes);
+  void *const memory[] = {s->trace.events, s->record_at,   s->codes,    (void *)s->io.left,    s->io.present,
+                          s->io.spare,     s->io.by_layer, s->io.order, s->io.tokens,          (void *)s->io.pending,
+                          s->gpu.stages,   s->gpu.ends,    s->gpu.map,  s->gpu.ready,          s->gpu.wait_list,
+                          s->gpu.entries,  (void *)s->gpu.stale, s->index};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
   free(s);
 }
@@ -135,6 +157,11 @@ stic_status stic_session_open(const char *path, const stic_options *given, stic_
   s->bookkeeping_bytes = sizeof *s + size;
   if (!status) status = stic_package_parse(s->index, size, &s->package, &s->error);
   if (!status) status = check_options(&s->package, &options, &s->error);
+  if (!status && (options.deadline_us || options.memory_bytes)) {
+    uint32_t number;
+    status = stic_package_choose(&s->package, options.deadline_us, options.memory_bytes, &number, &s->error);
+    if (!status) stic_package_select(&s->package, number);
+  }
   if (!status) status = load(s, path, &options);
   if (!status) {
     *session = s;
@@ -199,9 +226,10 @@ stic_status stic_session_info(const stic_session *s, stic_info *info) {
                       h->pooling == STIC_POOL_TOKENS,
                       s->pool.threads,
                       s->io.lanes,
-                      h->deadline_us,
-                      h->predicted_us,
-                      h->claimed_bytes};
+                      s->package.plan.deadline_us,
+                      s->package.plan.predicted_us,
+                      s->package.plans,
+                      s->package.plan.claimed_bytes};
   return STIC_OK;
 }
 
@@ -219,12 +247,13 @@ stic_status stic_session_stats(const stic_session *s, stic_stats *stats) {
                         .gpu_layers = gpu_layers,
                         .gpu_builds = s->gpu.builds,
                         .gpu_arithmetic = !s->gpu.on ? 0 : s->gpu.dot ? STIC_INT8_ARITHMETIC : STIC_FLOAT_ARITHMETIC,
-                        .arena_bytes = h->arena_bytes,
+                        .plan = s->package.number,
+                        .arena_bytes = s->package.plan.arena_bytes,
                         .bookkeeping_bytes = s->bookkeeping_bytes,
                         .stack_bytes = stacks,
                         .gpu_bytes = gpu_bytes,
-                        .peak_bytes = h->arena_bytes + s->bookkeeping_bytes + stacks + gpu_bytes,
-                        .claimed_bytes = h->claimed_bytes,
+                        .peak_bytes = s->package.plan.arena_bytes + s->bookkeeping_bytes + stacks + gpu_bytes,
+                        .claimed_bytes = s->package.plan.claimed_bytes,
                         .resident_bytes = stic_io_resident_bytes(&s->io),
                         .runs = s->runs,
                         .run_us = s->run_ns / 1000,

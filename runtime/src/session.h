@@ -31,7 +31,7 @@ struct stic_session {
   stic_trace trace;
   pid_t process;
   _Atomic bool busy;
-  uint64_t index_bytes, bookkeeping_bytes;
+  uint64_t index_bytes, bookkeeping_bytes, reserved_bytes; /* the last: addresses of the arena, for the largest plan */
   uint64_t runs, run_ns, stall_ns;
   bool emulated;
   stic_error error;
@@ -67,6 +67,12 @@ void stic_quantize_hidden(stic_session *s, uint32_t layer, uint32_t n);
  * CPU (session_gpu.c). */
 stic_status stic_session_open_gpu(stic_session *s, const char *path, const stic_options *options);
 bool stic_session_take_gpu(stic_session *s, const stic_options *options);
+
+/* Note where the extents of the plan that is selected put each record (session_plan.c). */
+void stic_session_place_records(stic_session *s);
+
+/* The sentence of a call on this thread that failed and had no session. */
+stic_error *stic_error_without_session(void);
 
 /* Memory for bookkeeping, zeroed and counted; NULL if there is none. */
 void *stic_session_take(stic_session *s, uint64_t count, size_t size);

@@ -19,9 +19,9 @@ bool stic_session_take_gpu(stic_session *s, const stic_options *options) {
   gpu->stage_capacity = STAGES_OF_LAYER * h->layers + 4;
   gpu->stages = stic_session_take(s, gpu->stage_capacity, sizeof *gpu->stages);
   gpu->ends = stic_session_take(s, h->layers, sizeof *gpu->ends);
-  gpu->map = stic_session_take(s, h->extents, sizeof *gpu->map);
-  gpu->ready = stic_session_take(s, h->extents, sizeof *gpu->ready);
-  gpu->wait_list = stic_session_take(s, h->extents, sizeof *gpu->wait_list);
+  gpu->map = stic_session_take(s, s->package.plan.extents, sizeof *gpu->map);
+  gpu->ready = stic_session_take(s, s->package.plan.extents, sizeof *gpu->ready);
+  gpu->wait_list = stic_session_take(s, s->package.plan.extents, sizeof *gpu->wait_list);
   gpu->entries = stic_session_take(s, shards * STIC_CODES_ENTRY, sizeof *gpu->entries);
   gpu->stale = stic_session_take(s, h->layers, sizeof *gpu->stale);
   return gpu->stages && gpu->ends && gpu->map && gpu->ready && gpu->wait_list && gpu->entries && gpu->stale;

@@ -24,6 +24,8 @@ static const char usage[] =
     "  --cold             empty the preload buffer before every run\n"
     "  --buffered         read through the page cache\n"
     "  --io-limit BYTES   emulate storage of BYTES a second\n"
+    "  --deadline-us N    run the package's best plan for a deadline of N microseconds\n"
+    "  --memory-bytes N   run its best plan that claims at most N bytes (default, without both: its first)\n"
     "  --gpu MODE         layers planned for a GPU: auto (default), off (on the CPU), required\n"
     "  --gpu-arithmetic A float or int8 (default: int8 where the GPU has a product for it)\n"
     "  --trace FILE       write the trace of the last run, for ui.perfetto.dev\n"
@@ -103,6 +105,8 @@ static arguments parse(int argc, char **argv) {
       else if (!strcmp(name, "--threads")) a.options.threads = (uint32_t)number(value, name, 1024);
       else if (!strcmp(name, "--lanes")) a.options.lanes = (uint32_t)number(value, name, 1024);
       else if (!strcmp(name, "--io-limit")) a.options.io_bytes_per_s = number(value, name, (uint64_t)1 << 40);
+      else if (!strcmp(name, "--deadline-us")) a.options.deadline_us = (uint32_t)number(value, name, UINT32_MAX);
+      else if (!strcmp(name, "--memory-bytes")) a.options.memory_bytes = number(value, name, UINT64_MAX);
       else if (!strcmp(name, "--gpu")) a.options.gpu = choice(value, name, uses, 3);
       else if (!strcmp(name, "--gpu-arithmetic")) a.options.gpu_arithmetic = choice(value, name, arithmetics, 3);
       else misuse("unknown option ", name);
@@ -188,18 +192,25 @@ static void print_output(const float *output, size_t size, bool json) {
   if (shown < size) printf(" ... (%zu numbers)", size);
 }
 
+/* What the runs cost; sorts their times. */
 static void print_costs(const stic_session *session, uint64_t *times, uint64_t runs, uint64_t stall_us, bool json) {
   stic_stats stats = {.struct_bytes = sizeof stats};
   stic_info info = {.struct_bytes = sizeof info};
   stic_session_stats(session, &stats);
   stic_session_info(session, &info);
+  if (json) {
+    printf("\"times_us\":[");
+    for (uint64_t i = 0; i < runs; i++) printf("%s%llu", i ? "," : "", (unsigned long long)times[i]);
+    printf("],");
+  }
   qsort(times, runs, sizeof *times, ascending);
   const unsigned long long median = times[runs / 2], p95 = times[(runs * 95 + 99) / 100 - 1];
   const unsigned long long peak = stats.peak_bytes, claimed = stats.claimed_bytes, rss = stic_peak_rss_bytes();
   const unsigned long long stall = stall_us / runs, read = stats.io_bytes, requests = stats.io_requests;
   const char *device = stic_session_device(session);
   if (json) {
-    printf("\"gpu_layers\":%u,\"gpu_builds\":%u,\"device\":", stats.gpu_layers, stats.gpu_builds);
+    printf("\"plan\":%u,\"gpu_layers\":%u,\"gpu_builds\":%u,\"device\":", stats.plan, stats.gpu_layers,
+           stats.gpu_builds);
     print_json_string(device);
     printf(",\"runs\":%llu,\"threads\":%u,\"lanes\":%u,\"median_us\":%llu,\"p95_us\":%llu,\"predicted_us\":%u,"
            "\"stall_us\":%llu,\"io_bytes\":%llu,\"io_requests\":%llu,\"direct\":%s,\"emulated\":%s,\"peak_bytes\":%llu,"
@@ -209,6 +220,7 @@ static void print_costs(const stic_session *session, uint64_t *times, uint64_t r
   } else {
     if (stats.gpu_layers) printf("%u layers on %s\n", stats.gpu_layers, device);
     else if (*device) printf("%s\n", device);
+    if (info.plans > 1) printf("plan %u of %u, counted from 0\n", stats.plan, info.plans);
     printf("%llu runs: median %llu us, 95 %% within %llu us, predicted %u us; stalled %llu us\n"
            "read %llu bytes in %llu requests, %s%s\n"
            "memory: engine %llu bytes, plan %llu, process at its peak %llu\n",

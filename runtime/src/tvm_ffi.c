@@ -1,6 +1,6 @@
 /* The session as functions of TVM's FFI, so that tvm_ffi.load_module and a TVM RPC server can use this library as it
- * is: stic_open, stic_run, stic_output_size, stic_evict, stic_info, stic_stats, stic_trace, stic_session_device,
- * stic_stat, stic_close. Sessions are named by small integers. What a device is asked beside them is in device.c. */
+ * is: stic_open, stic_run, stic_output_size, stic_evict, stic_set_budget, stic_info, stic_stats, stic_trace,
+ * stic_session_device, stic_stat, stic_close. Sessions are named by small integers. What a device is asked beside them is in device.c. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <string.h>
@@ -32,16 +32,19 @@ static int session_error(const stic_session *session, stic_status status) {
 EXPORT __tvm_ffi_stic_open(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {
   char path[4200];
   int64_t threads = 0, lanes = 0, io_bytes_per_s = 0, buffered = 0, gpu = 0, gpu_arithmetic = 0;
+  int64_t deadline_us = 0, memory_bytes = 0;
   (void)self;
-  if (n < 1 || n > 7 || !stic_ffi_take_string(&a[0], path, sizeof path) ||
+  if (n < 1 || n > 9 || !stic_ffi_take_string(&a[0], path, sizeof path) ||
       (n > 1 && !stic_ffi_take_count(&a[1], MOST_THREADS, &threads)) ||
       (n > 2 && !stic_ffi_take_count(&a[2], MOST_THREADS, &lanes)) ||
       (n > 3 && !stic_ffi_take_count(&a[3], INT64_MAX, &io_bytes_per_s)) ||
       (n > 4 && !stic_ffi_take_count(&a[4], 1, &buffered)) ||
       (n > 5 && !stic_ffi_take_count(&a[5], STIC_GPU_REQUIRED, &gpu)) ||
-      (n > 6 && !stic_ffi_take_count(&a[6], STIC_INT8_ARITHMETIC, &gpu_arithmetic)))
-    return stic_ffi_misused("stic_open(path, threads=0, lanes=0, io_bytes_per_s=0, buffered=0, gpu=0, gpu_arithmetic=0)"
-                            " -> handle");
+      (n > 6 && !stic_ffi_take_count(&a[6], STIC_INT8_ARITHMETIC, &gpu_arithmetic)) ||
+      (n > 7 && !stic_ffi_take_count(&a[7], UINT32_MAX, &deadline_us)) ||
+      (n > 8 && !stic_ffi_take_count(&a[8], INT64_MAX, &memory_bytes)))
+    return stic_ffi_misused("stic_open(path, threads=0, lanes=0, io_bytes_per_s=0, buffered=0, gpu=0, gpu_arithmetic=0,"
+                            " deadline_us=0, memory_bytes=0) -> handle");
   stic_options options = STIC_OPTIONS_DEFAULT;
   options.threads = (uint32_t)threads;
   options.lanes = (uint32_t)lanes;
@@ -49,6 +52,8 @@ EXPORT __tvm_ffi_stic_open(void *self, const stic_ffi_any *a, int32_t n, stic_ff
   options.buffered = (uint32_t)buffered;
   options.gpu = (uint32_t)gpu;
   options.gpu_arithmetic = (uint32_t)gpu_arithmetic;
+  options.deadline_us = (uint32_t)deadline_us;
+  options.memory_bytes = (uint64_t)memory_bytes;
   stic_session *session;
   const stic_status status = stic_session_open(path, &options, &session);
   if (status) return session_error(NULL, status);
@@ -97,6 +102,18 @@ EXPORT __tvm_ffi_stic_evict(void *self, const stic_ffi_any *a, int32_t n, stic_f
     return stic_ffi_misused("stic_evict(handle, bytes) -> 0");
   const stic_status status = stic_session_evict(session, (uint64_t)bytes);
   return status ? session_error(session, status) : stic_ffi_return(result, 0);
+}
+
+EXPORT __tvm_ffi_stic_set_budget(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {
+  int64_t deadline_us, memory_bytes;
+  uint32_t number;
+  (void)self;
+  stic_session *session = n == 3 ? find(&a[0]) : NULL;
+  if (!session || !stic_ffi_take_count(&a[1], UINT32_MAX, &deadline_us) ||
+      !stic_ffi_take_count(&a[2], INT64_MAX, &memory_bytes))
+    return stic_ffi_misused("stic_set_budget(handle, deadline_us, memory_bytes) -> number of the plan");
+  const stic_status status = stic_session_set_budget(session, (uint32_t)deadline_us, (uint64_t)memory_bytes, &number);
+  return status ? session_error(session, status) : stic_ffi_return(result, number);
 }
 
 /* A handle and a uint8 tensor of exactly `bytes`, or NULL. */

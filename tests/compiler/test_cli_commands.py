@@ -58,6 +58,23 @@ def test_plan_as_json(stic, tiny_dir, device):
     assert facts["predicted_us"] <= facts["deadline_us"] and facts["peak_bytes"] <= facts["memory_bytes"]
 
 
+def test_a_plan_says_what_it_loses_if_it_was_tried(stic, tiny_dir, device):
+    arguments = ["plan", tiny_dir, *HOST, "--latency", "1s", "--device", device]
+    loss = json.loads(stic(*arguments, "--json")[1])["loss"]
+    status, out, _ = stic(*arguments)
+    assert status == 0 and loss > 0 and f"{loss:.4g} on calibration examples" in out
+    untried = [*arguments, "--trial-tokens", 0]
+    assert json.loads(stic(*untried, "--json")[1])["loss"] is None
+    status, out, _ = stic(*untried)
+    assert status == 0 and "on calibration examples" not in out
+
+
+@pytest.mark.parametrize("trial", [[], ["--trial-tokens", 0]])
+def test_bits_are_for_planners_that_hold_every_shard_at_them(stic, tiny_dir, device, trial):
+    status, out, err = stic("plan", tiny_dir, *HOST, "--device", device, "--bits", 4, *trial)
+    assert status == 1 and out == "" and "planner ilp does not take --bits" in err
+
+
 def test_impossible_budget_names_what_would_do(stic, tiny_dir, device, tmp_path):
     budget = ["--latency", "1us", "--memory", "1MiB"]
     status, _, err = stic("compile", tiny_dir, *HOST, *budget, "--device", device, "-o", tmp_path / "p")

@@ -77,6 +77,16 @@ def test_places_can_be_forced(stic, tiny_dir, profiles, tmp_path):
     assert set(alone.places) == {"cpu"}
 
 
+def test_several_plans_and_layers_on_a_gpu_do_not_go_together(stic, tiny_dir, profiles, tmp_path):
+    arguments = ["compile", tiny_dir, *HOST, "--latency", "1s", "--also", "2s,", "--threads", "2", "--lanes", "2"]
+    arguments += ["--device-profile", profiles["fast"], "-o", tmp_path / "m.stic"]
+    status, out, err = stic(*arguments)
+    assert status == 1 and out == "" and "holds one plan" in err and "--place cpu" in err
+    assert not list(tmp_path.iterdir())
+    assert stic(*arguments, "--place", "cpu", "--also", "1us,")[0] == 0
+    assert Package.open(tmp_path / "m.stic").gpu is None
+
+
 def test_inspect_shows_where_layers_run(stic, tiny_dir, profiles, tmp_path):
     compiled(stic, tiny_dir, profiles["fast"], tmp_path / "m.stic", "--latency", "1s")
     status, out, _ = stic("inspect", tmp_path / "m.stic")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stic.compiler import contents
-from stic.compiler.assembly import assemble_package, collect
+from stic.compiler.assembly import Planned, assemble_package, collect
 from stic.compiler.codegen import GpuProgram
 from stic.compiler.packager import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
@@ -48,6 +48,41 @@ def write(tmp_path_factory):
 @pytest.fixture(scope="module")
 def package(write):
     return write("model.stic", predicted_us=57_000, timeline=(EVENT,), labels=("no", "yes"))
+
+
+@pytest.fixture(scope="module")
+def family(write):
+    """Two plans, the second one at 2 bits, with nothing resident and without a deadline."""
+    layers = tuple(LayerPlan((2,) * len(b), (0,) * len(b)) for b in BITS)
+    plan = Plan("test", layers, False, 1, True, Budget(None, 6 << 20), 0.05, Proof("heuristic", 0.25, None, 0.0))
+    also = (Planned(plan, 71_000, ({**EVENT, "end_us": 7.0},)),)
+    return write("family.stic", predicted_us=57_000, timeline=(EVENT,), also=also)
+
+
+def test_plans_of_a_family_are_told_apart(package, family):
+    assert contents.family_facts(package) == [] and contents.budget_words(package) == ""
+    first, second = contents.family_facts(family)
+    assert (first["number"], first["default"], first["deadline_us"]) == (0, True, 60_000)
+    assert (second["number"], second["default"], second["deadline_us"]) == (1, False, None)
+    assert first["mean_bits"] == pytest.approx(np.mean([b for layer in BITS for b in layer]))
+    assert second["mean_bits"] == 2
+    assert (first["quality"], second["quality"]) == (1.0, 0.25)
+    assert first["preload_bytes"] > 0 == second["preload_bytes"]
+    assert contents.budget_words(family).startswith("plan 0 of 2: for 60ms, predicted 57ms, holds ")
+    assert contents.budget_words(family.with_plan(1)).startswith("plan 1 of 2: predicted 71ms, holds ")
+
+
+def test_what_depends_on_the_plan_is_that_of_the_plan(family):
+    assert family.plans[0].claimed_bytes > family.plans[1].claimed_bytes
+    for number, (bits, end_us) in enumerate([(BITS[0], 5.0), ((2, 2, 2, 2), 7.0)]):
+        shown = family.with_plan(number)
+        assert contents.plan_of(shown).layers[0].bits == bits
+        strip = contents.predicted_strip(shown)
+        assert (strip.title, strip.end_us) == (f"plan {number}, predicted for 40 tokens", end_us)
+        assert sum(contents.memory_bytes(shown).values()) == family.plans[number].claimed_bytes
+        assert f"this is plan {number}" in contents.describe(shown)[-1]
+    assert contents.kind_bytes(family) == contents.kind_bytes(family.with_plan(1))
+    assert [held for held, _ in contents.layer_bytes(family.with_plan(1))] == [0, 0, 0, 0]
 
 
 def test_sizes_add_up_to_what_is_on_disk(package):

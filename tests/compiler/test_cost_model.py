@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from stic.compiler.cost_model import costs, estimate, load, macs_of, parse
+from stic.compiler.cost_model import costs, estimate, load, macs_of, paced_io, parse
 from stic.compiler.gpu_cost import with_gpu
+from stic.compiler.plan import IoCost
 from stic.runtime.errors import InputError
 from stic.runtime.format import Shape
 from stic.targets import target
@@ -155,3 +156,13 @@ def test_estimates_say_that_they_are():
     bare = replace(target.load("odroid-n2plus"), storage={})
     with pytest.raises(InputError, match="read_bytes_per_s"):
         estimate(bare, SHAPE, 12, 128, 4, 2, (2,))
+
+
+def test_paced_storage_takes_its_own_time_or_that_of_the_bandwidth():
+    own = IoCost(request_us=50.0, bytes_per_s=1e9, request_bytes=1 << 18, row_us=20.0)
+    whole = own.extent_us(1 << 18)
+    for rate in (20_000_000, 100_000_000, 800_000_000, 950_000_000):
+        io = paced_io(own, rate)
+        assert io.extent_us(1 << 18) == pytest.approx(max(whole, (1 << 18) * 1e6 / rate))
+        assert io.row_us == max(20.0, 4096e6 / rate)
+    assert paced_io(own, 2_000_000_000) == own

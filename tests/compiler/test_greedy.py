@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from stic.compiler.plan import Budget
+from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.planner import greedy, solve
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.synthetic import BERT_BASE, DEVICES, MINILM, problem_of
@@ -60,6 +61,31 @@ def test_leaves_out_layers_of_least_presence():
     value = problem.presence[:, :width].sum(axis=1)
     assert 0 < len(kept) < 12
     assert min(value[kept]) >= max(v for k, v in enumerate(value) if k not in kept)
+
+
+def with_path(problem):
+    """A path that takes layers from the last to the first, each whole."""
+    depth, width = problem.presence.shape
+    order = tuple((k, s) for k in reversed(range(depth)) for s in range(width))
+    return replace(problem, path=SubmodelPath(order, np.ones((depth, width))))
+
+
+@pytest.mark.parametrize("name", ["greedy", "greedy-slack", "greedy-no-slack"])
+def test_the_yardstick_does_not_know_the_path(name):
+    problem = problem_of(MINILM, DEVICES[0], 1, Budget(70_000, None, 1 << 20), elastic=True)
+    plain, along = (solve(p, name) for p in (problem, with_path(problem)))
+    assert replace(along, proof=plain.proof) == plain
+    assert along.proof.objective == plain.proof.objective
+
+
+def test_along_a_path_the_largest_submodel_in_time_is_kept():
+    problem = with_path(problem_of(MINILM, DEVICES[0], 1, Budget(40_000, None, 1 << 20), elastic=True))
+    plan = greedy.solve(problem)
+    assert plan is not None
+    widths = [len(layer.bits) for layer in plan.layers]
+    whole = widths.count(MINILM.slices)
+    assert 0 < whole < MINILM.layers and widths[-whole:] == [MINILM.slices] * whole and not any(widths[: -whole - 1])
+    check(plan, problem, claim_of(plan, problem))
 
 
 def test_nothing_fits():

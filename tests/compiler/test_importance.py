@@ -6,7 +6,7 @@ The model is tiny and random; what is tested is the measurement, not what is mea
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from stic.compiler import profile_jobs
+from stic.compiler import importance, profile_jobs
 from stic.compiler.evaluate import Evaluator
 from stic.compiler.importance import Importance, ProfileSettings, load, profile, sample, save
-from stic.compiler.pipeline import read_model
+from stic.compiler.options import CompileOptions
+from stic.compiler.pipeline import plan_model, read_model
+from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.profile_cache import EvaluationLog
 from stic.compiler.profile_jobs import ErrorJob, LossJob, Workers
 from stic.compiler.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
+from stic.compiler.submodels import submodel_path
 from stic.compiler.task import Examples, open_tokenizer
 from stic.runtime.errors import InputError
 
-SETTINGS = ProfileSettings(bits=(2, 3, 4, 6, 16), tokens=60, plans=12)
+SETTINGS = ProfileSettings(bits=(2, 3, 4, 8, 16), tokens=60, plans=12)
 ONE = Workers(jobs=1)
 ROUNDING = 1e-9
 
@@ -64,11 +67,14 @@ def found(encoder: QuantizedModel) -> Importance:
     return profile(encoder, settings=SETTINGS, workers=ONE)
 
 
+@pytest.fixture(scope="module")
+def stretchy(encoder: QuantizedModel) -> Importance:
+    return profile(elastic(encoder), settings=SETTINGS, workers=ONE)
+
+
 def assert_same(a: Importance, b: Importance) -> None:
     """Equal in everything but the time it took."""
-    for field in fields(Importance):
-        if field.name != "seconds":
-            np.testing.assert_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+    np.testing.assert_equal(*(asdict(replace(importance, seconds=0.0)) for importance in (a, b)))
 
 
 def assert_rising_and_concave(gain: np.ndarray, bits: tuple[int, ...]) -> None:
@@ -87,7 +93,7 @@ def test_gains_rise_and_flatten(found: Importance) -> None:
     assert found.gain.shape == found.raw.shape == (2, 4, 5)
     assert_rising_and_concave(found.gain, SETTINGS.bits)
     assert (found.gain[..., -1] > 0).all()
-    assert found.objective == "cosine" and found.metric is None and found.raw_width is None
+    assert found.objective == "cosine" and found.metric is None and found.raw_width is None and found.path is None
     assert not found.presence.any()
     assert "built-in sentences: " in found.calibration and found.calibration.endswith("unlabelled")
 
@@ -104,25 +110,28 @@ def test_more_bits_are_worth_more(found: Importance) -> None:
     assert found.value(high) == pytest.approx(found.gain[..., -1].sum())
 
 
-def test_only_the_ends_and_the_operating_level_are_measured(found: Importance, encoder: QuantizedModel) -> None:
+def test_only_the_ends_the_middle_and_the_operating_level_are_measured(
+    found: Importance, encoder: QuantizedModel
+) -> None:
     settings = replace(SETTINGS, exact=True, plans=0)
     exact = profile(encoder, settings=settings, workers=ONE)
     measured = [SETTINGS.bits.index(bits) for bits in SETTINGS.measured]
-    assert SETTINGS.measured == (2, 4, 16) and settings.measured == SETTINGS.bits
+    assert SETTINGS.measured == (2, 4, 8, 16) and settings.measured == SETTINGS.bits
+    assert ProfileSettings(bits=(3, 6, 8)).measured == (3, 8)  # 4 bits are not on offer
     assert not np.isnan(exact.raw).any() and exact.evaluations == 1 + 8 * 4
     others = [i for i in range(5) if i not in measured]
     np.testing.assert_array_equal(found.raw[..., measured], exact.raw[..., measured])
     assert np.isnan(found.raw[..., others]).all()
     ends = exact.raw[..., 0] - exact.raw[..., -1]
-    for importance in (found, exact):
-        assert (importance.gain[..., -1] >= ends - 1e-12).all()
+    for profiled in (found, exact):
+        assert (profiled.gain[..., -1] >= ends - 1e-12).all()
     np.testing.assert_allclose(found.gain[..., -1], exact.gain[..., -1], atol=0.1 * found.gain.max())
     assert exact.additivity == () and exact.rho is None
 
 
 def test_the_operating_level_is_one_evaluation(found: Importance) -> None:
-    at_level = found.raw[..., SETTINGS.bits.index(4)]
-    assert np.unique(at_level).size == 1
+    at_level = found.raw[..., SETTINGS.bits.index(8)]
+    assert SETTINGS.level == found.level == 8 and np.unique(at_level).size == 1
 
 
 def test_additivity(found: Importance) -> None:
@@ -141,14 +150,61 @@ def test_layer_factors_are_checked_on_new_plans(encoder: QuantizedModel, monkeyp
     assert_rising_and_concave(again.gain, SETTINGS.bits)
 
 
-def test_presence_of_an_elastic_model(encoder: QuantizedModel) -> None:
-    stretchy = profile(elastic(encoder), settings=SETTINGS, workers=ONE)
+def test_presence_of_an_elastic_model(stretchy: Importance) -> None:
     assert stretchy.presence.shape == (2, 4) and (stretchy.presence >= 0).all() and stretchy.presence.any()
     assert stretchy.raw_width is not None and stretchy.raw_width.shape == (2, 5)
     full = ((4,) * 4,) * 2
     cut = ((4,) * 4, (4, 4, 0, 0))
     assert stretchy.value(full) >= stretchy.value(cut)
     assert stretchy.rho is not None and abs(stretchy.rho) <= 1 + ROUNDING
+
+
+@pytest.mark.parametrize("factors", [False, True])
+def test_submodels_of_an_elastic_model_are_worth_what_their_gains_leave(
+    factors: bool, stretchy: Importance, encoder: QuantizedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[SubmodelPath] = []
+
+    def measured(*arguments: Any) -> tuple[SubmodelPath, set[str]]:
+        path, names = submodel_path(*arguments)
+        whole.append(path)
+        return path, names
+
+    monkeypatch.setattr(importance, "submodel_path", measured)
+    monkeypatch.setattr(importance, "GOOD_RHO", 1.1 if factors else -1.1)
+    again = profile(elastic(encoder), settings=SETTINGS, workers=ONE)
+    assert (len(again.additivity) == 2) == factors
+    assert again.path is not None and stretchy.path is not None and again.path.order == stretchy.path.order
+    at_level = again.gain[..., SETTINGS.bits.index(SETTINGS.level)]
+    np.testing.assert_array_equal(again.path.value, np.maximum(whole[0].value - at_level, 0.0))
+    assert again.path.value.any()
+
+
+def test_an_elastic_profile_goes_on_and_counts_its_submodels(
+    stretchy: Importance, encoder: QuantizedModel, tmp_path: Path
+) -> None:
+    assert_same(profile(elastic(encoder), settings=SETTINGS, workers=ONE, cache=tmp_path), stretchy)
+    before = jobs_in(tmp_path)
+    assert sum(name.startswith("loss") for name in before) == stretchy.evaluations
+    assert_same(profile(elastic(encoder), settings=SETTINGS, workers=ONE, cache=tmp_path), stretchy)
+    assert jobs_in(tmp_path) == before
+
+
+def test_the_path_of_an_elastic_model_is_nothing_to_one_that_is_not(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STIC_CACHE", str(tmp_path / "cache"))
+    options = CompileOptions(
+        tiny_dir, "odroid-n2plus", Budget(), planner="greedy", calibration_tokens=40, max_length=16, jobs=1
+    )
+    made = plan_model(options)
+    assert made.importance is not None and made.plan is not None
+    shape = made.importance.presence.shape
+    path = SubmodelPath(tuple(np.ndindex(shape)), np.ones(shape))
+    save(replace(made.importance, path=path), tmp_path / "importance.json")
+    again = plan_model(replace(options, importance=tmp_path / "importance.json"))
+    assert again.problem is not None and again.problem.path is None and again.plan is not None
+    assert again.plan.layers == made.plan.layers
 
 
 def test_the_published_ranking(classifier: QuantizedModel) -> None:
@@ -274,29 +330,29 @@ def test_no_such_cluster(encoder: QuantizedModel) -> None:
         profile(encoder, settings=SETTINGS, workers=Workers(dask="nowhere://127.0.0.1:1"))
 
 
-def test_files_read_back(found: Importance, encoder: QuantizedModel, tmp_path: Path) -> None:
-    stretchy = profile(elastic(encoder), settings=replace(SETTINGS, plans=0), workers=ONE)
-    for importance in (found, stretchy):
-        save(importance, tmp_path / "importance.json")
+def test_files_read_back(found: Importance, stretchy: Importance, tmp_path: Path) -> None:
+    for profiled in (found, stretchy):
+        save(profiled, tmp_path / "importance.json")
         again = load(tmp_path / "importance.json")
-        assert_same(again, importance)
-        assert again.seconds == importance.seconds
+        assert_same(again, profiled)
+        assert again.seconds == profiled.seconds
     assert [path.name for path in tmp_path.iterdir()] == ["importance.json"]
 
 
-def test_files_of_something_else(found: Importance, tmp_path: Path) -> None:
+def test_files_of_something_else(found: Importance, stretchy: Importance, tmp_path: Path) -> None:
     path = tmp_path / "importance.json"
-    save(found, path)
+    save(stretchy, path)
     good = json.loads(path.read_text())
     damaged = [
         {name: value for name, value in good.items() if name != missing}
-        for missing in ("format", "gain", "bits", "key", "additivity")
+        for missing in ("format", "gain", "bits", "key", "additivity", "path")
     ]
     damaged += [
         good | change
         for change in (
             {"unknown": 1},
-            {"format": 2},
+            {"format": 1},
+            {"format": 3},
             {"gain": None},
             {"gain": [[1.0]]},
             {"presence": [[0.0]]},
@@ -305,6 +361,11 @@ def test_files_of_something_else(found: Importance, tmp_path: Path) -> None:
             {"layer_factor": [1.0]},
             {"bits": [2, 3]},
             {"additivity": [{"rho": 1.0}]},
+            {"path": {"value": good["path"]["value"]}},
+            {"path": good["path"] | {"length": 8}},
+            {"path": good["path"] | {"order": good["path"]["order"][1:]}},
+            {"path": good["path"] | {"order": good["path"]["order"][::-1]}},
+            {"path": {"order": [[0, 0]], "value": [[1.0]]}},
         )
     ]
     for content in (*map(json.dumps, damaged), "", "[]", "null", "{", json.dumps(good)[:-20]):
@@ -326,7 +387,7 @@ def test_files_of_something_else(found: Importance, tmp_path: Path) -> None:
         ({"bits": (4, 2)}, "are not ascending bitwidths"),
         ({"bits": (2, 4, 9)}, "are not ascending bitwidths"),
         ({"bits": ()}, "are not ascending bitwidths"),
-        ({"bits": (2, 8)}, "operating level of 4 bits is not among"),
+        ({"bits": (2, 4)}, "operating level of 8 bits is not among"),
         ({"tokens": 0}, "at least one token"),
         ({"plans": -1}, "no negative number of plans"),
     ],

@@ -11,6 +11,7 @@ from stic.compiler.gpu_memory import SCORES_BYTES, gpu_bytes, gpu_state
 from stic.compiler.memory_check import (
     MemoryPlanError,
     verify_extents,
+    verify_family,
     verify_regions,
     verify_state,
     verify_weights,
@@ -141,18 +142,50 @@ SIZES = st.builds(
 
 
 @settings(max_examples=80, deadline=None)
-@given(SIZES, *[st.integers(0, 100).map(lambda n: n * BLOCK)] * 3)
-def test_regions_verify_and_add_up(sizes, preload, working, table):
-    placed, arena = regions(sizes, preload, working, table)
+@given(SIZES, *[st.integers(0, 100).map(lambda n: n * BLOCK)] * 3, st.booleans())
+def test_regions_verify_and_add_up(sizes, preload, working, table, weights_first):
+    placed, arena = regions(sizes, preload, working, table, weights_first)
     assert tuple(placed) == REGIONS
     verify_regions(placed, arena)
     _, without = regions(sizes, 0, 0, 0)
     assert arena == without + preload + working + table
+    assert placed["working"][0] + working == (preload + working if weights_first else arena)
     assert fixed_bytes(sizes, NESTED) > without
     tiles, z = -(-sizes.max_length // 16), sizes.shape
     assert placed["qkv"][1] == tiles * sizes.slices * 3 * pad(z.heads_per_slice * z.head_dim, 16) * 64
     keys, width = 16 * tiles, pad(z.head_dim, 16)
     assert placed["scratch"][1] == sizes.threads * (148 * keys + 2 * keys * width + 24 * width)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(plans(), min_size=2, max_size=3))
+def test_families_verify(family):
+    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536)
+    placements = [place_extents(plan, NESTED) for plan in family]
+    placed = [regions(sizes, one.preload_bytes, one.working_bytes, 0)[0] for one in placements]
+    verify_family(placements, placed)
+    arenas = [regions(sizes, one.preload_bytes, one.working_bytes, 0)[1] for one in placements]
+    assert [arena - mine["preload"][0] for arena, mine in zip(arenas, placed, strict=True)] == [
+        one.preload_bytes + one.working_bytes for one in placements
+    ]
+
+
+def test_faults_in_families_are_caught():
+    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536)
+    plan = make([LayerPlan((4, 4, 4), (4, 4, 4))] * 5)
+    placement = place_extents(plan, NESTED)
+    placed, _ = regions(sizes, placement.preload_bytes, 0, 0)
+    first, _ = regions(sizes, placement.preload_bytes, 0, 0, weights_first=True)
+    for other in ({**placed, "preload": (0, 0)}, {**placed, "working": (0, 0)}, {**placed, "x": (BLOCK, 64)}):
+        with pytest.raises(MemoryPlanError, match=r"elsewhere|not behind"):
+            verify_family([placement] * 2, [placed, other])
+    with pytest.raises(MemoryPlanError, match="behind the preload buffer"):
+        verify_family([placement] * 2, [first, first])
+    a, b, *rest = placement.resident
+    swapped = replace(a, destination=b.destination), replace(b, destination=a.destination)
+    for resident in ((b, a, *rest), (*swapped, *rest)):
+        with pytest.raises(MemoryPlanError, match=r"out of order|is placed before"):
+            verify_family([placement, replace(placement, resident=resident)], [placed] * 2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -205,7 +238,7 @@ def test_state_outside_its_buffer_is_caught(fault):
 
 
 def test_weights_apart_are_caught():
-    placed, _ = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), 3 * BLOCK, BLOCK, 0)
+    placed, _ = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), 3 * BLOCK, BLOCK, 0, weights_first=True)
     verify_weights(placed)
     for name, at in (("preload", BLOCK), ("working", 9 * BLOCK)):
         with pytest.raises(MemoryPlanError, match="apart"):

@@ -33,7 +33,8 @@ def test_facts_hold_what_scripts_read():
     assert facts["gap"] == 0.05 and facts["mean_bits"] == 33 / 5
     assert (facts["predicted_us"], facts["deadline_us"]) == (57_000.0, 60_000)
     assert (facts["peak_bytes"], facts["memory_bytes"]) == (13 << 20, 14 << 20)
-    assert {"status", "objective", "bound", "solve_seconds"} <= facts.keys()
+    assert {"status", "objective", "bound", "solve_seconds"} <= facts.keys() and facts["loss"] is None
+    assert report.plan_facts(replace(PLAN, loss=0.25), 57_000.0, 13 << 20)["loss"] == 0.25
 
 
 def test_plan_is_printed_with_proof_and_grid():
@@ -45,6 +46,13 @@ def test_plan_is_printed_with_proof_and_grid():
     assert "9.5, near enough: no plan exceeds 10" in report.proof_sentence(near)
     assert "F84" in text and ".42" in text and "left out" in text and "32." in text
     assert "a note [with brackets]" in text
+
+
+def test_a_measured_loss_is_printed():
+    untried, tried = (
+        printed(lambda c, p=p: report.print_plan(c, p, 1.0, 1)) for p in (PLAN, replace(PLAN, loss=0.01234567))
+    )
+    assert "0.01235 on calibration examples" in tried and "calibration" not in untried
 
 
 def test_places_are_shown_where_there_is_a_gpu():
@@ -118,6 +126,17 @@ def test_measured_strip_joins_the_steps_of_a_layer():
 def test_similarities_are_a_matrix():
     text = printed(lambda console: console.print(report.similarity_table(["one", "two"], [[1.0, 0.25], [0.25, 1.0]])))
     assert text.count("0.250") == 2 and text.count("1.000") == 2
+
+
+def test_plans_of_a_family_are_a_table():
+    facts = {"number": 0, "default": True, "deadline_us": 60_000, "predicted_us": 57_000, "peak_bytes": 6 << 20}
+    facts |= {"preload_bytes": 1 << 20, "mean_bits": 5.5, "quality": -0.01234567}
+    other = facts | {"number": 1, "default": False, "deadline_us": None, "quality": 9.5}
+    lines = printed(lambda console: console.print(report.family_table([facts, other]))).splitlines()
+    assert lines[1].split() == ["0*", "60ms", "57ms", "6MiB", "1MiB", "5.50", "-0.01235"]
+    assert lines[2].split() == ["1", "-", "57ms", "6MiB", "1MiB", "5.50", "9.5"]
+    said = " ".join(" ".join(lines[3:]).split())
+    assert "minus the loss on calibration examples, or the objective where untried" in said
 
 
 def test_sizes_add_up():

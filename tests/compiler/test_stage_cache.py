@@ -16,6 +16,7 @@ from stic.compiler.sharding import shard
 from stic.compiler.stage_cache import quantized_model, solved
 
 CALLED = ("unit_order", "quantize", "solve")
+EITHER = ["solve", "solve"]  # ilp's plan and greedy's, of which the better one is kept
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def planned(model: Path, memory_bytes: int | None, **more: object) -> CompileRes
 
 def test_only_what_changes_is_computed_again(computed: list[str], tiny_dir: Path) -> None:
     first = planned(tiny_dir, None)
-    assert computed == list(CALLED) and not first.notes
+    assert computed == ["unit_order", "quantize", *EITHER] and not first.notes
     assert first.plan is not None and first.timeline is not None
 
     computed.clear()
@@ -51,13 +52,13 @@ def test_only_what_changes_is_computed_again(computed: list[str], tiny_dir: Path
     assert digest(again.materials) == digest(first.materials)
 
     other = planned(tiny_dir, first.timeline.peak_bytes - 1)
-    assert computed == ["solve"] and other.plan is not None
+    assert computed == EITHER and other.plan is not None
     computed.clear()
     planned(tiny_dir, None, slices=2)
-    assert computed == ["quantize", "solve"]
+    assert computed == ["quantize", *EITHER]
     computed.clear()
     planned(tiny_dir, None, calibration_tokens=200)
-    assert computed == list(CALLED)
+    assert computed == ["unit_order", "quantize", *EITHER]
 
 
 def test_a_damaged_cache_is_a_note(computed: list[str], tiny_dir: Path, tmp_path: Path) -> None:

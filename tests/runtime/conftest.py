@@ -20,9 +20,10 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 
     bits: bitwidths per layer; resident: the same shape, default 0 everywhere. Geometry and options by keyword.
     compiled=False leaves the kernels out: such a package can be read, but not run. gpu="mali-g52" puts that target's
-    GPU beside the CPU of `target`; then all layers run there, or as `places` ("cpu" or "gpu" for each) says.
+    GPU beside the CPU of `target`; then all layers run there, or as `places` ("cpu" or "gpu" for each) says. also:
+    (bits, resident) of further plans. Plan i is of quality i and predicted to take i + 1 ms, the budget to ask for it.
     """
-    from stic.compiler.assembly import assemble_package, collect
+    from stic.compiler.assembly import Planned, assemble_package, collect
     from stic.compiler.codegen import GpuProgram, generate, generate_program
     from stic.compiler.packager import write_package
     from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
@@ -53,6 +54,8 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         gpu_storage: str = "float16",
         places: tuple[str, ...] | None = None,
         fallback: bool = True,
+        also: tuple[tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]], ...] = (),
+        overlap: bool = True,
     ) -> Path:
         folder = tmp_path_factory.mktemp("package")
         geometry = Geometry(len(bits), hidden, heads, head_dim, ffn, slices)
@@ -62,8 +65,13 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         held = resident or tuple(tuple(0 for _ in layer) for layer in bits)
         where = places or tuple("gpu" if gpu and b else "cpu" for b in bits)
         layers = tuple(LayerPlan(b, r, p) for b, r, p in zip(bits, held, where, strict=True))
-        proof = Proof("heuristic", 0.0, None, 0.0)
-        plan = Plan("test", layers, table_resident, read_ahead, True, Budget(), 0.0, proof)
+
+        def planned(layers: tuple[LayerPlan, ...], quality: int = 0) -> Plan:
+            proof = Proof("heuristic", float(quality), None, 0.0)
+            return Plan("test", layers, table_resident, read_ahead, overlap, Budget(), 0.0, proof)
+
+        plan = planned(layers)
+        further = [tuple(LayerPlan(b, r) for b, r in zip(*one, strict=True)) for one in also]
         kernels, text = folder / "kernels.so", folder / "kernels.cl"
         program = None
         if compiled:
@@ -78,7 +86,9 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
             text.write_bytes(b"no code")
             program = GpuProgram(text, chosen.gpu.style, gpu_storage, np.zeros(0, LAUNCH))
         output = folder / "model.stic"
-        parts = assemble_package(materials, plan, chosen, kernels, program=program, fallback=fallback)
+        family = tuple(Planned(planned(other, i), 1000 * (i + 1), ()) for i, other in enumerate(further, 1))
+        options = {"program": program, "fallback": fallback, "also": family}
+        parts = assemble_package(materials, plan, chosen, kernels, 1000, **options)
         write_package(parts, output)
         return output
 
@@ -100,6 +110,24 @@ def with_header() -> Callable[..., bytes]:
         return bytes(data)
 
     return change
+
+
+# Plans of one model: mixed with full precision and a layer left out; all streamed; one bitwidth, resident; finer, and
+# partly at full precision, resident; narrow, and half of it resident; with a middle that another one keeps apart.
+FAMILY = (
+    (((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2)), ((0, 4, 2, 2), (6, 3, 0), (), (0, 0, 0, 0))),
+    (((4, 4, 4, 4), (4, 4, 4, 4), (4, 4, 2), (4, 4, 2, 2)), ((0,) * 4, (0,) * 4, (0,) * 3, (0,) * 4)),
+    (((4, 4, 4, 4), (4, 4, 4, 4), (4, 4, 2), (4, 4, 2, 2)),) * 2,
+    (((5, 4, 4, 4), (16, 5, 4, 4), (5, 4, 2), (5, 5, 5, 2)),) * 2,
+    (((2, 2), (2, 2), (), (2,)), ((2, 2), (2, 0), (), (0,))),
+    (((16, 4, 4), (16, 16, 2), (3, 3, 3, 3), ()), ((0, 4, 4), (16, 16, 2), (3, 3, 3, 3), ())),
+)
+
+
+@pytest.fixture(scope="session")
+def family(make_package: Callable[..., Path]) -> Path:
+    """A package with the plans of FAMILY."""
+    return make_package(*FAMILY[0], also=FAMILY[1:])
 
 
 @pytest.fixture(scope="session")

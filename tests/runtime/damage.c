@@ -1,4 +1,4 @@
-/* usage: damage run PACKAGE FILE             open and run: print "ok" or the sentence
+/* usage: damage run PACKAGE FILE             open and run, under every plan: print "ok" or the sentence
  *        damage survive PACKAGE FILE         the same; any outcome but a crash will do
  *        damage truncate PACKAGE FILE STEP   shorten FILE of the package to every STEP-th size, and restore it
  *        damage flip PACKAGE FILE N          flip one bit of FILE, N times in N places, and restore it
@@ -10,6 +10,16 @@
 
 #include "stic.h"
 
+/* Change to another plan, or stay; a hostile one may be out of reach of every budget. */
+static void change(stic_session *session, uint32_t turn) {
+  stic_info info = {.struct_bytes = sizeof info};
+  stic_plan plan = {.struct_bytes = sizeof plan};
+  if (stic_session_info(session, &info) || stic_session_plan(session, 5 * turn % info.plans, &plan)) exit(4);
+  const uint32_t held_us = plan.deadline_us ? plan.deadline_us : plan.predicted_us;
+  stic_session_set_budget(session, held_us, plan.claimed_bytes, NULL);
+  if (turn % 3 == 1) stic_session_evict(session, turn % 2 ? UINT64_MAX : 1);
+}
+
 static const char *attempt(const char *path) {
   static char sentence[600];
   const int32_t ids[] = {1, 2, 3, 500, 1, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18};
@@ -18,11 +28,17 @@ static const char *attempt(const char *path) {
   const size_t size = stic_session_output_size(session, 17);
   float *output = malloc(size * sizeof *output);
   const char *result = NULL;
-  for (int run = 0; run < 2 && output && !result; run++)
+  stic_info info = {.struct_bytes = sizeof info};
+  if (stic_session_info(session, &info)) exit(4);
+  const uint32_t turns = info.plans == 1 ? 2 : 2 * info.plans + 2;
+  for (uint32_t turn = 0; turn < turns && output && !result; turn++) {
+    if (turn > 1) change(session, turn);
+    if (turn % 4 == 3) continue; /* changes follow one another */
     if (stic_session_run(session, ids, NULL, 17, output, size)) {
       snprintf(sentence, sizeof sentence, "%s", stic_error_message(session));
       result = sentence;
     }
+  }
   free(output);
   stic_session_close(session);
   return result;

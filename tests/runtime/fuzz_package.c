@@ -1,7 +1,8 @@
 /* libFuzzer harness for the package reader: the input is index.bin, and what is left over is one record.
  *
  *   clang -g -O1 -std=c11 -fsanitize=fuzzer,address,undefined -Iruntime/src tests/runtime/fuzz_package.c \
- *         runtime/src/{package,package_memory,package_extents,package_gpu,record,crc,error}.c -pthread -o fuzz && ./fuzz CORPUS
+ *         runtime/src/{package,package_memory,package_extents,package_plans,package_gpu,record,crc,error}.c -pthread -o fuzz
+ *   ./fuzz CORPUS
  *
  * The checksum is set right, so that the checks behind it are reached. An index that is accepted must then bear what
  * the engine does with it: walking its tables, checking a record, and reading that record's outliers. */
@@ -15,18 +16,29 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* What the engine does with each planned shard: find its record and where an extent puts it. */
-static void walk(const stic_package *p) {
+static void walk_plan(const stic_package *p) {
   volatile uint64_t sum = 0;
   for (uint32_t l = 0; l < p->header->layers; l++)
-    for (uint32_t s = 0; s < p->layers[l].slices; s++) {
+    for (uint32_t s = 0; s < p->kept[l].slices; s++) {
       uint32_t level, last;
       for (stic_levels_of(p, stic_bits(p, l, s), &level, &last); level <= last; level++)
         sum += p->records[stic_record_index(p, l, level, s)].offset;
     }
-  for (uint32_t i = 0; i < p->header->extents; i++) sum += p->extents[i].destination;
+  for (uint32_t i = 0; i < p->plan.extents; i++) sum += p->extents[i].destination;
   for (uint32_t l = 0; p->gpu && l < p->header->layers; l++) sum += p->places[l];
   for (uint32_t i = 0; p->gpu && i < p->gpu->launches; i++) sum += strlen(p->launches[i].name) + p->launches[i].local[0];
   for (uint32_t r = 0; p->gpu && r < STIC_GPU_REGIONS; r++) sum += p->state[r].offset;
+}
+
+/* The same under every plan, and choosing one. */
+static void walk(stic_package *p) {
+  stic_error error;
+  for (uint32_t number = 0; number < p->plans; number++) {
+    stic_package_select(p, number);
+    walk_plan(p);
+  }
+  uint32_t number = 0;
+  if (!stic_package_choose(p, p->plan.deadline_us, p->plan.claimed_bytes, &number, &error) && number >= p->plans) abort();
 }
 
 static void try_record(const stic_package *p, const uint8_t *data, size_t size) {

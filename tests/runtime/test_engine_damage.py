@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stic.runtime.format import HEADER, LEVELS, REGION
+from stic.runtime.errors import PackageError
+from stic.runtime.format import HEADER, LEVELS, PLAN, REGION
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, LAUNCH
 from stic.runtime.package import Package
 
@@ -137,6 +138,78 @@ def test_hostile_outliers(damage: Path, copy: Path, with_header: Callable[..., b
         (copy / "index.bin").write_bytes(with_header(bytes(index)))
         refused += "outlier" in call(damage, "survive", copy, "index.bin")[0]
     assert refused > 0
+
+
+@pytest.fixture
+def family_copy(family: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(family, tmp_path / "family.stic"))
+
+
+def test_a_family_runs_under_every_plan(damage: Path, family: Path) -> None:
+    assert call(damage, "run", family, "index.bin") == ["ok"]
+
+
+def test_index_of_a_family_damaged(damage: Path, family_copy: Path) -> None:
+    assert call(damage, "truncate", family_copy, "index.bin", "7") == ["0 accepted"]
+    assert call(damage, "flip", family_copy, "index.bin", "200") == ["0 accepted"]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_hostile_plans(damage: Path, family_copy: Path, number: int, with_header: Callable[..., bytes]) -> None:
+    """Any value in any field of a plan: refused, or run without a crash; of the default plan, which the header repeats,
+    every field but the quality is refused."""
+    good = (family_copy / "index.bin").read_bytes()
+    start = int(Package.open(family_copy).header["plans_at"]) + number * PLAN.itemsize
+    for at in range(0, PLAN.itemsize, 4):
+        old = int.from_bytes(good[start + at : start + at + 4], "little")
+        for value in {0, 1, max(0, old - 1), old + 1, old * 2, old + 64, old + 4096, 1 << 20, 1 << 31, (1 << 32) - 1}:
+            if value < 1 << 32 and value != old:
+                data = bytearray(good)
+                data[start + at : start + at + 4] = value.to_bytes(4, "little")
+                (family_copy / "index.bin").write_bytes(with_header(bytes(data)))
+                (message,) = call(damage, "survive", family_copy, "index.bin")
+                assert message != "ok" or number or at >= PLAN.fields["quality"][1]
+
+
+def test_hostile_tables_of_plans(damage: Path, family_copy: Path, with_header: Callable[..., bytes]) -> None:
+    """Random bytes of the bits and extents of plans changed: refused, or another plan that can be run."""
+    good = (family_copy / "index.bin").read_bytes()
+    package = Package.open(family_copy)
+    chance, refused = random.Random(7), 0
+    for turn in range(90):
+        plan = package.plans[1 + turn % (len(package.plans) - 1)]
+        tables = ((plan.bits_at, 16), (plan.extents_at, 32 * plan.extents), (plan.extents_at, 32 * plan.extents))
+        start, size = tables[turn % 3]
+        data = bytearray(good)
+        data[start + chance.randrange(size)] ^= chance.randrange(1, 256)
+        (family_copy / "index.bin").write_bytes(with_header(bytes(data)))
+        (message,) = call(damage, "survive", family_copy, "index.bin")
+        refused += message.split(": ", 1)[-1].startswith(f"plan {plan.number}: index.bin")
+    assert refused > 60
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    (
+        ({"plans": 1}, "needs several plans"),
+        ({"plans": 0}, "needs several plans"),
+        ({"plans": 65}, "plans is 65"),
+        ({"plans": 60}, "outside"),
+        ({"gpu_at": 256}, "none on a GPU"),
+        ({"plans_at": 0}, "outside"),
+        ({"predicted_us": 7}, "not the header's"),
+        ({"claimed_bytes": 7}, "not the header's"),
+    ),
+)
+def test_families_that_contradict_the_header(
+    damage: Path, family_copy: Path, values: dict[str, int], words: str, with_header: Callable[..., bytes]
+) -> None:
+    index = family_copy / "index.bin"
+    index.write_bytes(with_header(index.read_bytes(), **values))
+    (message,) = call(damage, "run", family_copy, "index.bin")
+    assert words in message
+    with pytest.raises(PackageError):
+        Package.open(family_copy)
 
 
 @pytest.fixture

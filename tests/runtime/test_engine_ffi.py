@@ -117,6 +117,27 @@ def test_runs_as_a_module(loader: str, library: Path, package: Path) -> None:
     module["stic_close"](slow)
 
 
+def test_a_module_changes_between_plans(library: Path, family: Path) -> None:
+    module = tvm_ffi.load_module(str(library))
+    with Session(family) as session:
+        plans = session.plans
+    handle = module["stic_open"](str(family), 0, 0, 0, 0, 0, 0, plans[2].predicted_us, plans[5].claimed_bytes)
+    room = np.zeros(ctypes.sizeof(native.Stats), np.uint8)
+    for number in (2, 0, 4):
+        assert module["stic_set_budget"](handle, plans[number].predicted_us, 0) == number
+        module["stic_stats"](handle, tvm_ffi.from_dlpack(room))
+        stats = native.Stats.from_buffer_copy(room)
+        assert (stats.plan, stats.claimed_bytes) == (number, plans[number].claimed_bytes)
+    with pytest.raises(ValueError, match="no plan of the package"):
+        module["stic_set_budget"](handle, 1, 0)
+    assert module["stic_last_status"]() == 14
+    with pytest.raises(TypeError, match="stic_set_budget"):
+        module["stic_set_budget"](handle, 1)
+    assert module["stic_close"](handle) == 0
+    with pytest.raises(ValueError, match="no plan of the package"):
+        module["stic_open"](str(family), 0, 0, 0, 0, 0, 0, 0, 1)
+
+
 def test_the_device_is_said_as_far_as_there_is_room(library: Path, gpu_package: Path) -> None:
     module = tvm_ffi.load_module(str(library))
     with Session(gpu_package, gpu="off") as session:

@@ -11,7 +11,11 @@ from stic.targets.toolchain import build_engine, find_c_compiler
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_runs_allocate_nothing(package: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["package", "family"])
+def test_runs_and_changes_of_plan_allocate_nothing(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    package: Path = request.getfixturevalue(name)
     target = load("host")
     engine = build_engine(target, tmp_path)
     compiler = find_c_compiler(target)

@@ -131,6 +131,26 @@ def test_json_and_trace(package: Path, runner: Path, tmp_path: Path) -> None:
     assert {"read", "rows", "check", "qkv", "down", "head"} <= {e["name"] for e in events if e["ph"] == "X"}
 
 
+def test_runs_under_a_budget(family: Path, runner: Path) -> None:
+    plans = Package.open(family).plans
+    ids = np.arange(5)
+    for options, number in (([], 0), (["--deadline-us", "4000"], 3), (["--memory-bytes", "MOST"], len(plans) - 1)):
+        most = max(plan.claimed_bytes for plan in plans)
+        line = [str(runner), str(family), "--ids", "0,1,2,3,4", "--json", "--runs", "3"]
+        line += [option.replace("MOST", str(most)) for option in options]
+        facts = json.loads(subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout)
+        assert (facts["plan"], facts["claimed_bytes"]) == (number, plans[number].claimed_bytes)
+        assert facts["predicted_us"] == plans[number].predicted_us
+        assert len(facts["times_us"]) == 3 and sorted(facts["times_us"])[1] == facts["median_us"]
+        want = Reference(Package.open(family).with_plan(number)).run(ids)
+        assert_same([np.array(facts["outputs"][0])], [want])
+    line = [str(runner), str(family), "--ids", "1"]
+    done = subprocess.run([*line, "--memory-bytes", "9"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "no plan of the package" in done.stderr
+    done = subprocess.run(line, check=True, capture_output=True, text=True, timeout=60)
+    assert f"plan 0 of {len(plans)}" in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments",
     (

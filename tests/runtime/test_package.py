@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stic.runtime.errors import PackageError
-from stic.runtime.format import HEADER, MATRICES, MINOR
+from stic.runtime.errors import InputError, PackageError
+from stic.runtime.format import HEADER, MATRICES, MINOR, PLAN
 from stic.runtime.package import Package
+from tests.runtime.conftest import FAMILY
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,62 @@ def test_reads_back_what_was_written(package: Path) -> None:
     matrix = opened.matrix(0, 2, "up", 5)
     assert matrix.codes is not None and matrix.codes.max() < 32
     assert matrix.table is not None and matrix.table.shape == (32,)
+
+
+def test_a_package_under_each_of_its_plans(make_package: Callable[..., Path]) -> None:
+    opened = Package.open(make_package(*FAMILY[0], also=FAMILY[1:], compiled=False))
+    opened.verify()
+    assert int(opened.header["minor"]) == 2 and len(opened.plans) == len(FAMILY) == len(opened.plan["family"])
+    default = opened.with_plan(0)
+    assert default.plan == opened.plan and default.header == opened.header
+    for number, (bits, resident) in enumerate(FAMILY):
+        one, entry = opened.with_plan(number), opened.plans[number]
+        assert [tuple(row[row > 0].tolist()) for row in one.bits] == list(bits)
+        assert one.layers["slices"].tolist() == [len(layer) for layer in bits]
+        assert one.layers["full"].tolist() == [sum(b > 8 for b in layer) for layer in bits]
+        assert (one.number, len(one.extents)) == (number, entry.extents)
+        assert (one.regions["preload"], one.regions["working"]) == (entry.preload, entry.working)
+        assert {k: v for k, v in one.regions.items() if k not in ("preload", "working")} == {
+            k: v for k, v in opened.regions.items() if k not in ("preload", "working")
+        }
+        assert int(one.header["arena_bytes"]) == entry.arena_bytes == sum(one.regions["working"])
+        assert int(one.header["predicted_us"]) == entry.predicted_us == 1000 * (number + 1)
+        assert [tuple(layer["resident"]) for layer in one.plan["plan"]["layers"]] == list(resident)
+        assert one.plan["model"] == opened.plan["model"] and one.plan["claimed_bytes"] == entry.claimed_bytes
+    for number in (-1, len(FAMILY)):
+        with pytest.raises(InputError, match=f"no plan {number}"):
+            opened.with_plan(number)
+
+
+def test_a_package_with_one_plan(package: Path) -> None:
+    opened = Package.open(package)
+    (entry,) = opened.plans
+    assert (entry.number, entry.quality) == (0, 0.0) and "family" not in opened.plan
+    assert entry.claimed_bytes == int(opened.header["claimed_bytes"])
+    assert int(opened.header["minor"]) == 0
+    with pytest.raises(InputError, match="it has 1, counted from 0"):
+        opened.with_plan(1)
+
+
+@pytest.mark.parametrize("name", PLAN.names)
+def test_a_plan_that_makes_no_sense_is_refused(
+    name: str, make_package: Callable[..., Path], with_header: Callable[..., bytes], tmp_path: Path
+) -> None:
+    path = make_package(*FAMILY[0], also=FAMILY[1:], compiled=False)
+    good = (path / "index.bin").read_bytes()
+    at, refused = int(Package.open(path).header["plans_at"]), 0
+    kind, offset = PLAN.fields[name]  # type: ignore[index]
+    for number in (0, 3):
+        for value in (bytes(kind.itemsize), b"\xff" * kind.itemsize):
+            index, start = bytearray(good), at + number * PLAN.itemsize + offset
+            index[start : start + kind.itemsize] = value
+            (path / "index.bin").write_bytes(with_header(bytes(index)))
+            try:
+                Package.open(path)
+            except PackageError:
+                refused += 1
+    # What only the default plan has to repeat, and what may be anything, can be told from another only there.
+    assert refused >= (0 if name == "reserved" else 1)
 
 
 def test_nested_codes_are_prefixes(package: Path) -> None:
@@ -120,7 +177,7 @@ def test_a_newer_format_says_so(copy: Path) -> None:
     at = HEADER.fields["minor"][1]  # type: ignore[index]
     index[at] = MINOR + 1
     (copy / "index.bin").write_bytes(index)
-    with pytest.raises(PackageError, match=r"format 2\.2"):
+    with pytest.raises(PackageError, match=rf"format 2\.{MINOR + 1}"):
         Package.open(copy)
 
 
