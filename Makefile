@@ -19,7 +19,7 @@ TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks
 
-.PHONY: demo test test-device lint types check bench-encoder bench-kernels bench-quantizers bench-planner clean help
+.PHONY: demo test test-device lint types check bench bench-quick bench-kernels bench-quantizers bench-planner clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
@@ -27,11 +27,13 @@ help:
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
 	@echo "make test-device        of pytest, what drives an emulated phone behind an RPC tracker (needs qemu-aarch64)"
 	@echo "make lint types check   the parts of it"
-	@echo "make bench-encoder      latency and memory against onnxruntime; prediction on throttled storage (root)"
+	@echo "make bench              the evaluation: planners, baselines and other runtimes on real tasks, storage and memory"
+	@echo "                        held to a limit (root; STIC_DATA names the data; an hour, goes on where it was stopped)"
+	@echo "make bench-quick        a sample of it in a few minutes (BENCH=... adds arguments to both, such as --plan-only)"
 	@echo "make bench-kernels      kernels and encoder against the machine's limits, onnxruntime, OpenVINO and llama.cpp"
 	@echo "                        (BENCH=... adds arguments, such as --quick or --only gemm)"
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
-	@echo "make bench-planner      planners on the grid of test instances"
+	@echo "make bench-planner      planner ilp against greedy on 200 random instances (half an hour; goes on likewise)"
 	@echo "make clean              remove what was built, and the environment"
 
 $(BIN)/python:
@@ -91,12 +93,11 @@ test: check
 test-device: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q $(PARALLEL) tests/device $(PYTEST)
 
-bench-encoder: $(DEMO)/minilm.onnx $(DEMO_PACKAGE)/index.bin | $(VENV)/test.stamp
-	$(BIN)/stic compile $(DEMO)/minilm.onnx --target host --planner preload --bits 6 -o $(DEMO)/resident.stic
-	$(BIN)/python benchmarks/encoder.py latency $(DEMO)/minilm.onnx $(DEMO)/resident.stic --threads 1
-	$(BIN)/python benchmarks/encoder.py latency $(DEMO)/minilm.onnx $(DEMO)/resident.stic --threads 2
-	$(BIN)/python benchmarks/encoder.py memory $(DEMO)/minilm.onnx $(DEMO_PACKAGE)
-	$(BIN)/python benchmarks/encoder.py throttled $(DEMO)/minilm.onnx --deadline-us 70000 --folder $(DEMO)
+bench: | $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.evaluation benchmarks/evaluation/full.toml $(BENCH)
+
+bench-quick: | $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.evaluation benchmarks/evaluation/quick.toml $(BENCH)
 
 bench-kernels: $(DEMO)/minilm.onnx | $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.kernels --model $(DEMO)/minilm.onnx $(BENCH)
@@ -105,7 +106,7 @@ bench-quantizers: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/quantizers.py
 
 bench-planner: $(VENV)/test.stamp
-	$(BIN)/python benchmarks/planner.py
+	$(BIN)/python -m benchmarks.planner_study $(BENCH)
 
 clean:
 	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

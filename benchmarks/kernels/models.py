@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.kernels.peers import feeds
 from benchmarks.kernels.place import Place
-from stic.compiler.task import built_in_examples, open_tokenizer
+from stic.compiler.task import Examples, Pair, built_in_examples, open_tokenizer
 
 NUMPY = "numpy"
 Paths = dict[str, tuple[str, Path]]  # contender: class in peers.py, what it loads
@@ -44,13 +44,14 @@ def peers(place: Place, absent: dict[str, str]) -> Paths:
     with place.progress("quantise for the peers", 2) as tick:
         if importlib.util.find_spec("onnxruntime"):
             found["onnxruntime fp32"] = "OnnxRuntime", place.model
-            found["onnxruntime int8"] = "OnnxRuntime", _dynamic(place.model, place.folder / "dynamic.onnx")
+            found["onnxruntime int8"] = "OnnxRuntime", dynamic(place.model, place.folder / "dynamic.onnx")
         else:
             absent["onnxruntime"] = "not installed: pip install -e '.[bench]'"
         tick()
         if importlib.util.find_spec("openvino") and importlib.util.find_spec("nncf"):
             found["OpenVINO"] = "OpenVino", place.model
-            found["OpenVINO int8"] = "OpenVino", _post_training(place.model, place.folder / "nncf.xml")
+            quantized = post_training(place.model, place.folder / "nncf.xml", built_in_examples())
+            found["OpenVINO int8"] = "OpenVino", quantized
         else:
             absent["OpenVINO"] = "openvino or nncf is not installed: pip install -e '.[bench]'"
         tick()
@@ -58,7 +59,7 @@ def peers(place: Place, absent: dict[str, str]) -> Paths:
     return found
 
 
-def _dynamic(model: Path, out: Path) -> Path:
+def dynamic(model: Path, out: Path) -> Path:
     """onnxruntime's dynamic quantization: int8 weights per channel, activations as they come."""
     from onnxruntime.quantization import quantize_dynamic
 
@@ -66,8 +67,8 @@ def _dynamic(model: Path, out: Path) -> Path:
     return out
 
 
-def _post_training(model: Path, out: Path) -> Path:
-    """NNCF's post-training quantization for transformers, calibrated on the built-in sentences."""
+def post_training(model: Path, out: Path, examples: Examples) -> Path:
+    """NNCF's post-training quantization for transformers, calibrated on the examples."""
     os.environ.setdefault("NNCF_CI", "1")  # without it nncf reports its use over the network
     import nncf
     import openvino
@@ -77,10 +78,11 @@ def _post_training(model: Path, out: Path) -> Path:
     graph = openvino.Core().read_model(model)
     names = [port.any_name for port in graph.inputs]
 
-    def inputs(text: str) -> dict[str, Any]:
-        return feeds(names, np.array(tokenizer.encode(text).ids, np.int64))
+    def inputs(text: Pair) -> dict[str, Any]:
+        coded = tokenizer.encode(*text)
+        return feeds(names, np.array(coded.ids, np.int64), np.array(coded.type_ids, np.int64))
 
-    texts = [text for text, _ in built_in_examples().texts]
+    texts = list(examples.texts)
     dataset = nncf.Dataset(texts, inputs)
     kind = nncf.ModelType.TRANSFORMER
     with contextlib.redirect_stdout(sys.stderr):  # its progress

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 
-def feeds(names: list[str], ids: Ids) -> dict[str, Ids]:
-    """Inputs of a BERT graph by name, each (1, tokens)."""
-    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+def feeds(names: list[str], ids: Ids, types: Ids | None = None) -> dict[str, Ids]:
+    """Inputs of a BERT graph by name, each (1, tokens); without token types they are zeros."""
+    kinds = np.zeros_like(ids) if types is None else types
+    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": kinds}
     return {name: values[name][None] for name in names}
 
 
@@ -71,6 +72,11 @@ class OnnxRuntime(Encoder):
         given = feeds([node.name for node in self.session.get_inputs()], ids)
         return lambda: self.session.run(None, given)[0]
 
+    def any_length(self) -> Callable[[Ids, Ids], Any]:
+        """Return what runs ids and token types of whatever length."""
+        names = [node.name for node in self.session.get_inputs()]
+        return lambda ids, types: self.session.run(None, feeds(names, ids, types))[0]
+
 
 class OpenVino(Encoder):
     """An ONNX graph or OpenVINO's own; compiled for each length, in the precision that OpenVINO picks."""
@@ -88,6 +94,13 @@ class OpenVino(Encoder):
         request = self.core.compile_model(model, "CPU", self.settings).create_infer_request()
         given = feeds(names, ids)
         return lambda: request.infer(given)[0]
+
+    def any_length(self) -> Callable[[Ids, Ids], Any]:
+        """Return what runs ids and token types of whatever length."""
+        model = self.core.read_model(self.path)
+        names = [port.any_name for port in model.inputs]
+        request = self.core.compile_model(model, "CPU", self.settings).create_infer_request()
+        return lambda ids, types: request.infer(feeds(names, ids, types))[0]
 
 
 class Numpy(Encoder):

@@ -1,0 +1,119 @@
+"""The report of a result file: tables as Markdown and figures, made from that file alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.evaluation import run_tables, tables
+from benchmarks.evaluation.acceptance import judge
+from benchmarks.evaluation.comparisons import YARDSTICKS
+from benchmarks.evaluation.figures import drawings
+from benchmarks.evaluation.markdown import section
+from benchmarks.evaluation.results import Results
+from stic.runtime.errors import InputError
+
+NAME = "evaluation"
+STUDY = Path(__file__).resolve().parent.parent / "results" / "planner-study.json"
+BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
+LEGEND = (
+    "Points are hundredths of the task's metric. – no plan meets the budget; empty: not measured; † the median run"
+    " missed the deadline; ° more than 2 % of the runs did; * the bandwidth of the paper's ratio."
+)
+
+
+def write(result: Path, folder: Path, docs: Path | None = None, study: Path = STUDY) -> list[Path]:
+    """Write FOLDER/evaluation.md and FOLDER/evaluation-*.png; returns what was written.
+
+    `docs` is a page whose region between `BEGIN` and `END` is filled with the tables that sum up, and with the figures.
+    `study` is the planner study's result; its table is left out where it does not exist. Raises InputError where
+    `result` is none of this version, or the page has no such region.
+    """
+    results = Results.read(result)
+    page = None if docs is None else _split(docs)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = drawings(results)
+    for name, draw in figures.items():
+        _whole(folder / picture(name), draw)
+    parts = ("# Evaluation", everything(results, study), section("Figures", *(_shown(name) for name in figures)))
+    text = folder / f"{NAME}.md"
+    _whole(text, lambda path: path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8"))
+    if docs is not None and page is not None:
+        filled = page[0] + BEGIN + region(results, os.path.relpath(folder, docs.parent)) + END + page[1]
+        _whole(docs, lambda path: path.write_text(filled, encoding="utf-8"))
+    return [text, *(folder / picture(name) for name in figures)]
+
+
+def picture(name: str) -> str:
+    """The file that a figure is in."""
+    return f"{NAME}-{name}.png"
+
+
+def _shown(name: str, folder: str = ".") -> str:
+    return f"![{name}]({os.path.normpath(f'{folder}/{picture(name)}')})"
+
+
+def _whole(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file under another name, then rename it."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        make(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def everything(results: Results, study: Path) -> str:
+    """All tables."""
+    parts = (
+        section("What is claimed, and what was measured", tables.findings(judge(results))),
+        section("Environment", tables.environment(results)),
+        section("IO and compute", tables.ratios(results)),
+        section("Accuracy", LEGEND, tables.accuracy(results)),
+        *(
+            part
+            for name, words in YARDSTICKS.items()
+            for part in (
+                section(f"ILP and {words}", tables.against(results, name)),
+                section(f"Cells in which the ILP is lower than {name}", tables.lower(results, name), level=3),
+            )
+        ),
+        section("ILP and baselines of equal deadline and memory", tables.against_baselines(results)),
+        section("At the paper's ratio", tables.paper_ratio(results)),
+        section("Predicted and measured time", run_tables.prediction(results)),
+        section("Claimed and measured memory", run_tables.memory(results)),
+        section("Other runtimes", run_tables.peers(results)),
+        section("The nested store", run_tables.store(results)),
+        section("Switching plans", run_tables.switch(results)),
+        section("The planner on random instances", tables.study(study)),
+        section("What did not run", run_tables.failures(results)),
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+def region(results: Results, folder: str) -> str:
+    """What a page shows of the results that are in `folder`, relative to it: verdicts, sums, and the figures."""
+    whole = f"{folder}/{NAME}.md"
+    parts = (
+        f"Every table, cell by cell: [{whole}]({whole}).",
+        section("What is claimed, and what was measured", tables.findings(judge(results)), level=3),
+        *(section(f"ILP and {words}", tables.against(results, name), level=3) for name, words in YARDSTICKS.items()),
+        section("ILP and baselines of equal deadline and memory", tables.against_baselines(results), level=3),
+        section("At the paper's ratio", tables.paper_ratio(results), level=3),
+        section("Predicted and measured time", run_tables.prediction(results), level=3),
+        section("Claimed and measured memory", run_tables.memory(results), level=3),
+        section("Other runtimes", run_tables.peers(results, brief=True), level=3),
+        section("Figures", *(_shown(name, folder) for name in drawings(results)), level=3),
+    )
+    return "\n" + "\n\n".join(filter(None, parts)) + "\n\n"
+
+
+def _split(docs: Path) -> tuple[str, str]:
+    """The page before and after its region."""
+    text = docs.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{docs} has no place for the tables: add the lines {BEGIN.strip()} and {END.strip()}")
+    return before, after

