@@ -148,14 +148,14 @@ def quantile(values: Iterable[float], share: float) -> float:
 
 
 def slack(row: Row) -> float | None:
-    """Share of the claimed memory that the cgroup never saw used; None without a cgroup."""
-    return None if row.group_bytes is None else 1 - row.group_bytes / row.claimed_bytes
+    """Share of the claimed memory that no count ever saw used; None without a cgroup."""
+    return None if row.group_bytes is None else 1 - row.peak_bytes / row.claimed_bytes
 
 
 def exceeded(row: Row) -> bool:
-    """Whether a run used more than its plan claims, by the cgroup's count and by the engine's own."""
+    """Whether a run used more than its plan claims, by any count: the cgroup's, the process's, the engine's own."""
     engine = row.data["memory"].get("engine_bytes") or 0
-    return max(row.group_bytes or 0, engine) > row.claimed_bytes
+    return max(row.peak_bytes, engine) > row.claimed_bytes
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,6 +142,11 @@ class Row:
         return self.data["memory"].get("cgroup_peak_bytes")
 
     @property
+    def peak_bytes(self) -> int:
+        """The larger of the two: one leaves out pages that others touched first, the other the kernel's own."""
+        return max(self.rss_bytes, self.group_bytes or 0)
+
+    @property
     def claimed_bytes(self) -> int:
         """What the plan says that the engine needs; also the cgroup's limit."""
         return int(self.data["claimed_bytes"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stic.compiler.synthetic import VOCABULARY
 from stic.runtime import native
 from stic.runtime.errors import EngineError, InputError, PackageError, ToolchainError
 from stic.runtime.package import Package
@@ -49,7 +50,7 @@ def test_runs_repeat_exactly(package: Path) -> None:
     (
         ([], None, "no tokens"),
         (list(range(41)), None, "compiled for at most 40"),
-        ([0, 1024], None, "token 1 has id 1024"),
+        ([0, VOCABULARY], None, f"token 1 has id {VOCABULARY}"),
         ([-1], None, "token 0 has id -1"),
         ([1, 2], [0, 1], "token 1 has type 1"),
         ([1, 2], [0], "1 types"),
