@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stic.compiler.synthetic import VOCABULARY
 from stic.runtime import native
 from stic.runtime.session import Session
 from stic.targets.target import load
@@ -98,7 +99,7 @@ def test_runs_as_a_module(loader: str, library: Path, package: Path) -> None:
     assert native.Event.from_buffer_copy(np.from_dlpack(events)).end_ns > 0
     assert module["stic_evict"](handle, 1 << 30) == 0
     with pytest.raises(ValueError, match="vocabulary"):
-        module["stic_run"](handle, tensor(ids + 5000), None, target)
+        module["stic_run"](handle, tensor(ids + VOCABULARY), None, target)
     assert module["stic_last_status"]() == 12
     with pytest.raises(TypeError, match="int32 tensor"):
         module["stic_run"](handle, target, None, target)
