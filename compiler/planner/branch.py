@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stic.compiler.plan import Plan, Problem
@@ -13,13 +13,14 @@ from stic.compiler.planner.relax import Relaxer
 from stic.compiler.planner.solution import hint
 
 READ_AHEAD = (2, 1, 0)  # tried besides reading ahead freely, where memory is limited
+WHOLE = 1e-4  # of a shard; a relaxed number of shards this near a whole one is one
 
 
-@dataclass
+@dataclass(eq=False)
 class Branch:
     """A program under fixings: the first layer that streams is one of first .. until - 1.
 
-    `until` = depth + 1 stands for depth and none at all.
+    `until` = depth + 1 stands for depth and none at all. Along a path of submodels, least .. most shards are kept.
     """
 
     program: Program
@@ -28,6 +29,8 @@ class Branch:
     resident: int  # the table
     first: int
     until: int
+    least: int = 1
+    most: int = 1 << 30
     bound: float = math.inf
     relaxed: list[float] = field(default_factory=list)
     exhausted: bool = False
@@ -37,7 +40,31 @@ class Branch:
         out = {self.program.rho.index: self.resident}
         out |= {x.index: 0 for x in self.program.streams[: self.first]}
         out |= {x.index: 0 for x in self.program.started[: self.first]}
-        return out | {x.index: 1 for x in self.program.started[self.until - 1 :]}
+        out |= {x.index: 1 for x in self.program.started[self.until - 1 :]}
+        joined = self._joined()
+        return out | {x.index: 1 for x in joined[: self.least]} | {x.index: 0 for x in joined[self.most :]}
+
+    def _joined(self) -> list[Any]:
+        """Variables of the shards along the path."""
+        path = self.program.problem.path
+        return [] if path is None else [self.program.y[k][s][0] for k, s in path.order]
+
+    def halved(self) -> list[Branch]:
+        """Two branches for this one, by the first layer that streams; none where only one layer is left."""
+        if self.until <= self.first + 1 or not self.program.started:
+            return []
+        middle = (self.first + self.until) // 2
+        return [replace(self, until=middle), replace(self, first=middle)]
+
+    def cut(self) -> list[Branch]:
+        """Two branches for this one, of smaller and of larger submodels; none where the relaxed one is a submodel.
+
+        A relaxation may keep a part of a shard, with bits as if it were whole. Neither branch lets it.
+        """
+        kept = sum(self.relaxed[x.index] for x in self._joined()) if self.relaxed else 0.0
+        if abs(kept - round(kept)) < WHOLE:
+            return []
+        return [replace(self, most=math.floor(kept), relaxed=[]), replace(self, least=math.ceil(kept), relaxed=[])]
 
 
 def roots(problem: Problem, aim: Aim, floor: float | None) -> tuple[list[Branch], Relaxer | None]:

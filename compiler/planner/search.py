@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
@@ -155,19 +155,21 @@ class Search:
         self._tell()
         return True
 
+    def _replace(self, b: Branch, parts: list[Branch]) -> None:
+        """Have a branch's parts in its place."""
+        with self._lock:
+            self.branches = [other for other in self.branches if other is not b] + parts
+        self._tell()
+
     def _split(self, seconds: float) -> None:
-        """Tighten the worst bounds by halving which layer may be the first that streams."""
+        """Tighten the worst bounds by cutting the path, or halving which layer may be the first that streams."""
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             worst = max(self.branches, key=lambda b: b.bound)
-            if not self._open(worst) or worst.until <= worst.first + 1 or not worst.program.started:
+            parts = worst.cut() or worst.halved()
+            if not self._open(worst) or not parts or not all(self._bounded(part) for part in parts):
                 break
-            middle = (worst.first + worst.until) // 2
-            children = [replace(worst, until=middle), replace(worst, first=middle)]
-            if not all(self._bounded(child) for child in children):
-                break
-            self.branches = [b for b in self.branches if b is not worst] + children
-            self._tell()
+            self._replace(worst, parts)
 
     def _in_units(self, program: Program, units: float) -> float:
         """A bound in the program's integers as a bound on quality, bytes or microseconds."""
@@ -199,29 +201,47 @@ class Search:
         begun = (self.best.read_ahead, self.best.table_resident) if self.best is not None else None
         waiting = sorted(self.branches, key=lambda b: (b.read_ahead, bool(b.resident)) != begun)
         relaxed: list[Branch] = []
+        busy, change = 0, threading.Condition(self._lock)
+
+        def next_one(searches: bool) -> Branch | None:
+            likely = [b for b in relaxed if self._open(b)] if searches or not waiting else []
+            b = max(likely, key=lambda b: b.bound, default=None)
+            if b is not None:
+                relaxed.remove(b)
+                return b
+            return waiting.pop(0) if waiting else None
 
         def work(worker: int) -> None:
+            nonlocal busy
             if cover is not None and not worker:
                 self._covered(cover)
-            while self._left() > 0.05:
-                with self._lock:
-                    likely = [b for b in relaxed if self._open(b)] if worker or not waiting else []
-                    b = max(likely, key=lambda b: b.bound, default=None) or (waiting.pop(0) if waiting else None)
-                    if b in relaxed:
-                        relaxed.remove(b)
-                if b is None:
-                    return
-                if b.relaxed:
-                    self._near_relaxation(b)
-                elif self._open(b) and self._bounded(b) and b.relaxed:
-                    relaxed.append(b)
+            while True:
+                with change:
+                    while (b := next_one(worker > 0)) is None and busy:
+                        change.wait()
+                    if b is None or self._left() < 0.05:
+                        return
+                    busy += 1
+                try:
+                    if b.relaxed:
+                        self._near_relaxation(b)
+                    elif self._open(b) and self._bounded(b) and b.relaxed:
+                        if parts := b.cut():
+                            self._replace(b, parts)
+                            waiting[:0] = parts
+                        else:
+                            relaxed.append(b)
+                finally:
+                    with change:
+                        busy -= 1
+                        change.notify_all()
 
         with ThreadPoolExecutor(self.workers) as pool:
             list(pool.map(work, range(self.workers)))
 
     def _near_relaxation(self, b: Branch) -> None:
         """Branch and bound in boxes around a relaxed solution, the wider one where the first is empty."""
-        share = max(self.workers / (1 + sum(map(self._open, self.branches))), 0.3)
+        share = min(max(self.workers / (1 + sum(map(self._open, self.branches))), 0.3), 0.6)
         if self.aim != "quality" and self.floor is None:
             # Least memory and least latency are nearly always at the lowest bits: decide residence alone.
             lowest = {x.index: 0 for rows in b.program.y for row in rows for x in row[1:]}
@@ -262,7 +282,7 @@ class Search:
             self._branch_and_bound(here, seconds, box(here.program, around, 1 + turn // 3))
 
     def _tighten(self, seconds: float) -> None:
-        """Lower the worst bound: halve the branch it belongs to, or else branch and bound on the whole of it."""
+        """Lower the worst bound: split the branch it belongs to, or else branch and bound on the whole of it."""
         end = time.perf_counter() + seconds
         self._split(seconds)
         while time.perf_counter() < end - 0.3:
@@ -270,13 +290,15 @@ class Search:
             before = worst.bound
             if not self._open(worst):
                 break
-            self._branch_and_bound(worst, end - time.perf_counter(), {}, self.enough / 2)
+            self._branch_and_bound(worst, end - time.perf_counter(), {})
             if worst.bound >= before:
                 break
 
     def _holds_best(self, b: Branch) -> bool:
         """Whether the best plan lies in this branch."""
         if self.best is None or self.best.read_ahead != b.read_ahead or self.best.table_resident != bool(b.resident):
+            return False
+        if not b.least <= sum(len(layer.bits) for layer in self.best.layers) <= b.most:
             return False
         if not b.program.started:
             return True
@@ -285,12 +307,13 @@ class Search:
         first = [k for k, layer in layers if table.layer(k, layer.bits, layer.resident).streamed_bytes]
         return b.first <= (first[0] if first else self.problem.store.layers) < b.until
 
-    def _branch_and_bound(self, b: Branch, seconds: float, fence: dict[int, int], gap: float = 0.0) -> bool:
-        """HiGHS on a branch, whole or in a box, to a relative `gap`; keep what it finds. True if nothing is in it."""
+    def _branch_and_bound(self, b: Branch, seconds: float, fence: dict[int, int]) -> bool:
+        """HiGHS on a branch, whole or in a box; keep what it finds. True if there is nothing in it."""
         fixed = b.fixed()
         if any(fence.get(i, v) != v for i, v in fixed.items()):
             return True
-        outcome = b.relaxer.solve(fence | fixed, min(seconds, self._left()), True, max(gap, self.gap_limit / 2))
+        gap = max(self.gap_limit / 2, self.enough / (4 if fence else 2))
+        outcome = b.relaxer.solve(fence | fixed, min(seconds, self._left()), True, gap)
         if outcome.values is not None:
             values = outcome.values
             layers, table_resident = decode(b.program, lambda x: round(values[x.index]))

@@ -3,9 +3,10 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from stic.compiler.plan import Budget
+from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.planner import greedy, optimal
 from stic.compiler.planner.branch import roots
 from stic.compiler.planner.closed_form import CostTable, claim, claim_of, objective
@@ -86,3 +87,25 @@ def test_what_was_left_open_takes_no_longer_than_quality_or_a_few_seconds(monkey
     (_, first), (aim, second) = ends
     assert aim == "memory" and second < first
     assert plan.proof.objective == pytest.approx(objective(plan.layers, problem))
+
+
+def test_relaxed_submodels_are_cut_between_two_of_them():
+    """A relaxation keeps a part of a shard with all of its bits; no branch may keep it after the cut."""
+    problem = small(preload_bytes=0)
+    order = tuple(np.ndindex(6, 12))
+    value = np.linspace(2, 1, 72).reshape(6, 12) * problem.gain.max()
+    path = SubmodelPath(order, value)
+    budget = replace(problem.budget, latency_us=problem.budget.latency_us // 2)
+    problem = replace(problem, elastic=True, path=path, presence=value, budget=budget)
+    (root,), _ = roots(problem, "quality", None)
+    found = root.relaxer.solve(root.fixed(), 20)
+    assert found.values is not None and found.bound is not None
+    root.relaxed = found.values
+    fewer, more = root.cut()
+    assert (fewer.least, more.most) == (root.least, root.most) and more.least == fewer.most + 1
+    bounds = [b.relaxer.solve(b.fixed(), 20).bound for b in (fewer, more)]
+    assert max(bound for bound in bounds if bound is not None) < found.bound * (1 - 1e-6)
+    plan = optimal.solve(problem, 60, 2, 0.0)
+    kept = [k for k, _ in order[: sum(len(layer.bits) for layer in plan.layers)]]
+    assert [len(layer.bits) for layer in plan.layers] == [kept.count(k) for k in range(6)]
+    assert plan.proof.gap is not None and plan.proof.gap < 1e-4
