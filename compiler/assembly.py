@@ -25,6 +25,7 @@ from stic.schedules.shape import KernelShape
 from stic.targets.target import Gpu, Target
 
 STACK_BYTES = 128 << 10
+ROW_LANES = 8  # reads of 4 KiB gain from so many at once, also on flash; reads of a whole request gain from two only
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,7 @@ def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads:
         output_floats=features * (max_length if head.pooling == "tokens" else 1),
         threads=threads,
         lanes=lanes,
+        row_lanes=max(lanes, ROW_LANES),
         stack_bytes=STACK_BYTES,
     )
     return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word), sizes)
@@ -163,6 +165,7 @@ def assemble_package(
         max_length=sizes.max_length,
         threads=sizes.threads,
         lanes=sizes.lanes,
+        row_lanes=sizes.row_lanes,
         request_bytes=REQUEST_BYTES,
         stack_bytes=sizes.stack_bytes,
         labels=labels,

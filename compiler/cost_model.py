@@ -4,7 +4,7 @@ A profile is the JSON that `stic probe` writes:
 
     {"format": 1, "device": "...",
      "io": {"direct": true, "lanes": 2, "points": [{"bytes", "lanes", "median_us", "spread_us"}, ...],
-            "request_us": .., "bytes_per_s": .., "row_us": ..},          fitted with `lanes` lanes in use
+            "request_us": .., "bytes_per_s": .., "row_us": ..},          with the lanes of extents, or of rows, in use
      "compute": {"threads": 2, "shapes": [{"hidden", "heads_per_slice", "head_dim", "neurons_per_slice", "slices",
                  "rows", "layer_us", "slice_us": {"2": ..}, "embed_us", "head_us", "submit_us", "spread"}, ...]},
      "gpu": {"device", "driver", "arithmetic", "hop_us", "shapes": [..]}}    where one was measured; shapes as above
@@ -256,7 +256,7 @@ def estimate(
     slices: int,
     rows: int,
     threads: int,
-    lanes: int,
+    row_lanes: int,
     bits: tuple[int, ...],
     derating: float = IO_DERATING,
 ) -> Costs:
@@ -279,7 +279,7 @@ def estimate(
     slice_us = {b: multiply_us * FLOAT_SLOWDOWN if b > 8 else multiply_us + unpack_us * b / 8 for b in bits}
     # Norms, residuals and quantisation pass over a few dozen values a hidden value, four at a time.
     layer_us = rows * shape.hidden * 32 / (4 * threads * clock / 1e6)
-    row_us = request_us / lanes + BLOCK * 1e6 / speed
+    row_us = request_us / row_lanes + BLOCK * 1e6 / speed
     io = IoCost(request_us, speed * derating, REQUEST_BYTES, row_us)
     compute = ComputeCost(layer_us, slice_us, layer_us, layer_us, 50.0)
     return Costs(io, compute, False, (f"times are estimated from facts about {target.name}, nothing was measured",))

@@ -50,7 +50,7 @@ def _costs(
     if options.profile is not None:
         return costs(load(options.profile), *shape, bits)
     if target.name != "host":
-        return estimate(target, *shape, sizes.lanes, bits)
+        return estimate(target, *shape, sizes.row_lanes, bits)
     folder = options.output.absolute().parent if options.output is not None else Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
     model, kernels = materials.quantized.sharded.model, kernels_key(materials.kernel_shape, target)

@@ -35,6 +35,7 @@ from stic.runtime.format import (
 # Pages a process touches besides the arena, the index and the stacks of its threads: code and data of the
 # engine, of kernels.so and of libc, and the main thread's stack.
 PROCESS_BYTES = 29 << 16  # 1.8125 MiB
+LANE_STACK_BYTES = 32 << 10  # what an IO lane touches of its stack
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class Sizes:
     head_width: int  # widest input or output of the head's linear maps; 0: no head
     output_floats: int  # max_length * features, or features
     threads: int
-    lanes: int
+    lanes: int  # that read extents
+    row_lanes: int  # that read embedding rows, those included
     stack_bytes: int
 
 
@@ -167,7 +169,7 @@ def _buffers(z: Sizes) -> dict[str, int]:
         "panel": z.threads * TILE * widest,
         "scratch": z.threads * scratch_bytes(z.max_length, shape.head_dim),
         "rows": z.max_length * z.row_stride,
-        "staging": z.lanes * pad(z.row_stride, BLOCK),
+        "staging": z.row_lanes * pad(z.row_stride, BLOCK),
         "ids": 4 * z.max_length,
         "types": 4 * z.max_length,
         "head": 2 * pad(z.head_width, TILE) * vector,
@@ -240,4 +242,5 @@ def fixed_bytes(z: Sizes, store: Store, plans: int = 1) -> int:
     multiples of 4096.
     """
     _, arena = regions(z, 0, 0, 0)
-    return arena + index_bytes(store, plans) + (z.threads - 1 + z.lanes) * z.stack_bytes + PROCESS_BYTES
+    stacks = (z.threads - 1) * z.stack_bytes + z.row_lanes * LANE_STACK_BYTES
+    return arena + index_bytes(store, plans) + stacks + PROCESS_BYTES

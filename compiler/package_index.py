@@ -27,6 +27,7 @@ from stic.runtime.format import (
     LEVELS,
     MAGIC,
     MAJOR,
+    MINOR,
     PLAN,
     POOLINGS,
     RECORD,
@@ -83,6 +84,7 @@ class Parts:
     max_length: int
     threads: int
     lanes: int
+    row_lanes: int
     request_bytes: int
     stack_bytes: int
     labels: tuple[str, ...] = ()
@@ -182,7 +184,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
     values: dict[str, Any] = {
         "magic": MAGIC,
         "major": MAJOR,
-        "minor": 2 if parts.family else 0 if parts.gpu is None else 1,
+        "minor": MINOR,
         "architecture": ARCHITECTURES.index(parts.target.arch),
         "features": sum(1 << FEATURES.index(name) for name in parts.target.features),
         "hidden": geometry.hidden,
@@ -202,6 +204,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         "output_features": features,
         "threads": parts.threads,
         "lanes": parts.lanes,
+        "row_lanes": parts.row_lanes,
         "request_bytes": parts.request_bytes,
         "stack_bytes": parts.stack_bytes,
         "table_resident": int(plan.table_resident),

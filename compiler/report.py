@@ -241,11 +241,12 @@ def _measured_lane(track: int) -> str:
 
 def measured(trace: Trace, tokens: int) -> Strip:
     """A traced run, for drawing."""
-    spans = []
+    spans, of_weights = [], {e.track for e in trace if e.name == "read"}
     for e in trace:
         start, end = e.begin_ns / 1e3, e.end_ns / 1e3
         if e.track >= 0:
-            spans.append(Span(f"IO {e.track}", "read", start, end, str(e.layer) if e.layer >= 0 else "E"))
+            lane = f"IO {e.track}" if e.track in of_weights else "IO rows"
+            spans.append(Span(lane, "read", start, end, str(e.layer) if e.layer >= 0 else "E"))
         elif e.name == "stall":
             spans.append(Span(_measured_lane(e.track), "stall", start, end))
         else:

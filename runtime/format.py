@@ -96,7 +96,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 2, 2  # 1: a package may have a GPU part; 2: a plan family
+MAJOR, MINOR = 2, 3  # 1: a package may have a GPU part; 2: a plan family; 3: lanes for embedding rows
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
@@ -143,7 +143,7 @@ REGIONS = (
     "panel",  # a thread: 16 * K bytes
     "scratch",  # a thread: sums of outliers, attention's working memory: see `scratch_bytes`
     "rows",  # embedding rows of the input, (max_length, row_stride)
-    "staging",  # an IO lane: one block-aligned row read
+    "staging",  # a lane that reads rows: one block-aligned row read
     "ids",  # int32 (max_length): token ids
     "types",  # int32 (max_length): token types
     "head",  # float32 2 * (widest head layer, 16)
@@ -175,7 +175,7 @@ HEADER = np.dtype(
         ("normalize", "<u4"),  # 1: the output vector is scaled to length 1
         ("output_features", "<u4"),
         ("threads", "<u4"),  # compute threads the arena has room for
-        ("lanes", "<u4"),  # IO lanes the arena has room for
+        ("lanes", "<u4"),  # IO lanes that read extents
         ("request_bytes", "<u4"),  # an extent is read in requests of at most this size
         ("stack_bytes", "<u4"),  # stack of every thread the engine starts
         ("table_resident", "<u4"),  # 1: embeddings.bin is held in region `table`
@@ -204,7 +204,7 @@ HEADER = np.dtype(
         ("gpu_at", "<u4"),  # offset of the GPU part (gpu_format.GPU), a multiple of 4; 0: none
         ("plans_at", "<u4"),
         ("plans", "<u4"),  # of a plan family; 0: the header's plan is the only one
-        ("reserved", "<u4"),  # zero
+        ("row_lanes", "<u4"),  # IO lanes that read embedding rows, `lanes` of which read extents; 0: as many
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])
@@ -282,6 +282,7 @@ LIMITS = {
     "row_stride": 1 << 15,
     "threads": 64,
     "lanes": 16,
+    "row_lanes": 16,
     "files": 16,
     "extents": 1 << 20,  # of all plans together
     "plans": 64,

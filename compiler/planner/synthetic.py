@@ -104,7 +104,7 @@ def problem_of(
     io, compute = costs_of(geometry, device, length, bits)
     hidden = geometry.shape.hidden
     stride = row_stride(hidden)
-    sizes = Sizes(geometry.shape, geometry.slices, length, 4 * hidden * 600, stride, hidden, hidden, 2, 2, 1 << 16)
+    sizes = Sizes(geometry.shape, geometry.slices, length, 4 * hidden * 600, stride, hidden, hidden, 2, 2, 8, 1 << 16)
     return Problem(
         store, bits, gain, presence, elastic, io, compute, length,
         fixed_bytes(sizes, store), -(-geometry.vocabulary * stride // 4096) * 4096, budget,

@@ -93,7 +93,7 @@ typedef struct stic_session stic_session;
 typedef struct stic_options {
   uint32_t struct_bytes;     /* sizeof(stic_options): lets a newer engine read an older caller's options */
   uint32_t threads;          /* compute threads, the caller's included; 0: as planned, which is also the most */
-  uint32_t lanes;            /* IO threads; 0: as planned, which is also the most */
+  uint32_t lanes;            /* IO threads that read weights; 0: as planned, which is also the most */
   uint32_t buffered;         /* 1: read through the page cache even where O_DIRECT works */
   uint64_t io_bytes_per_s;   /* emulate storage of this bandwidth; 0: the storage as it is */
   uint32_t gpu;              /* stic_gpu_use */
@@ -154,7 +154,7 @@ typedef struct stic_stats {
   uint32_t gpu_layers;       /* that run on the GPU */
   uint64_t arena_bytes;      /* of the active plan, as are peak_bytes and claimed_bytes */
   uint64_t bookkeeping_bytes; /* index, tables made from it, trace */
-  uint64_t stack_bytes;      /* of all threads the session started */
+  uint64_t stack_bytes;      /* that the threads which the session started may touch */
   uint64_t gpu_bytes;        /* of memory objects beside the weights, which count as part of the arena */
   uint64_t peak_bytes;       /* the sum of the four above */
   uint64_t claimed_bytes;

@@ -13,7 +13,7 @@
 
 enum {
   STIC_MAJOR = 2,
-  STIC_MINOR = 2,
+  STIC_MINOR = 3,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
   STIC_TILE = 16,    /* tokens in a tile, rows in a block */
@@ -112,7 +112,7 @@ typedef struct STIC_PACKED stic_header {
   uint64_t cores;      /* bit i: compute threads should run on processor i; 0: on any */
   uint32_t gpu_at;     /* in index.bin; 0: no GPU part */
   uint32_t plans_at, plans; /* in index.bin; 0: no plan family */
-  uint32_t reserved;
+  uint32_t row_lanes;  /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {

@@ -65,7 +65,7 @@ void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream) {
     atomic_fetch_add(&io->pending[extents[e].layer], 1);
   }
   if (groups == 0 && io->ordered == 0) return;
-  atomic_store(&io->active, io->lanes);
+  atomic_store(&io->active, io->row_lanes);
   stic_signal(&io->pass);
 }
 
@@ -107,7 +107,7 @@ stic_status stic_io_end(stic_io *io, stic_error *error) {
 stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error) {
   stic_io_sort_resident(io);
   pthread_mutex_init(&io->mutex, NULL);
-  for (uint32_t i = 0; i < io->lanes; i++) {
+  for (uint32_t i = 0; i < io->row_lanes; i++) {
     io->contexts[i] = (struct stic_lane){io, i};
     const stic_status status =
         stic_thread_start(&io->handles[i], stack_bytes, stic_lane_body, &io->contexts[i], error);

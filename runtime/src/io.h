@@ -9,13 +9,14 @@
 #include "platform.h"
 #include "trace.h"
 
-enum { STIC_MOST_LANES = 16 };
-
 /* What of a resident extent is in the preload buffer. */
 typedef struct stic_present {
   uint32_t begin, end;         /* bytes of it that need not be read: whole blocks, the records inside verified */
   uint32_t first, last;        /* slices first..last-1: records that are there whole, and verified */
 } stic_present;
+
+/* What a lane touches of its stack, at most. It has a larger one, since some systems start no thread with less. */
+enum { STIC_LANE_STACK_BYTES = 32 << 10 };
 
 struct stic_io {
   /* Set before stic_io_start. */
@@ -25,7 +26,7 @@ struct stic_io {
   stic_gpu *gpu;               /* for extents in memory that it shares; may be off */
   stic_trace *trace;
   stic_source shards, embeddings;
-  uint32_t lanes;
+  uint32_t lanes, row_lanes;   /* that read extents; that read rows, and so all of them */
   uint64_t bytes_per_s;        /* emulated; 0: no limit */
   _Atomic uint32_t *left;      /* [extents] bytes not yet read in this pass */
   stic_present *present;       /* [resident extents] */

@@ -18,14 +18,15 @@ static uint32_t next_missing(const stic_io *io, uint32_t extent, uint32_t offset
   return offset == present.begin ? present.end : offset;
 }
 
-static bool take(stic_io *io, request *r) {
+/* Small reads anywhere gain from many at once. Extents do not, and the one that is needed first would come later. */
+static bool take(stic_io *io, uint32_t lane, request *r) {
   const stic_package *p = io->package;
   bool found = true;
   pthread_mutex_lock(&io->mutex);
   if (io->row < io->rows) {
     *r = (request){true, io->row, stic_io_row_group_end(io, io->row), 0, 0, p->staging_bytes};
     io->row = r->end;
-  } else if (io->extent < io->ordered) {
+  } else if (lane < io->lanes && io->extent < io->ordered) {
     const uint32_t e = io->order[io->extent], offset = next_missing(io, e, io->offset);
     const stic_present present = stic_io_present(io, e);
     const uint32_t left = (offset < present.begin ? present.begin : p->extents[e].bytes) - offset;
@@ -163,7 +164,7 @@ void *stic_lane_body(void *argument) {
     while (atomic_load(&io->pass) == seen) stic_wait(&io->pass, seen);
     if (atomic_load(&io->stop)) return NULL;
     request r;
-    while (!atomic_load(&io->failed) && take(io, &r)) {
+    while (!atomic_load(&io->failed) && take(io, lane->number, &r)) {
       const stic_status status =
           r.rows ? read_rows(io, &r, lane->number, &error) : read_extent(io, &r, lane->number, &error);
       if (status)

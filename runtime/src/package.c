@@ -31,7 +31,8 @@ static const struct {
     LIMIT(normalize, 0, 1),
     LIMIT(output_features, 1, 1u << 16),
     LIMIT(threads, 1, 64),
-    LIMIT(lanes, 1, 16),
+    LIMIT(lanes, 1, STIC_MOST_LANES),
+    LIMIT(row_lanes, 0, STIC_MOST_LANES),
     LIMIT(request_bytes, STIC_BLOCK, 1u << 24),
     LIMIT(stack_bytes, 16384, 1u << 23),
     LIMIT(table_resident, 0, 1),
@@ -71,7 +72,8 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
   STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
   STIC_REQUIRE(h->load_first <= 1, "index.bin: load_first is %u", h->load_first);
   STIC_REQUIRE(h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
-  STIC_REQUIRE(h->reserved == 0, "index.bin: a reserved field is set");
+  STIC_REQUIRE(h->row_lanes == 0 || h->row_lanes >= h->lanes, "index.bin: %u lanes read rows and %u extents", h->row_lanes,
+               h->lanes);
   STIC_REQUIRE(h->plans ? h->plans > 1 && h->gpu_at == 0 : h->plans_at == 0,
                "index.bin: a plan family needs several plans, and none on a GPU");
   return STIC_OK;
@@ -109,6 +111,7 @@ static void lay_out(stic_package *p) {
   p->attention_width = (uint32_t)stic_pad((uint64_t)h->heads_per_slice * h->head_dim, STIC_TILE);
   p->ffn_width = (uint32_t)stic_pad(h->neurons_per_slice, STIC_TILE);
   p->tiles = (uint32_t)(stic_pad(h->max_length, STIC_TILE) / STIC_TILE);
+  p->row_lanes = h->row_lanes ? h->row_lanes : h->lanes;
   p->staging_bytes = (uint32_t)stic_pad(h->row_stride, STIC_BLOCK);
   const uint32_t rows[] = {3 * p->attention_width, p->padded_hidden, p->ffn_width, p->padded_hidden};
   const uint32_t columns[] = {p->padded_hidden, p->attention_width, p->padded_hidden, p->ffn_width};

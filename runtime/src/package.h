@@ -18,7 +18,7 @@ typedef struct stic_layout {
   bool has_outliers;
 } stic_layout;
 
-enum { STIC_MOST_LAYERS = 256, STIC_MOST_PLANS = 64, STIC_MOST_EXTENTS = 1 << 20 };
+enum { STIC_MOST_LANES = 16, STIC_MOST_LAYERS = 256, STIC_MOST_PLANS = 64, STIC_MOST_EXTENTS = 1 << 20 };
 
 typedef struct stic_package {
   const uint8_t *index;          /* index.bin, not owned; the tables point into it */
@@ -51,7 +51,8 @@ typedef struct stic_package {
   uint32_t attention_width;      /* A */
   uint32_t ffn_width;            /* FP */
   uint32_t tiles;                /* of the longest input */
-  uint32_t staging_bytes;        /* a lane's buffer for one row read */
+  uint32_t row_lanes;            /* IO lanes that read embedding rows */
+  uint32_t staging_bytes;        /* each one's buffer for a row read */
   uint32_t rows[4], columns[4];  /* of the matrices of a shard */
   stic_layout layouts[STIC_LEVELS];
 } stic_package;

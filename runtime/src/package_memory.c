@@ -43,7 +43,7 @@ static void needs(const stic_package *p, uint64_t slices, uint64_t *bytes) {
       [STIC_REGION_PANEL] = h->threads * STIC_TILE * widest,
       [STIC_REGION_SCRATCH] = h->threads * stic_scratch_bytes(p),
       [STIC_REGION_ROWS] = (uint64_t)h->max_length * h->row_stride,
-      [STIC_REGION_STAGING] = (uint64_t)h->lanes * p->staging_bytes,
+      [STIC_REGION_STAGING] = (uint64_t)p->row_lanes * p->staging_bytes,
       [STIC_REGION_IDS] = 4 * (uint64_t)h->max_length,
       [STIC_REGION_TYPES] = 4 * (uint64_t)h->max_length,
       [STIC_REGION_HEAD] = h->dense ? 2 * head * lanes16 : 0,

@@ -98,6 +98,7 @@ static stic_status load(stic_session *s, const char *path, const stic_options *o
   if ((status = stic_session_open_gpu(s, path, options))) return status;
   s->io.trace = &s->trace;
   s->io.lanes = options->lanes ? options->lanes : h->lanes;
+  s->io.row_lanes = p->row_lanes;
   s->io.bytes_per_s = options->io_bytes_per_s;
   s->emulated = options->io_bytes_per_s != 0;
   s->pool.cores = h->cores;
@@ -237,7 +238,8 @@ stic_status stic_session_stats(const stic_session *s, stic_stats *stats) {
   if (!fits(s, stats, stats ? stats->struct_bytes : 0, sizeof *stats, "stic_session_stats"))
     return STIC_INVALID_ARGUMENT;
   const stic_header *h = s->package.header;
-  const uint64_t stacks = (uint64_t)h->stack_bytes * (s->pool.threads - 1 + s->io.lanes);
+  const uint64_t stacks =
+      (uint64_t)h->stack_bytes * (s->pool.threads - 1) + (uint64_t)STIC_LANE_STACK_BYTES * s->io.row_lanes;
   const uint64_t gpu_bytes = s->gpu.on ? stic_gpu_bytes(&s->gpu) : 0;
   uint32_t gpu_layers = 0;
   for (uint32_t l = 0; l < h->layers; l++) gpu_layers += stic_gpu_runs(&s->gpu, l);
@@ -274,5 +276,5 @@ stic_status stic_session_trace(const stic_session *s, stic_event *events, size_t
 stic_status stic_session_trace_write(const stic_session *s, const char *path) {
   if (!s || !path)
     return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_trace_write was given a null pointer");
-  return stic_trace_save(&s->trace, path, s->io.lanes, &without_session);
+  return stic_trace_save(&s->trace, path, s->io.row_lanes, &without_session);
 }

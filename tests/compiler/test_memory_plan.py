@@ -136,7 +136,8 @@ SIZES = st.builds(
     head_width=st.integers(0, 300),
     output_floats=st.integers(1, 1000),
     threads=st.integers(1, 4),
-    lanes=st.integers(1, 4),
+    lanes=st.integers(1, 2),
+    row_lanes=st.integers(2, 8),
     stack_bytes=st.just(65536),
 )
 
@@ -160,7 +161,7 @@ def test_regions_verify_and_add_up(sizes, preload, working, table, weights_first
 @settings(max_examples=60, deadline=None)
 @given(st.lists(plans(), min_size=2, max_size=3))
 def test_families_verify(family):
-    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536)
+    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536)
     placements = [place_extents(plan, NESTED) for plan in family]
     placed = [regions(sizes, one.preload_bytes, one.working_bytes, 0)[0] for one in placements]
     verify_family(placements, placed)
@@ -171,7 +172,7 @@ def test_families_verify(family):
 
 
 def test_faults_in_families_are_caught():
-    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536)
+    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536)
     plan = make([LayerPlan((4, 4, 4), (4, 4, 4))] * 5)
     placement = place_extents(plan, NESTED)
     placed, _ = regions(sizes, placement.preload_bytes, 0, 0)
@@ -198,7 +199,7 @@ def test_overlapping_regions_are_caught(sizes, name):
 
 
 def test_a_region_outside_the_arena_is_caught():
-    placed, arena = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), 0, 0, 0)
+    placed, arena = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536), 0, 0, 0)
     with pytest.raises(MemoryPlanError, match="leaves"):
         verify_regions({**placed, "output": (arena, 64)}, arena)
 
@@ -232,13 +233,13 @@ def test_overlapping_state_is_caught(sizes, name):
 
 @pytest.mark.parametrize("fault", [(BLOCK // 2, 64), (1 << 40, 64), (0, 0)])
 def test_state_outside_its_buffer_is_caught(fault):
-    state = gpu_state(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), "float16")
+    state = gpu_state(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536), "float16")
     with pytest.raises(MemoryPlanError, match=r"not a multiple|leaves"):
         verify_state({**state.regions, "types": fault}, state.state_bytes)
 
 
 def test_weights_apart_are_caught():
-    placed, _ = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 65536), 3 * BLOCK, BLOCK, 0, weights_first=True)
+    placed, _ = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536), 3 * BLOCK, BLOCK, 0, weights_first=True)
     verify_weights(placed)
     for name, at in (("preload", BLOCK), ("working", 9 * BLOCK)):
         with pytest.raises(MemoryPlanError, match="apart"):

@@ -109,7 +109,10 @@ def test_measured_strip_joins_the_steps_of_a_layer():
         event("attention", 0, -1, 30, 45),
         event("qkv", 1, -1, 45, 50),
         event("head", -1, -1, 50, 51),
-        event("read", 0, 1, 0, 20),
+        event("rows", -1, 1, 0, 4),
+        event("read", 0, 1, 4, 20),
+        event("rows", -1, 2, 0, 5),
+        event("rows", -1, 3, 0, 6),
     )
     strip = report.measured(trace.Trace(events), tokens=9)
     compute = [(s.kind, s.label, s.start_us, s.end_us) for s in strip.spans if s.lane == "compute"]
@@ -120,7 +123,7 @@ def test_measured_strip_joins_the_steps_of_a_layer():
         ("compute", "1", 45, 50),
         ("compute", "H", 50, 51),
     ]
-    assert strip.lanes == ("IO 1", "compute")
+    assert strip.lanes == ("IO 1", "IO rows", "compute")
 
 
 def test_similarities_are_a_matrix():

@@ -98,8 +98,8 @@ def test_any_set_of_cores(value: int, reader: Path, copy: Path, with_header: Cha
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"reserved": 1}, "reserved field"),
-        ({"reserved": 1 << 31}, "reserved field"),
+        ({"row_lanes": 1}, "1 lanes read rows and 2 extents"),
+        ({"row_lanes": 17}, "row_lanes is 17"),
         ({"features": 1 << len(FEATURES)}, "features is"),
         ({"major": 1}, "format 1.0 and this engine reads 2.0"),
         ({"minor": MINOR + 1}, f"format 2.{MINOR + 1}"),

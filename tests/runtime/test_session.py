@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stic.compiler.assembly import ROW_LANES
 from stic.compiler.synthetic import VOCABULARY
 from stic.runtime import native
 from stic.runtime.errors import EngineError, InputError, PackageError, ToolchainError
@@ -269,7 +270,7 @@ def test_compute_threads_keep_to_the_packages_cores(copy: Path, with_header: Cal
     before = set(os.listdir("/proc/self/task"))
     with Session(copy) as session:
         own = [os.sched_getaffinity(int(thread)) for thread in set(os.listdir("/proc/self/task")) - before]
-        assert own.count({core}) == session.info.threads - 1 and own.count(everywhere) == session.info.lanes
+        assert own.count({core}) == session.info.threads - 1 and own.count(everywhere) == ROW_LANES
         session.run([1, 2])
         assert os.sched_getaffinity(0) == everywhere
 
