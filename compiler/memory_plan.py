@@ -34,7 +34,7 @@ from stic.runtime.format import (
 
 # Pages a process touches besides the arena, the index and the stacks of its threads: code and data of the
 # engine, of kernels.so and of libc, and the main thread's stack.
-PROCESS_BYTES = 29 << 16  # 1.8125 MiB
+PROCESS_BYTES = 31 << 16  # 1.9375 MiB
 LANE_STACK_BYTES = 32 << 10  # what an IO lane touches of its stack
 
 

@@ -2,6 +2,7 @@
 
     [machine]        threads, tokens (planned length), runs (timed, of each plan), block (of them in one process),
                      plan_seconds (limit of a planner's search), calibration_tokens (that importance is measured on),
+                     margin (share of every deadline that plans keep back for jitter),
                      dev_rows (rows of dev.tsv; left out: all)
     [[grid]]         name and lists: tasks, bytes_per_s (or "paper"), preload_bytes, deadlines, planners
     [[peers]]        lists: names, tasks, modes, bytes_per_s (of cold starts)
@@ -163,9 +164,11 @@ def _machine(block: Any, where: str) -> Machine:
     _known(block, tuple(Machine.__dataclass_fields__), where)
     for name, value in block.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole or (name == "plan_seconds" and isinstance(value, float))) or value <= 0:
+        if not (whole or (name in ("plan_seconds", "margin") and isinstance(value, float))) or value <= 0:
             raise InputError(f"{where}: {name} is a number above zero, not {value!r}")
     machine = Machine(**block)
+    if machine.margin >= 1:
+        raise InputError(f"{where}: margin ({machine.margin}) is a share of the deadline, below 1")
     if machine.runs % machine.block:
         raise InputError(f"{where}: runs ({machine.runs}) are made in whole blocks of {machine.block}")
     return machine

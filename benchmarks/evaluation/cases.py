@@ -91,6 +91,7 @@ class Machine:
     block: int = 10
     plan_seconds: float = 10.0
     calibration_tokens: int = 1536
+    margin: float = 0.05  # share of a deadline that plans keep back
     dev_rows: int | None = None  # None: all
 
 

@@ -99,6 +99,7 @@ def _block(contender: Contender, setting: Setting) -> dict[str, Any]:
         return {
             "times_us": found["times_us"][1:],
             "stall_us": sum(e["dur"] for e in events if e["name"] == "stall"),
+            "mean_stall_us": found["stall_us"],
             "io_bytes": found["io_bytes"],
             "direct": found["direct"],
             "rss_bytes": found["rss_bytes"],
@@ -132,6 +133,7 @@ def _joined(blocks: list[dict[str, Any]], contender: Contender, setting: Setting
             "median_us": statistics.median(times),
             "p95_us": sorted(times)[(len(times) * 95 + 99) // 100 - 1],
             "stall_us": statistics.median(block["stall_us"] for block in blocks),
+            "mean_stall_us": statistics.median(block["mean_stall_us"] for block in blocks),
             "throttle": setting.place.throttle(paced=True),
             "direct": all(block["direct"] for block in blocks),
             "io_bytes": blocks[-1]["io_bytes"],

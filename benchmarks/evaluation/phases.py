@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +17,17 @@ from benchmarks.evaluation import accuracy, measure, peers
 from benchmarks.evaluation.cases import Case, Cases, PeerCase, SwitchCase
 from benchmarks.evaluation.keys import Keys
 from benchmarks.evaluation.measure import Contender, Setting
-from benchmarks.evaluation.plans import Answer, Packages, answer, asked_of, bandwidth_of, claimed_bytes, resident
+from benchmarks.evaluation.plans import (
+    Answer,
+    Packages,
+    answer,
+    asked_of,
+    bandwidth_of,
+    claimed_bytes,
+    pace_of,
+    resident,
+    witness,
+)
 from benchmarks.evaluation.resume import Finished
 from benchmarks.evaluation.switch import switches, upgrades
 from benchmarks.evaluation.tasks import Prepared, prepare
@@ -174,9 +185,9 @@ class Evaluation:
     # Latency.
 
     def time(self) -> None:
-        """Measure latency and memory of every plan, those of one deadline on one storage by turns."""
+        """Measure latency and memory of every plan, those of one deadline on one storage by turns with a witness."""
         groups = self.untimed()
-        total, done = self.cases.machine.runs // self.cases.machine.block * sum(map(len, groups)), 0
+        total, done = self.cases.machine.runs // self.cases.machine.block * sum(len(group) + 1 for group in groups), 0
 
         def tick() -> None:
             nonlocal done
@@ -186,9 +197,12 @@ class Evaluation:
         for group in groups:
             prepared = self.prepared[group[0].asked.case.task]
             setting, contenders = self._setting(prepared), [self._contender(prepared, a) for a in group]
-            found = measure.take_turns(contenders, setting, tick)
+            witness = self._witness(prepared, group[0].asked.bytes_per_s)
+            found = measure.take_turns([witness, *contenders], setting, tick)
+            seen = found[witness.key]
+            pace = None if "error" in seen else asdict(pace_of(prepared, witness.bytes_per_s, seen["latency"]))
             for contender in contenders:
-                result = found[contender.key]
+                result = found[contender.key] | {"pace": pace}
                 if self._extras[contender.key][1] and "error" not in result:
                     result["memory_curve"] = measure.memory_curve(contender, setting)
                 self._keep("latency", contender.key, result)
@@ -230,6 +244,12 @@ class Evaluation:
         package = self._packages_of(prepared).write(key[:16], answered.plan, answered.timeline)
         size = claimed_bytes(prepared, answered.plan)
         return Contender(key, package, asked.bytes_per_s, size, self._extras[key][0])
+
+    def _witness(self, prepared: Prepared, bytes_per_s: int) -> Contender:
+        """What shows how fast the machine is just then."""
+        plan = witness(prepared)
+        package = self._packages_of(prepared).write("witness", plan)
+        return Contender("witness", package, bytes_per_s, claimed_bytes(prepared, plan), False)
 
     def _setting(self, prepared: Prepared) -> Setting:
         """How this task's packages and models are run."""

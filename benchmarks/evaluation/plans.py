@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ from typing import Any
 from benchmarks.evaluation.cases import NONE, PAPER, STI, Bandwidth, Case, Deadline
 from benchmarks.evaluation.results import PAPER_RATIO
 from benchmarks.evaluation.resume import Finished
-from benchmarks.evaluation.tasks import Prepared
+from benchmarks.evaluation.tasks import COMPUTE_BITS, Prepared
 from stic.compiler.array_cache import sources
 from stic.compiler.assembly import Planned, assemble_package, claim
 from stic.compiler.choice import best_plan
 from stic.compiler.cost_model import paced_io
 from stic.compiler.memory_plan import place_extents
 from stic.compiler.packager import write_package
-from stic.compiler.plan import Budget, LayerPlan, Plan, Problem, Proof, from_json, to_json
+from stic.compiler.plan import Budget, ComputeCost, LayerPlan, Plan, Problem, Proof, from_json, to_json
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.profile_cache import digest
 from stic.compiler.quantities import parse_time_us
-from stic.compiler.simulate import Timeline, check
+from stic.compiler.simulate import Timeline, check, simulate
 from stic.compiler.stage_cache import solved
 from stic.runtime.errors import InfeasibleError
 from stic.runtime.native import cache_dir
@@ -171,6 +171,48 @@ def facts(answered: Answer) -> dict[str, Any]:
         "bits": [list(layer.bits) for layer in plan.layers],
         "resident": [list(layer.resident) for layer in plan.layers],
     }
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the machine took just then, by what was predicted."""
+
+    compute: float
+    rows: float  # reading embedding rows
+
+
+def witness(prepared: Prepared) -> Plan:
+    """A plan that first reads embedding rows, then computes the whole model, and does nothing else."""
+    store = prepared.problem.store
+    return replace(resident(((COMPUTE_BITS,) * store.slices,) * store.layers), table_resident=False)
+
+
+def _rows_us(problem: Problem) -> float:
+    return problem.io.row_us * problem.length
+
+
+def pace_of(prepared: Prepared, bytes_per_s: int, measured: Mapping[str, float]) -> Pace:
+    """The pace that runs of the witness show, on storage of this bandwidth."""
+    problem = replace(prepared.problem, io=paced_io(prepared.problem.io, bytes_per_s))
+    rows_us, whole_us = _rows_us(problem), simulate(witness(prepared), problem).latency_us
+    waited_us = measured["mean_stall_us"]
+    return Pace((measured["median_us"] - waited_us) / (whole_us - rows_us), waited_us / rows_us)
+
+
+def at_pace(prepared: Prepared, answered: Answer, pace: Pace) -> float:
+    """The predicted time, in microseconds, had compute and row reads been measured at this pace."""
+    assert answered.plan is not None
+    problem = problem_of(prepared, answered.asked)
+    cost = problem.compute
+    compute = ComputeCost(
+        cost.layer_us * pace.compute,
+        {bits: us * pace.compute for bits, us in cost.slice_us.items()},
+        cost.embed_us * pace.compute,
+        cost.head_us * pace.compute,
+        cost.submit_us * pace.compute,
+    )
+    io = replace(problem.io, row_us=problem.io.row_us * pace.rows)
+    return simulate(answered.plan, replace(problem, compute=compute, io=io)).latency_us
 
 
 def claimed_bytes(prepared: Prepared, plan: Plan) -> int:

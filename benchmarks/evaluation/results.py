@@ -101,6 +101,18 @@ class Row:
         return self.median_us / self.predicted_us - 1
 
     @property
+    def pace(self) -> dict[str, float]:
+        """Time that the machine took just then to compute, and to read embedding rows, by what was predicted; may be
+        empty."""
+        return self.data.get("pace") or {}
+
+    @property
+    def error_at_pace(self) -> float | None:
+        """`error` of a prediction in which compute and row reads take `pace` times as long."""
+        predicted_us = self.data.get("predicted_at_pace_us")
+        return None if predicted_us is None else self.median_us / predicted_us - 1
+
+    @property
     def throttle(self) -> str:
         """What held storage to its bandwidth."""
         return str(self.data["latency"].get("throttle") or "none")

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.evaluation import peers
 from benchmarks.evaluation.cases import Case, PeerCase, SwitchCase
 from benchmarks.evaluation.phases import Evaluation
-from benchmarks.evaluation.plans import bandwidth_of, claimed_bytes, facts
+from benchmarks.evaluation.plans import Pace, at_pace, bandwidth_of, claimed_bytes, facts
 from benchmarks.evaluation.results import FORMAT
 from benchmarks.evaluation.stored import stored
 from benchmarks.kernels.place import machine, versions
@@ -62,6 +62,8 @@ def _row(evaluation: Evaluation, case: Case) -> Json | None:
     latency, deadline_us = measured["latency"], answered.asked.deadline_us
     missed = None if deadline_us is None else sum(time > deadline_us for time in latency["times_us"])
     row |= {"status": "ran", "latency": latency | {"missed": missed}, "memory": measured["memory"]}
+    if (pace := measured.get("pace")) is not None:
+        row |= {"pace": pace, "predicted_at_pace_us": at_pace(prepared, answered, Pace(**pace))}
     row["accuracy"] = accuracy | {"from": answered.digest}
     if "timeline" in measured and any(pattern.matches(case) for pattern in evaluation.cases.timelines):
         predicted = [asdict(event) for event in answered.timeline.events]

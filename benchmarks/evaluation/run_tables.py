@@ -19,18 +19,32 @@ def prediction(results: Results) -> str:
         found.setdefault((row.bytes_per_s or 0, row.throttle), []).append(row)
     rows = []
     for (rate, throttle), group in sorted(found.items()):
-        rows.append((f"{rate / 1e6:.0f} MB/s" if rate else "any", throttle, *_errors(group)))
+        rows.append((f"{rate / 1e6:.0f} MB/s" if rate else "any", throttle, *_predicted(group)))
     if len(rows) > 1:
-        rows.append(("all", "", *_errors([row for group in found.values() for row in group])))
-    header = ("storage", "held by", "plans", "median error", "95 % within", "worst", "bias", "runs")
+        rows.append(("all", "", *_predicted([row for group in found.values() for row in group])))
+    errors = ("median error", "95 % within", "bias")
+    paces = ("pace of compute", "of row reads")
+    header = ("storage", "held by", "plans", "runs", *errors, *paces, *(f"{name}, at pace" for name in errors))
     return table(header, rows, left=2) + "\n\n" + _missed(results) if rows else ""
 
 
-def _errors(rows: list[Row]) -> tuple[object, ...]:
-    sizes = [abs(row.error) for row in rows]
-    figures = (statistics.median(sizes), quantile(sizes, 0.95), max(sizes))
-    bias = statistics.median(row.error for row in rows)
-    return len(rows), *map(percent, figures), f"{100 * bias:+.1f} %", sum(len(row.times_us) for row in rows)
+def _predicted(rows: list[Row]) -> tuple[object, ...]:
+    paces = [_middle([row.pace[name] for row in rows if name in row.pace]) for name in ("compute", "rows")]
+    corrected = [error for row in rows if (error := row.error_at_pace) is not None]
+    runs = sum(len(row.times_us) for row in rows)
+    return len(rows), runs, *_errors([row.error for row in rows]), *paces, *_errors(corrected)
+
+
+def _middle(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f}" if values else NONE
+
+
+def _errors(errors: list[float]) -> tuple[str, str, str]:
+    if not errors:
+        return NONE, NONE, NONE
+    sizes = [abs(error) for error in errors]
+    bias = f"{100 * statistics.median(errors):+.1f} %"
+    return percent(statistics.median(sizes)), percent(quantile(sizes, 0.95)), bias
 
 
 def _missed(results: Results) -> str:

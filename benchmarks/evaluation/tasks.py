@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.evaluation.graphs import export_float32
 from benchmarks.evaluation.resume import write_json
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPUTE_BITS = 8  # deadlines are multiples of the whole model's compute at these
+PROBES = 5  # of this machine, whose speed may wander while one lasts
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,19 @@ def _profile(options: CompileOptions, target: Target, folder: Path, progress: Pr
     path = folder / "profiles" / f"{key}.json"
     if not path.is_file():
         tick = partial(progress, "measuring this machine")
-        write_json(path, layers.measure(target, options.threads, None, folder, tick, note), indent=1)
+        found = [layers.measure(target, options.threads, None, folder, tick, note) for _ in range(PROBES)]
+        write_json(path, typical(found), indent=1)
     return path
+
+
+def typical(found: Sequence[Any]) -> Any:
+    """Profiles of one form, number by number: the median."""
+    first = found[0]
+    if isinstance(first, dict):
+        return {name: typical([one[name] for one in found]) for name in first}
+    if isinstance(first, list):
+        return [typical(values) for values in zip(*found, strict=True)]
+    return first if isinstance(first, str) else statistics.median(found)
 
 
 def prepare(
@@ -181,6 +195,7 @@ def prepare(
     options = CompileOptions(
         model=model, target="host", budget=Budget(), planner="preload", bits=COMPUTE_BITS, calibration=calibration,
         calibration_tokens=machine.calibration_tokens, max_length=machine.tokens, threads=machine.threads, place="cpu",
+        margin=machine.margin,
     )  # fmt: skip
     target = replace(load("host"), gpu=None)
     options = replace(options, profile=_profile(options, target, folder, progress, note))
