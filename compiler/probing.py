@@ -11,6 +11,7 @@ from typing import Any
 
 from stic.compiler import device, gpu_device
 from stic.compiler.array_cache import Note
+from stic.compiler.assembly import ROW_LANES
 from stic.compiler.model import Activation, Model
 from stic.compiler.options import Progress
 from stic.compiler.runner import RemoteRunner, Runner, Tick
@@ -62,7 +63,7 @@ class Layers:
         """
         threads, lanes = threads or target.threads, lanes or device.DEFAULT_LANES
         sizes = (self.geometry, self.activation, self.full_bits, self.max_length, threads, lanes)
-        survey = (1, 2 * lanes) if wide else ()
+        survey = (1, 2 * lanes, ROW_LANES) if wide else ()
         data = device.measure(
             target, *sizes, folder, tick, epsilon=self.epsilon, survey=survey, runner=runner
         )

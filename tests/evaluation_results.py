@@ -83,6 +83,7 @@ def _row(case: dict[str, Any], compute_us: float, chance: random.Random) -> dict
         "memory": {"rss_bytes": int(claimed * 0.97), "cgroup_peak_bytes": int(claimed * 0.93),
                    "cgroup_limit_bytes": claimed, "engine_bytes": int(claimed * 0.9)},
         "accuracy": _accuracy(value, chance),
+        "pace": {"compute": 1.25, "rows": 0.75}, "predicted_at_pace_us": 1.1 * own_us,
     }  # fmt: skip
     if case["deadline_ratio"] == 1.5:
         row |= {"timeline": _timeline(own_us, compute_us * width), "memory_curve": [[0, MIB], [9000, claimed]]}

@@ -14,17 +14,17 @@ from benchmarks.evaluation import __main__ as command
 from benchmarks.evaluation import measure, plans
 from benchmarks.evaluation.accuracy import interval, scored, workers
 from benchmarks.evaluation.case_file import read_cases
-from benchmarks.evaluation.cases import Case, Pattern, PeerCase
+from benchmarks.evaluation.cases import NONE, Case, Pattern, PeerCase
 from benchmarks.evaluation.graphs import widen
 from benchmarks.evaluation.measure import Contender, Setting, ended, take_turns
 from benchmarks.evaluation.plans import Asked, answer, asked_of
 from benchmarks.evaluation.resume import Finished, alone, write_json
 from benchmarks.evaluation.switch import missing_bytes
-from benchmarks.evaluation.tasks import Prepared
+from benchmarks.evaluation.tasks import Prepared, typical
 from benchmarks.evaluation.throttle import Place, counted_memory, place_of, slow_reads, started
 from stic.compiler.plan import Budget
 from stic.compiler.planner.synthetic import DEVICES, MINILM, problem_of
-from stic.compiler.simulate import EMBEDDING, HEAD
+from stic.compiler.simulate import EMBEDDING, HEAD, simulate
 from stic.compiler.task import Examples, Metric
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.trace import COMPUTE, KINDS, Event, Trace
@@ -199,6 +199,31 @@ def test_a_plan_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         answer(prepared, Asked(asked.case, 50_000_000, asked.deadline_us, 3.0), 5.0, finished, print)
 
 
+def test_pace_is_what_a_witness_shows_and_explains_a_slower_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STIC_CACHE", str(tmp_path / "cache"))
+    prepared = _prepared()
+    asked = asked_of(prepared, Case("one", "sst2", "load-and-exec-4", 100_000_000, None, NONE))
+    found = answer(prepared, asked, 5.0, Finished(tmp_path), print)
+    assert found.timeline is not None
+    problem = plans.problem_of(prepared, asked)
+    rows_us = problem.io.row_us * problem.length
+    whole_us = simulate(plans.witness(prepared), problem).latency_us
+    measured = {"median_us": 1.5 * (whole_us - rows_us) + 3 * rows_us, "mean_stall_us": 3 * rows_us}
+    pace = plans.pace_of(prepared, asked.bytes_per_s, measured)
+    assert (pace.compute, pace.rows) == pytest.approx((1.5, 3.0))
+    assert plans.at_pace(prepared, found, plans.Pace(1.0, 1.0)) == pytest.approx(found.timeline.latency_us)
+    slower = plans.at_pace(prepared, found, pace)  # it reads all, then computes all
+    computed_us = sum(e.end_us - e.start_us for e in found.timeline.events if e.kind == "compute")
+    assert slower - found.timeline.latency_us == pytest.approx(0.5 * computed_us + 2 * rows_us, rel=0.01)
+
+
+def test_profiles_are_joined_number_by_number() -> None:
+    found = [{"name": "vm", "direct": True, "points": [{"us": n}, 1.0], "threads": 1} for n in (9.0, 2.0, 4.0)]
+    assert typical(found) == {"name": "vm", "direct": True, "points": [{"us": 4.0}, 1.0], "threads": 1}
+
+
 def test_a_budget_that_nothing_meets_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STIC_CACHE", str(tmp_path / "cache"))
     prepared, finished = _prepared(), Finished(tmp_path)
@@ -279,7 +304,8 @@ def test_packages_take_turns_and_one_that_fails_is_left_out(tmp_path: Path, monk
         if contender.key == "b":
             raise EngineError("too large")
         sizes = {"rss_bytes": 7, "engine_bytes": 5, "cgroup_peak_bytes": 6 + len(order)}
-        return {"times_us": [len(order)] * 2, "stall_us": 1, "io_bytes": 3, "direct": True, "timeline": None, **sizes}
+        stalls = {"stall_us": 1, "mean_stall_us": 2}
+        return {"times_us": [len(order)] * 2, **stalls, "io_bytes": 3, "direct": True, "timeline": None, **sizes}
 
     monkeypatch.setattr(measure, "_block", block)
     setting = Setting(tmp_path, Place(tmp_path, "8:0", True, ()), 1, (1, 2), runs=6, block=2)

@@ -219,7 +219,13 @@ def test_predictions_of_plans_that_share_their_runs_count_once(data):
         if row.get("predicted_us"):
             row["latency"]["median_us"] = 1.2 * row["predicted_us"]
     assert _finding(data, "predicted time").measured == pytest.approx(0.2)
-    assert "20.0 %" in _line(prediction(Results(data)), "| all |")
+    assert _finding(data, "machine's pace").measured == pytest.approx(1.2 / 1.1 - 1)
+    line = _line(prediction(Results(data)), "| all |")
+    assert "20.0 %" in line and "1.25 | 0.75 | 9.1 %" in line
+    for row in data["rows"]:
+        row.pop("pace", None)
+        row.pop("predicted_at_pace_us", None)
+    assert not _finding(data, "machine's pace").known and " | – | – | " in _line(prediction(Results(data)), "| all |")
 
 
 def test_the_paper_s_ratio_is_judged_at_its_bandwidth_and_one_mib_only(data):
