@@ -275,6 +275,17 @@ def test_compute_threads_keep_to_the_packages_cores(copy: Path, with_header: Cal
         assert os.sched_getaffinity(0) == everywhere
 
 
+def test_rows_are_read_on_more_lanes_than_weights(package: Path) -> None:
+    ids = list(range(0, VOCABULARY, VOCABULARY // 32))  # each in a block of its own
+    with Session(package, io_bytes_per_s=4_000_000) as session:
+        expected = session.run(ids)
+        tracks = {name: {e.track for e in session.trace() if e.name == name} for name in ("rows", "read")}
+        assert 2 < len(tracks["rows"]) <= ROW_LANES and tracks["read"] and tracks["read"] <= {0, 1}
+    with Session(package, lanes=1) as session:
+        assert np.array_equal(session.run(ids), expected)
+        assert {e.track for e in session.trace() if e.name == "read"} == {0}
+
+
 def test_library_from_the_environment(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = native.find_library()
     monkeypatch.setenv("STIC_LIBRARY", str(tmp_path / "missing.so"))
