@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Bench:
     p95_us: int
     predicted_us: int  # for the longest input
     deadline_us: int | None
+    late: int | None  # runs that took longer; None: there is no deadline
     plan: int  # of the package's plans, from 0
     stall_us: int  # mean of a run
     io_bytes: int  # of the last run
@@ -67,7 +69,8 @@ class Bench:
         table.add_row("preload buffer", f"{state}; everything else cold")
         deadline = f", deadline {format_time(self.deadline_us)}" if self.deadline_us else ""
         table.add_row("median", f"{format_time(self.median_us)} (predicted {format_time(self.predicted_us)}{deadline})")
-        table.add_row("95 % within", format_time(self.p95_us))
+        late = f"; {self.late} of {self.runs} runs after the deadline" if self.late is not None else ""
+        table.add_row("95 % within", format_time(self.p95_us) + late)
         table.add_row("stalled", f"{format_time(self.stall_us)} of a run, waiting for storage")
         way = "past the page cache" if self.direct else "through the page cache, dropped before"
         table.add_row("read", f"{format_bytes(self.io_bytes)} in {self.io_requests} requests a run, {way}")
@@ -117,10 +120,12 @@ def measure(
         message = done.stderr.strip().removeprefix("stic_run: ")
         raise EngineError(message or f"stic_run ended with status {done.returncode} and said nothing")
     found = json.loads(done.stdout)
-    del found["outputs"], found["emulated"], found["times_us"]
+    times = found.pop("times_us")
+    del found["outputs"], found["emulated"]
     found["gpu_device"] = found.pop("device")
     plan = package.plans[found["plan"]]
-    found |= {"deadline_us": plan.deadline_us or None, "predicted_us": plan.predicted_us}
+    deadline_us = plan.deadline_us or None
+    found |= {"deadline_us": deadline_us, "late": _late(times, deadline_us), "predicted_us": plan.predicted_us}
     return Bench(tokens=len(ids), cold=cold, **found)
 
 
@@ -136,6 +141,7 @@ def measure_session(session: OpenSession, package: Package, runs: int, tokens: i
         times.append(stats.run_us)
         stalls.append(stats.stall_us)
     times.sort()
+    deadline_us = session.info.deadline_us or None
     return Bench(
         runs=runs,
         tokens=len(ids),
@@ -145,7 +151,8 @@ def measure_session(session: OpenSession, package: Package, runs: int, tokens: i
         median_us=times[runs // 2],
         p95_us=times[(runs * 95 + 99) // 100 - 1],
         predicted_us=session.info.predicted_us,
-        deadline_us=session.info.deadline_us or None,
+        deadline_us=deadline_us,
+        late=_late(times, deadline_us),
         plan=stats.plan,
         stall_us=sum(stalls) // runs,
         io_bytes=stats.io_bytes,
@@ -158,6 +165,10 @@ def measure_session(session: OpenSession, package: Package, runs: int, tokens: i
         gpu_builds=stats.gpu_builds,
         gpu_device=session.device,
     )
+
+
+def _late(times_us: Sequence[int], deadline_us: int | None) -> int | None:
+    return None if deadline_us is None else sum(time > deadline_us for time in times_us)
 
 
 def _ids(package: Package, tokens: int | None) -> list[int]:

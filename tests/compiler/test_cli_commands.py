@@ -191,6 +191,7 @@ def test_bench_reports_time_and_memory(stic, encoder):
             assert facts[name] >= 0
         assert facts["p95_us"] >= facts["median_us"] > 0
         assert facts["rss_bytes"] > 0 and facts["peak_bytes"] <= facts["claimed_bytes"]
+        assert facts["late"] is None if facts["deadline_us"] is None else 0 <= facts["late"] <= 3
 
 
 def test_profile_is_what_compile_takes(stic, tiny_classifier_dir, device, tmp_path):
