@@ -9,6 +9,7 @@ once (variant A) or one level a round (variant B), and whether IO may start befo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -193,10 +194,13 @@ def _settings(problem: Problem, table: CostTable, slack: tuple[bool, ...]) -> It
                         yield Settings(table_resident, read_ahead, size, at_once, with_slack)
 
 
-def solve(problem: Problem, slack: tuple[bool, ...] = (True, False), name: str = "greedy") -> Plan | None:
+def solve(
+    problem: Problem, slack: tuple[bool, ...] = (True, False), name: str = "greedy", until: float = math.inf
+) -> Plan | None:
     """Best greedy plan over all variants, or None if none meets the budget.
 
-    `slack` lists what start slack to try; the published algorithm leaves it open.
+    `slack` lists what start slack to try; the published algorithm leaves it open. At the time `until`
+    (time.perf_counter) the best of the variants tried is taken, once there is one.
     """
     began = time.perf_counter()
     table = CostTable(problem)
@@ -204,6 +208,8 @@ def solve(problem: Problem, slack: tuple[bool, ...] = (True, False), name: str =
     order = [(int(i) // problem.store.slices, int(i) % problem.store.slices) for i in rank]
     best: tuple[tuple[float, float], Plan] | None = None
     for settings in _settings(problem, table, slack):
+        if best is not None and time.perf_counter() > until:
+            break
         for widths in _submodels(problem):
             attempt = _Attempt(problem, table, settings, widths)
             if not _could_finish(problem, settings, widths) or not attempt.start():

@@ -43,6 +43,14 @@ def test_the_yardstick_takes_the_best_variant():
     assert slack.planner == "greedy-slack" and "with start slack" in slack.notes[0]
 
 
+def test_when_its_time_is_up_it_has_tried_one_variant_that_fits():
+    problem = problem_of(MINILM, DEVICES[0], 2, Budget(120_000, 12 << 20, None))
+    best, first = greedy.solve(problem), greedy.solve(problem, until=0.0)
+    assert best is not None and first is not None and first.proof.objective <= best.proof.objective
+    check(first, problem, claim_of(first, problem))
+    assert greedy.solve(replace(problem, budget=Budget(1, 1 << 20, None)), until=0.0) is None
+
+
 def test_preloading_is_from_the_bottom_in_slice_order():
     planes = (2, 3, 4, 5, 6, 8)  # a shard raised to full precision is no longer resident
     problem = problem_of(MINILM, DEVICES[0], 1, Budget(120_000, None, 1 << 20), bits=planes)
