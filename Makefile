@@ -28,12 +28,12 @@ help:
 	@echo "make test-device        of pytest, what drives an emulated phone behind an RPC tracker (needs qemu-aarch64)"
 	@echo "make lint types check   the parts of it"
 	@echo "make bench              the evaluation: planners, baselines and other runtimes on real tasks, storage and memory"
-	@echo "                        held to a limit (root; STIC_DATA names the data; an hour, goes on where it was stopped)"
+	@echo "                        held to a limit (root; STIC_DATA names the data; 35 to 45 minutes, goes on where it was stopped)"
 	@echo "make bench-quick        a sample of it in a few minutes (BENCH=... adds arguments to both, such as --plan-only)"
 	@echo "make bench-kernels      kernels and encoder against the machine's limits, onnxruntime, OpenVINO and llama.cpp"
 	@echo "                        (BENCH=... adds arguments, such as --quick or --only gemm)"
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
-	@echo "make bench-planner      planner ilp against greedy on 200 random instances (half an hour; goes on likewise)"
+	@echo "make bench-planner      planner ilp against greedy on 200 random instances (40 minutes; goes on likewise)"
 	@echo "make clean              remove what was built, and the environment"
 
 $(BIN)/python:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPUTE_BITS = 8  # deadlines are multiples of the whole model's compute at these
-PROBES = 9  # of this machine, whose speed may wander while one lasts
+PROBES = 5  # of this machine, whose speed may wander while one lasts
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _profile(options: CompileOptions, target: Target, folder: Path, progress: Pr
     shape = KernelShape(geometry.hidden, geometry.head_dim, layers.activation, layers.epsilon, layers.epsilon)
     engine = find_library()
     code = sources("compiler/device.py", "compiler/synthetic.py", "targets/storage.py")
-    key = digest(code, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
+    key = digest(code, PROBES, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
     path = folder / "profiles" / f"{key}.json"
     if not path.is_file():
         tick = partial(progress, "measuring this machine")
