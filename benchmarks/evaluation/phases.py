@@ -197,10 +197,10 @@ class Evaluation:
         for group in groups:
             prepared = self.prepared[group[0].asked.case.task]
             setting, contenders = self._setting(prepared), [self._contender(prepared, a) for a in group]
-            witness = self._witness(prepared, group[0].asked.bytes_per_s)
-            found = measure.take_turns([witness, *contenders], setting, tick)
-            seen = found[witness.key]
-            pace = None if "error" in seen else asdict(pace_of(prepared, witness.bytes_per_s, seen["latency"]))
+            control = self._control(prepared, group[0].asked.bytes_per_s)
+            found = measure.take_turns([control, *contenders], setting, tick)
+            seen = found[control.key]
+            pace = None if "error" in seen else asdict(pace_of(prepared, control.bytes_per_s, seen["latency"]))
             for contender in contenders:
                 result = found[contender.key] | {"pace": pace}
                 if self._extras[contender.key][1] and "error" not in result:
@@ -245,8 +245,8 @@ class Evaluation:
         size = claimed_bytes(prepared, answered.plan)
         return Contender(key, package, asked.bytes_per_s, size, self._extras[key][0])
 
-    def _witness(self, prepared: Prepared, bytes_per_s: int) -> Contender:
-        """What shows how fast the machine is just then."""
+    def _control(self, prepared: Prepared, bytes_per_s: int) -> Contender:
+        """The witness as a contender: what shows how fast the machine is just then."""
         plan = witness(prepared)
         package = self._packages_of(prepared).write("witness", plan)
         return Contender("witness", package, bytes_per_s, claimed_bytes(prepared, plan), False)
