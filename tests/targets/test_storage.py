@@ -60,6 +60,12 @@ def test_every_size_and_lane_count_is_measured(tmp_path: Path) -> None:
         assert line["bytes_per_s"] > 0 and line["request_us"] >= 0 and line["row_us"] > 0
 
 
+def test_sizes_of_which_the_file_has_too_few_for_all_lanes_are_left_out(tmp_path: Path) -> None:
+    points = measure_storage(HERE, str(tmp_path), (16,))["points"]
+    assert [p["bytes"] for p in points] == [size for size in SIZES if 16 * size <= storage.FILE_BYTES] != list(SIZES)
+    assert fit(points, 16)["row_us"] > 0
+
+
 def test_a_lane_reads_at_least_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(os.urandom(64 * BLOCK))
     made, times = _reads(tmp_path, BLOCK, lanes=3, most_ns=0)
