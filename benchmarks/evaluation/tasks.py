@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPUTE_BITS = 8  # deadlines are multiples of the whole model's compute at these
-PROBES = 5  # of this machine, whose speed may wander while one lasts
+PROBES = 9  # of this machine, whose speed may wander while one lasts
 
 
 @dataclass(frozen=True)
