@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, click.UsageError) else error.exit_code
     except (KeyboardInterrupt, click.Abort):
         print("interrupted; finished work is kept, run again to resume", file=sys.stderr)
+        # Under `python -m`, CPython ends by the signal whatever the status, once an interrupt has passed through code
+        # given as a string (dataclasses are made so, while modules are imported), unless it runs such code again.
+        exec("")
         return 130
     except BrokenPipeError:
         # The reader (head, a pager) went away; without this the interpreter complains again when it flushes at exit.

@@ -23,10 +23,15 @@ from stic.compiler.assembly import Materials, Planned, assemble_package, claim, 
 from stic.compiler.choice import Trial, best_plan, trial_on
 from stic.compiler.codegen import GpuProgram, generate, generate_program
 from stic.compiler.device_costs import device_costs
-from stic.compiler.evaluate import agreement_objective
-from stic.compiler.export import export_model
 from stic.compiler.family import plan_family
-from stic.compiler.frontend import load_model
+from stic.compiler.inputs import (
+    calibration_examples,
+    class_names,
+    offered_bits,
+    profile_settings,
+    read_model,
+    wanted_target,
+)
 from stic.compiler.memory_plan import place_extents
 from stic.compiler.model import Model
 from stic.compiler.options import CompileOptions, Progress, silent
@@ -44,7 +49,6 @@ from stic.runtime.gpu_format import PROGRAM_FILE, Storage
 from stic.runtime.native import cache_dir
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
-from stic.targets.target import load as load_target
 from stic.targets.toolchain import find_c_compiler
 
 STAGES = {
@@ -58,7 +62,6 @@ STAGES = {
     "generate": "compile kernels for the target",
     "package": "write the package",
 }
-BITS = (2, 3, 4, 5, 6, 8)  # on offer; 7 is stored on the way to 8, and buys little (docs/planner.md)
 MOMENT_SEQUENCES = 256  # calibration sequences that input moments are taken from
 
 T = TypeVar("T")
@@ -110,18 +113,6 @@ class _Run:
             raise _Stop
 
 
-def read_model(path: Path, output: str | None = None) -> Model:
-    """Read MODEL: an .onnx file, or a Hugging Face directory, which is exported to a temporary file first."""
-    if not path.is_dir():
-        return load_model(path, output)
-    with tempfile.TemporaryDirectory(prefix="stic-") as folder:
-        onnx = Path(folder) / f"{path.resolve().name}.onnx"
-        export_model(path, onnx)
-        model = load_model(onnx, output)
-    tokenizer = path / "tokenizer.json"
-    return replace(model, tokenizer=tokenizer if tokenizer.exists() else None, source=path)
-
-
 def plan_model(options: CompileOptions, progress: Progress = silent) -> CompileResult:
     """Run the stages up to the checked plan; see `compile_model`."""
     with threadpool_limits(1):
@@ -141,7 +132,7 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
 
 def _compile(options: CompileOptions, progress: Progress, write: bool) -> CompileResult:
     run = _Run(options, progress)
-    target = _target(options)
+    target = wanted_target(options)
     threads, lanes = options.threads or target.threads, options.lanes or device.DEFAULT_LANES
     if write:
         # What is bound to fail is worth knowing before minutes of measuring.
@@ -152,9 +143,9 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     try:
         run.finished("load", _describe(model))
         length = min(options.max_length, model.max_length)
-        calibration = _calibration(options, model)
-        bits = _offered(options)
-        settings = _settings(options, model, bits, length)
+        calibration = calibration_examples(options, model)
+        bits = offered_bits(options)
+        settings = profile_settings(options, model, bits, length)
         examples, batches = importance.sample(calibration, model.tokenizer or Path(), length, settings)
 
         sharded = run.stage("shard", lambda _: _shard(options, model, batches, run.notes.append))
@@ -202,58 +193,10 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     return replace(result, notes=tuple(run.notes))
 
 
-def _target(options: CompileOptions) -> Target:
-    target = load_target(options.target, options.gpu)
-    if options.place == "gpu" and target.gpu is None:
-        raise InputError(
-            f"target {target.name} has no GPU to place layers on: name one with --gpu, or leave out --place gpu"
-        )
-    return replace(target, gpu=None) if options.place == "cpu" else target
-
-
-def _offered(options: CompileOptions) -> tuple[int, ...]:
-    """Bitwidths that a plan may choose from: few, for the planner's sake, and one that was asked for by name."""
-    asked = {options.bits} & set(LEVEL_BITS)
-    return tuple(sorted({*BITS, *asked})) + ((options.full_bits,) if options.full_bits else ())
-
-
 def _describe(model: Model) -> dict[str, Any]:
     sizes = {name: getattr(model, name) for name in ("hidden", "heads", "head_dim", "ffn", "max_length", "elastic")}
     head = [f"{d.linear.weight.shape[0]} features, {d.activation}" for d in model.head.dense]
     return {"name": model.name, "layers": len(model.layers), **sizes, "pooling": model.head.pooling, "head": head}
-
-
-def _calibration(options: CompileOptions, model: Model) -> task.Examples:
-    """The examples that importance is measured on."""
-    if model.tokenizer is None:
-        raise InputError(
-            f"there is no tokenizer.json beside {options.model}, so calibration texts cannot be turned into tokens:"
-            " put the model's there (a Hugging Face directory has one)"
-        )
-    if options.calibration is None:
-        return task.built_in_examples()
-    return task.check_calibration(task.read_examples(options.calibration, labels=_labels(model) or None))
-
-
-def _labels(model: Model) -> tuple[str, ...]:
-    """Names of the classes of a classifier, from config.json beside the model; else empty."""
-    if model.source is None or not model.head.dense:
-        return ()
-    folder = model.source if model.source.is_dir() else model.source.parent
-    names = task.label_names(folder) or ()
-    return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
-
-
-def _settings(options: CompileOptions, model: Model, bits: tuple[int, ...], length: int) -> importance.ProfileSettings:
-    return importance.ProfileSettings(
-        method=options.method,
-        bits=bits,
-        exact=options.exact,
-        tokens=options.calibration_tokens,
-        plans=options.checks,
-        max_length=length,
-        objective=agreement_objective(model) if options.objective == "agreement" else None,
-    )
 
 
 def _shard(options: CompileOptions, model: Model, batches: tuple[task.Batch, ...], note: Note) -> ShardedModel:
@@ -395,7 +338,7 @@ def _write(run: _Run, target: Target, result: CompileResult) -> Path:
             kernels,
             predicted_us=default.predicted_us,
             timeline=default.timeline,
-            labels=_labels(result.model),
+            labels=class_names(result.model),
             program=program,
             fallback=_holds_on_cpu(plan, problem),
             also=tuple(_replayed(*one) for one in result.family[1:]),

@@ -144,7 +144,7 @@ def _onnx_of(name: str, model: Path, folder: Path) -> Path:
 def _profile(options: CompileOptions, target: Target, folder: Path, progress: Progress, note: Note) -> Path:
     """What this machine costs, measured once for a shape of layers, these kernels and this engine."""
     from stic.compiler.codegen import kernels_key
-    from stic.compiler.pipeline import read_model
+    from stic.compiler.inputs import read_model
     from stic.compiler.probing import Layers
     from stic.runtime.native import find_library
     from stic.schedules.shape import KernelShape

@@ -271,7 +271,7 @@ def _probe(
     options: CompileOptions, place: Place, directory: str | None, system: str | None, progress: Progress
 ) -> dict[str, Any]:
     """What the planner needs to know of the very device that the package is for."""
-    from stic.compiler.pipeline import read_model
+    from stic.compiler.inputs import read_model
     from stic.compiler.probing import Layers, remote_runner
     from stic.targets.target import load
 

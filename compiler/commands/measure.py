@@ -120,7 +120,7 @@ def probe_command(
 
     read = None
     if model is not None:
-        from stic.compiler.pipeline import read_model
+        from stic.compiler.inputs import read_model
 
         read = read_model(model)
     layers, aim = Layers.of(read, max_length, slices), load(target, gpu)

@@ -12,8 +12,9 @@ from stic.compiler import stage_cache
 from stic.compiler.choice import Trial, assignment, best_plan, trial_on
 from stic.compiler.evaluate import Evaluator
 from stic.compiler.importance import ProfileSettings
+from stic.compiler.inputs import read_model
 from stic.compiler.options import CompileOptions
-from stic.compiler.pipeline import CompileResult, plan_model, read_model
+from stic.compiler.pipeline import CompileResult, plan_model
 from stic.compiler.plan import Budget, LayerPlan, Plan, Problem, Proof, SubmodelPath
 from stic.compiler.planner import solve
 from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of

@@ -117,6 +117,17 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.returncode == 0 and err == b""
 
 
+def test_an_interrupt_among_imports_leaves_with_its_status(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from stic.compiler import cli\n"
+        "cli.cli.invoke = lambda context: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(cli.main(['inspect']))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "interrupted"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 130 and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_the_planners_on_offer_are_those_that_exist():
     from stic.compiler import planner
     from stic.compiler.commands import parameters

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stic.compiler.evaluate import Evaluator, Setup, collect, run_model
-from stic.compiler.pipeline import read_model
+from stic.compiler.inputs import read_model
 from stic.compiler.quantize import dequantize, quantize
 from stic.compiler.sharding import assemble, shard
 from stic.compiler.task import Examples, encode, score

@@ -17,8 +17,9 @@ from threadpoolctl import threadpool_limits
 from stic.compiler import importance, profile_jobs
 from stic.compiler.evaluate import Evaluator
 from stic.compiler.importance import Importance, ProfileSettings, load, profile, sample, save
+from stic.compiler.inputs import read_model
 from stic.compiler.options import CompileOptions
-from stic.compiler.pipeline import plan_model, read_model
+from stic.compiler.pipeline import plan_model
 from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.profile_cache import EvaluationLog
 from stic.compiler.profile_jobs import ErrorJob, LossJob, Workers

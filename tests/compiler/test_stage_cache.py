@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from stic.compiler import stage_cache
+from stic.compiler.inputs import read_model
 from stic.compiler.options import CompileOptions
-from stic.compiler.pipeline import CompileResult, plan_model, read_model
+from stic.compiler.pipeline import CompileResult, plan_model
 from stic.compiler.plan import Budget, Plan, Problem, Proof
 from stic.compiler.profile_cache import digest
 from stic.compiler.quantize import QUANTIZERS, Quantizer

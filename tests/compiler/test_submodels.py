@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from stic.compiler.evaluate import Setup, agreement_objective, uniform_assignment
 from stic.compiler.gain_curves import isotonic
 from stic.compiler.importance import ProfileSettings, sample
-from stic.compiler.pipeline import read_model
+from stic.compiler.inputs import read_model
 from stic.compiler.plan import SubmodelPath
 from stic.compiler.profile_cache import EvaluationLog
 from stic.compiler.profile_jobs import LossJob, Workers
