@@ -36,6 +36,8 @@ def write(result: Path, folder: Path, docs: Path | None = None, study: Path = ST
     figures = drawings(results)
     for name, draw in figures.items():
         _whole(folder / picture(name), draw)
+    for stale in {*folder.glob(picture("*"))} - {folder / picture(name) for name in figures}:
+        stale.unlink()  # of a result before: names hold deadlines and bandwidths
     parts = ("# Evaluation", everything(results, study), section("Figures", *(_shown(name) for name in figures)))
     text = folder / f"{NAME}.md"
     _whole(text, lambda path: path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8"))

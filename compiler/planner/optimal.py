@@ -30,9 +30,10 @@ def solve(
     search as well: the last tenths of a percent take nearly all the time.
 
     Where the budget leaves latency or memory open, quality comes first, then memory, then latency, which take OPEN_S
-    together, or as long as quality did. The proof is of quality, and so is what `progress` hears: seconds since the
-    call, objective (-inf: no plan yet) and bound, whenever one of the two changes; from the search's threads, one call
-    at a time. Raises InfeasibleError, naming the least memory and the least latency that would do.
+    together, or as long as quality did. What a plan has above `gap_limit` below the bound, which is as good as optimal,
+    it gives up for them: near full precision that saves megabytes. The proof is of quality, and so is what `progress`
+    hears: seconds since the call, objective (-inf: no plan yet) and bound, whenever one of the two changes; from the
+    search's threads, one call at a time. Raises InfeasibleError, naming the least memory and latency that would do.
     """
     began = time.perf_counter()
     start = greedy.solve(problem, until=began + START_SHARE * time_limit_s)
@@ -54,6 +55,9 @@ def solve(
             "allow the solver more time"
         )
     quality = objective(plan.layers, problem)
+    if answer.bound is not None and answer.bound > 0:
+        least = answer.bound / (1 + gap_limit - 2 * TIE)  # of an optimal plan, also after ties are rounded
+        quality = min(quality, least if start is None else max(least, start.proof.objective))
     now = time.perf_counter()
     until = min(began + time_limit_s, now + max(OPEN_S, now - began))
     for i, aim in enumerate(left_open):
