@@ -282,6 +282,18 @@ def test_what_is_left_open_is_made_small_after_quality(latency):
             raise InfeasibleError("quality is lower")
 
 
+def test_what_is_beyond_as_good_as_optimal_is_given_up_for_memory(monkeypatch):
+    monkeypatch.setattr(greedy, "solve", lambda problem, until: None)  # its plan is a floor
+    problem = tiny(1, 3, 2, (2, 4, 8))
+    gain = np.array(problem.gain)
+    gain[:, :, 2] = gain[:, :, 1] * (1 + 5e-5)
+    problem = replace(problem, gain=gain, budget=Budget())
+    for gap_limit, bits in ((0.0, 8), (1e-4, 4)):
+        plan = optimal.solve(problem, 10, 1, gap_limit)
+        assert plan.proof.status == "optimal" and plan.proof.gap <= gap_limit + 1e-12  # a bound may be rounded
+        assert {b for layer in plan.layers for b in layer.bits} == {bits}
+
+
 def test_margin_is_kept():
     problem = tiny(1, 3, 3, (2, 4, 8))
     problem = replace(problem, budget=budget_between(problem, 0.5, 0.5), margin=0.1)
