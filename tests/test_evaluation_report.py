@@ -50,6 +50,8 @@ def _line(text: str, *words: str) -> str:
 def test_everything_is_made_from_the_file_alone(data, tmp_path):
     result = tmp_path / "evaluation.json"
     result.write_text(json.dumps(data))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "evaluation-timeline-sst2-100MB-9C.png").touch()  # of another result
     written = report.write(result, tmp_path / "report")
     assert {path.name for path in written} == {
         "evaluation.md", "evaluation-accuracy-sst2.png", "evaluation-memory.png", "evaluation-prediction.png",

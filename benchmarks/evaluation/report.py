@@ -24,7 +24,7 @@ LEGEND = (
 
 
 def write(result: Path, folder: Path, docs: Path | None = None, study: Path = STUDY) -> list[Path]:
-    """Write FOLDER/evaluation.md and FOLDER/evaluation-*.png; returns what was written.
+    """Write FOLDER/evaluation.md and FOLDER/evaluation-*.png, remove older figures; returns what was written.
 
     `docs` is a page whose region between `BEGIN` and `END` is filled with the tables that sum up, and with the figures.
     `study` is the planner study's result; its table is left out where it does not exist. Raises InputError where
@@ -36,8 +36,8 @@ def write(result: Path, folder: Path, docs: Path | None = None, study: Path = ST
     figures = drawings(results)
     for name, draw in figures.items():
         _whole(folder / picture(name), draw)
-    for stale in {*folder.glob(picture("*"))} - {folder / picture(name) for name in figures}:
-        stale.unlink()  # of a result before: names hold deadlines and bandwidths
+    for older in {*folder.glob(picture("*"))} - {folder / picture(name) for name in figures}:
+        older.unlink()  # names hold deadlines and bandwidths, so that another result has others
     parts = ("# Evaluation", everything(results, study), section("Figures", *(_shown(name) for name in figures)))
     text = folder / f"{NAME}.md"
     _whole(text, lambda path: path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8"))
