@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from stic.compiler.planner.closed_form import (
 Layers = list[tuple[tuple[int, ...], tuple[int, ...]]]  # (bits, resident) by layer
 
 TIE = 0.05  # submodels whose compute is this close count as equal; the deeper one goes first
-PRELOAD_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the memory left for the preload buffer, where no size is given
+PRELOAD_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the memory left for the preload buffer, where no size is given
 
 
 @dataclass(frozen=True)
@@ -174,24 +175,26 @@ def _submodels(problem: Problem) -> Iterator[list[int]]:
         yield [m if k in keep else 0 for k in range(depth)]
 
 
-def _settings(problem: Problem, table: CostTable, slack: tuple[bool, ...]) -> Iterator[Settings]:
-    """Everything that the yardstick may try."""
+def _settings(problem: Problem, slack: tuple[bool, ...]) -> Iterator[Settings]:
+    """Everything that the yardstick may try; what mostly does best comes first, as time may be short.
+
+    Where memory is limited, a small preload buffer and little read-ahead leave room for a larger submodel, which is
+    also found sooner: the largest are tried first.
+    """
     budget, depth = problem.budget, problem.store.layers
-    for table_resident in (False, True) if problem.table_may_stay else (False,):
-        for read_ahead in (depth,) if budget.memory_bytes is None else (depth, 1):
+    aheads, shares = ((depth,), (1.0,)) if budget.memory_bytes is None else ((1, depth), PRELOAD_SHARES)
+    for with_slack, share in product(slack, shares):
+        for table_resident in (False, True) if problem.table_may_stay else (False,):
             if budget.memory_bytes is None:
-                sizes = [float("inf") if budget.preload_bytes is None else float(budget.preload_bytes)]
+                cap = math.inf if budget.preload_bytes is None else float(budget.preload_bytes)
             else:
                 free = budget.memory_bytes - problem.fixed_bytes - (problem.table_bytes if table_resident else 0)
                 free -= problem.gpu_bytes if "gpu" in problem.places else 0
-                if free < 0:
-                    continue
                 cap = free if budget.preload_bytes is None else min(free, budget.preload_bytes)
-                sizes = [cap * share for share in PRELOAD_SHARES]
-            for size in dict.fromkeys(sizes):
-                for with_slack in slack:
-                    for at_once in (True, False):
-                        yield Settings(table_resident, read_ahead, size, at_once, with_slack)
+            if cap < 0 or (not cap and share != shares[0]):  # a share of nothing is the same as the first
+                continue
+            for read_ahead, at_once in product(aheads, (False, True)):
+                yield Settings(table_resident, read_ahead, cap * share, at_once, with_slack)
 
 
 def solve(
@@ -207,7 +210,7 @@ def solve(
     rank = np.argsort(-problem.gain[:, :, -1], axis=None, kind="stable")
     order = [(int(i) // problem.store.slices, int(i) % problem.store.slices) for i in rank]
     best: tuple[tuple[float, float], Plan] | None = None
-    for settings in _settings(problem, table, slack):
+    for settings in _settings(problem, slack):
         if best is not None and time.perf_counter() > until:
             break
         for widths in _submodels(problem):

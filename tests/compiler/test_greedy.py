@@ -51,6 +51,14 @@ def test_when_its_time_is_up_it_has_tried_one_variant_that_fits():
     assert greedy.solve(replace(problem, budget=Budget(1, 1 << 20, None)), until=0.0) is None
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_where_memory_is_limited_the_first_variant_is_nearly_the_best(seed):
+    problem = problem_of(BERT_BASE, DEVICES[seed], seed, Budget(400_000, 24 << 20), elastic=True)
+    best, first = greedy.solve(problem), greedy.solve(problem, until=0.0)
+    assert best is not None and first is not None
+    assert first.proof.objective >= 0.95 * best.proof.objective
+
+
 def test_preloading_is_from_the_bottom_in_slice_order():
     planes = (2, 3, 4, 5, 6, 8)  # a shard raised to full precision is no longer resident
     problem = problem_of(MINILM, DEVICES[0], 1, Budget(120_000, None, 1 << 20), bits=planes)
