@@ -57,7 +57,7 @@ def _wrong(plan: Plan, yardstick: Plan | None, problem: Problem, course: Course)
     wrong = []
     objective, bound = plan.proof.objective, plan.proof.bound
     floor = -np.inf if yardstick is None else yardstick.proof.objective
-    if objective < floor - GAP_LIMIT * abs(floor):  # nearer than that both count as optimal
+    if objective < floor - 2 * TIE * abs(floor):
         wrong.append(f"the objective {objective:g} is below greedy's {floor:g}")
     for seconds, value, limit in [*course, (0.0, objective, np.inf if bound is None else bound)]:
         if limit < max(value, floor) - TIE * abs(limit):
