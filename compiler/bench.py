@@ -16,9 +16,10 @@ from rich.table import Table
 
 from stic.compiler.quantities import format_bytes, format_time
 from stic.compiler.runner import Running
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.package import Package
-from stic.runtime.session import Info, check_options
+from stic.runtime.session import Info, check_options, io_limits
 from stic.targets.target import load
 from stic.targets.toolchain import build_engine
 
@@ -91,7 +92,7 @@ def measure(
     threads: int | None,
     tokens: int | None,
     cold: bool,
-    storage_bytes_per_s: int | None = None,
+    storage: EmulatedStorage | None = None,
     gpu: str = "auto",
     latency_us: int | None = None,
     memory_bytes: int | None = None,
@@ -99,7 +100,7 @@ def measure(
     """Run random tokens through the package `runs` times in a process of its own.
 
     `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
-    `storage_bytes_per_s` emulates storage of that bandwidth. `gpu`, `latency_us`, `memory_bytes`: where layers planned
+    `storage`: emulated, not faster than the one there is. `gpu`, `latency_us`, `memory_bytes`: where layers planned
     for a GPU run, and the budget that a plan is chosen for, as in Session. Raises PackageError for what is no package,
     EngineError with the engine's sentence where it refuses.
     """
@@ -110,7 +111,7 @@ def measure(
     options += ["--threads", str(threads)] if threads else []
     options += ["--cold"] if cold else []
     options += ["--gpu", gpu]
-    options += ["--io-limit", str(storage_bytes_per_s)] if storage_bytes_per_s else []
+    options += storage_options(storage)
     options += ["--deadline-us", str(latency_us)] if latency_us else []
     options += ["--memory-bytes", str(memory_bytes)] if memory_bytes else []
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
@@ -127,6 +128,12 @@ def measure(
     deadline_us = plan.deadline_us or None
     found |= {"deadline_us": deadline_us, "late": _late(times, deadline_us), "predicted_us": plan.predicted_us}
     return Bench(tokens=len(ids), cold=cold, **found)
+
+
+def storage_options(storage: EmulatedStorage | None) -> list[str]:
+    """What tells stic_run to emulate this storage."""
+    limits = zip(("--io-limit", "--io-requests"), io_limits(storage), strict=True)
+    return [text for name, limit in limits if limit for text in (name, str(limit))]
 
 
 def measure_session(session: OpenSession, package: Package, runs: int, tokens: int | None, cold: bool) -> Bench:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stic.compiler.plan import ComputeCost, IoCost
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 from stic.runtime.format import BLOCK, MATRICES, Shape
 from stic.targets.target import Target
@@ -228,26 +229,27 @@ def _nearest(
     return _compute(nearest, shape, rows), [note]
 
 
-def paced_io(io: IoCost, bytes_per_s: int) -> IoCost:
-    """The same storage delivering at most `bytes_per_s`, embedding rows included.
+def paced_io(io: IoCost, storage: EmulatedStorage) -> IoCost:
+    """The same storage slowed down to what is emulated, embedding rows included.
 
     Emulated storage serves one request at a time, and what a request costs beyond its bytes passes meanwhile: a whole
-    request takes its own time or its time at that bandwidth, whichever is longer.
+    request takes its own time or its emulated time, whichever is longer.
     """
-    slower = min(io.bytes_per_s, bytes_per_s)
-    saved_us = io.request_bytes * (1e6 / slower - 1e6 / io.bytes_per_s)
+    slower = min(io.bytes_per_s, storage.bytes_per_s)
+    moving_us = io.request_bytes * 1e6 / slower
+    saved_us = moving_us - io.request_bytes * 1e6 / io.bytes_per_s
     return replace(
         io,
-        request_us=max(0.0, io.request_us - saved_us),
+        request_us=max(0.0, io.request_us - saved_us, storage.least_request_us - moving_us),
         bytes_per_s=slower,
-        row_us=max(io.row_us, BLOCK * 1e6 / bytes_per_s),
+        row_us=max(io.row_us, storage.reading_us(BLOCK)),
     )
 
 
-def paced(costs: Costs, bytes_per_s: int) -> Costs:
-    """The same costs on storage that delivers at most `bytes_per_s`."""
-    io = paced_io(costs.io, bytes_per_s)
-    return replace(costs, io=io, notes=(*costs.notes, f"storage is taken to deliver {bytes_per_s / 1e6:g} MB/s"))
+def paced(costs: Costs, storage: EmulatedStorage) -> Costs:
+    """The same costs on storage that is emulated."""
+    io = paced_io(costs.io, storage)
+    return replace(costs, io=io, notes=(*costs.notes, f"storage is taken to deliver {storage}"))
 
 
 def estimate(

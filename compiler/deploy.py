@@ -15,6 +15,7 @@ from stic.compiler.options import Progress
 from stic.compiler.quantities import format_bytes
 from stic.compiler.task import Examples
 from stic.compiler.texts import Ids, inputs_of
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.package import Package
 from stic.runtime.session import GpuUse
 from stic.targets.remote_device import RemoteDevice, engine_target, remote_device
@@ -35,10 +36,10 @@ class Deployment:
     sent: Sent
 
     def session(
-        self, threads: int | None = None, io_bytes_per_s: int | None = None, gpu: GpuUse = "auto"
+        self, threads: int | None = None, storage: EmulatedStorage | None = None, gpu: GpuUse = "auto"
     ) -> RemoteSession:
         """Run it there."""
-        options = {"threads": threads, "io_bytes_per_s": io_bytes_per_s, "gpu": gpu}
+        options = {"threads": threads, "storage": storage, "gpu": gpu}
         return self.device.session(self.package, self.sent.folder, **options)
 
     def to_json(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from stic.compiler.plan import Budget
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 from stic.runtime.format import LIMITS
 from stic.runtime.gpu_format import Storage
@@ -63,7 +64,7 @@ class CompileOptions:
     exact: bool = False  # measure every bitwidth; False: four, the others follow the local error
     calibration_tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
     trial_tokens: int = 6144  # of them that the ilp's plan and greedy's are tried on; 0: the ilp's is taken untried
-    storage_bytes_per_s: int | None = None  # plan for storage no faster than this, as `stic run --storage` emulates it
+    storage: EmulatedStorage | None = None  # plan for storage no faster than this, as `stic run --storage` emulates it
     time_limit_s: float = 10.0  # of the planner
     gap: float = 0.005  # at which the planner may stop: the last tenths of a percent take nearly all the time
     margin: float = 0.05  # share of the latency budget kept back for jitter
@@ -96,7 +97,6 @@ class CompileOptions:
             ("--latency", self.budget.latency_us),
             ("--memory", self.budget.memory_bytes),
             *further,
-            ("--storage", self.storage_bytes_per_s),
         ):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be more than zero, or left out")

@@ -161,8 +161,8 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         run.finished("profile", {"rho": worth.rho, "metric": worth.metric, "calibration": worth.calibration})
 
         costs = run.stage("device", lambda tick: device_costs(options, target, materials, bits, tick, run.notes.append))
-        if options.storage_bytes_per_s is not None:
-            costs = cost_model.paced(costs, options.storage_bytes_per_s)
+        if options.storage is not None:
+            costs = cost_model.paced(costs, options.storage)
         on_gpu = {} if costs.gpu is None else {"gpu": asdict(costs.gpu), "hop_us": costs.hop_us}
         facts = {"io": asdict(costs.io), "compute": asdict(costs.compute), **on_gpu, "notes": costs.notes}
         run.finished("device", facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from decimal import ROUND_HALF_EVEN, Decimal
 
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-zµμ]*)\s*", re.ASCII)
@@ -45,6 +46,14 @@ def parse_time_us(text: str) -> int:
 def parse_bytes(text: str) -> int:
     """Bytes of `20MiB` (2^20), `100MB` (10^6), `4KiB`; a bare `0` needs no unit. Raises InputError."""
     return _parse(text, SIZES, "a size", "20MiB or 100MB")
+
+
+def parse_storage(text: str) -> EmulatedStorage:
+    """Storage of `100MB` a second, or of `300MB,25000` requests a second as well. Raises InputError."""
+    rate, comma, requests = (part.strip() for part in text.partition(","))
+    if comma and not requests.isdecimal():
+        raise InputError(f"'{text}' is not a storage: write bytes a second, and requests if they matter: 300MB,25000")
+    return EmulatedStorage(parse_bytes(rate), int(requests) if comma else None)
 
 
 def _round(value: float) -> str:

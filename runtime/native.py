@@ -37,6 +37,7 @@ class Options(ctypes.Structure):
         ("gpu_arithmetic", ctypes.c_uint32),
         ("deadline_us", ctypes.c_uint32),
         ("memory_bytes", ctypes.c_uint64),
+        ("io_requests_per_s", ctypes.c_uint64),
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stic.runtime import native
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError, PackageError, SticError
 from stic.runtime.trace import Event, Trace
 
@@ -133,6 +134,11 @@ def check_options(**options: int | None) -> None:
             raise InputError(f"{name} must be at least 1, not {value}")
 
 
+def io_limits(storage: EmulatedStorage | None) -> tuple[int, int]:
+    """Bytes and requests a second as the engine takes them, 0 for no limit."""
+    return (0, 0) if storage is None else (storage.bytes_per_s, storage.requests_per_s or 0)
+
+
 def _budget(latency_us: int | None, memory_bytes: int | None) -> tuple[int, int]:
     """Deadline and memory as the engine takes them, 0 for no limit; what is beyond its numbers limits nothing."""
     check_options(latency_us=latency_us, memory_bytes=memory_bytes)
@@ -154,11 +160,12 @@ def arrays_of(
 class Session:
     """A package being run. Use it as a context manager, or call `close`.
 
-    threads, lanes: at most, and by default, as many as the package was compiled for. io_bytes_per_s: emulate storage
-    of this bandwidth. direct: read past the page cache where that works. gpu: whether layers planned for a GPU run
-    there, may, or must not. gpu_arithmetic: how it multiplies, by default as it has a product of int8. latency_us,
-    memory_bytes: of a package with several plans, run the best that keeps this deadline and this memory; by default
-    its first. Raises PackageError, EngineError, ToolchainError; InputError for options that the package cannot meet.
+    threads, lanes: at most, and by default, as many as the package was compiled for. storage: what to emulate where it
+    is slower than the one there is. direct: read past the page cache where that works. gpu: whether layers planned for
+    a GPU run there, may, or must not. gpu_arithmetic: how it multiplies, by default as it has a product of int8.
+    latency_us, memory_bytes: of a package with several plans, run the best that keeps this deadline and this memory; by
+    default its first. Raises PackageError, EngineError, ToolchainError; InputError for options that the package cannot
+    meet.
     """
 
     def __init__(
@@ -166,7 +173,7 @@ class Session:
         path: str | Path,
         threads: int | None = None,
         lanes: int | None = None,
-        io_bytes_per_s: int | None = None,
+        storage: EmulatedStorage | None = None,
         direct: bool = True,
         gpu: GpuUse = "auto",
         gpu_arithmetic: GpuArithmetic | None = None,
@@ -174,12 +181,14 @@ class Session:
         memory_bytes: int | None = None,
     ) -> None:
         self._session: ctypes.c_void_p | None = None
-        check_options(threads=threads, lanes=lanes, io_bytes_per_s=io_bytes_per_s)
+        check_options(threads=threads, lanes=lanes)
         budget = _budget(latency_us, memory_bytes)
         self._engine = native.load()
         size = ctypes.sizeof(native.Options)
         chosen = (GPU_USES.index(gpu), GPU_ARITHMETICS.index(gpu_arithmetic))
-        options = native.Options(size, threads or 0, lanes or 0, not direct, io_bytes_per_s or 0, *chosen, *budget)
+        bytes_per_s, requests_per_s = io_limits(storage)
+        plain = (threads or 0, lanes or 0, not direct)
+        options = native.Options(size, *plain, bytes_per_s, *chosen, *budget, requests_per_s)
         session = ctypes.c_void_p()
         status = self._engine.stic_session_open(os.fsencode(path), ctypes.byref(options), ctypes.byref(session))
         if status:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stic.runtime import native
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.format import BLOCK
 from stic.runtime.package import Package
@@ -23,6 +24,7 @@ from stic.runtime.session import (
     check_options,
     error_of,
     info_of,
+    io_limits,
     stats_of,
     trace_of,
 )
@@ -51,23 +53,27 @@ class RemoteSession:
         step_s: float,
         threads: int | None = None,
         lanes: int | None = None,
-        io_bytes_per_s: int | None = None,
+        storage: EmulatedStorage | None = None,
         gpu: GpuUse = "auto",
         gpu_arithmetic: GpuArithmetic | None = None,
     ) -> None:
-        check_options(threads=threads, lanes=lanes, io_bytes_per_s=io_bytes_per_s)
+        check_options(threads=threads, lanes=lanes)
         self._functions, self._device, self._handle = functions, device, -1
         opening_s = sum(int(row["bytes"]) for row in package.files.values()) / SLOWEST_BYTES_PER_S
         # Where storage is emulated: all that the plan keeps, as after an eviction, and the embedding rows.
-        most_bytes = int(package.extents["bytes"].sum()) + int(package.header["max_length"]) * BLOCK
-        reading_s = 0.0 if io_bytes_per_s is None else 2 * most_bytes / io_bytes_per_s
+        rows, extents = int(package.header["max_length"]), package.extents["bytes"]
+        most_bytes = int(extents.sum()) + rows * BLOCK
+        requests = int((-(-extents // int(package.header["request_bytes"]))).sum()) + rows
+        reading_s = 0.0 if storage is None else 2e-6 * storage.reading_us(most_bytes, requests)
         predicted_s = int(package.header["predicted_us"]) / 1e6
         compiling_s = COMPILING_S if package.gpu is not None and gpu != "off" else 0.0
         self._run_s = step_s + SLOWER * predicted_s + reading_s + compiling_s
-        options = (threads or 0, lanes or 0, io_bytes_per_s or 0, 0)
+        bytes_per_s, requests_per_s = io_limits(storage)
+        options = (threads or 0, lanes or 0, bytes_per_s, 0)
         chosen = (GPU_USES.index(gpu), GPU_ARITHMETICS.index(gpu_arithmetic))
+        first_plan = (0, 0)  # whatever its deadline and memory
         opening_s += step_s + reading_s + compiling_s
-        self._handle = self._call("open", folder, *options, *chosen, seconds=opening_s)
+        self._handle = self._call("open", folder, *options, *chosen, *first_plan, requests_per_s, seconds=opening_s)
         self.info = info_of(self._filled("info", native.Info))
         room = np.zeros(DEVICE_BYTES, np.uint8)
         length = self._call("session_device", self._handle, room)

@@ -129,7 +129,9 @@ def _deadlines(results: Results) -> Finding:
     rows = [row for row in results.planned if row.ran and row.planner == "ilp" and row.deadline_us < math.inf]
     runs = sum(len(row.times_us) for row in rows)
     missed = sum(row.missed(row.deadline_us) for row in rows)
-    where = f"{missed} of {runs} runs in {len(rows)} cells" if runs else "not measured"
+    aside = [time > row.deadline_us for row in rows for time in row.set_aside_us]
+    also = f"; of {len(aside)} runs set aside, {sum(aside)}" if aside else ""
+    where = f"{missed} of {runs} runs in {len(rows)} cells{also}" if runs else "not measured"
     claim = "runs of the ILP's plans that missed their deadline"
     return Finding(claim, missed / runs if runs else math.nan, MISSED_SHARE, True, where, "share")
 

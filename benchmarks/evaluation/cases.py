@@ -92,6 +92,7 @@ class Machine:
     plan_seconds: float = 10.0
     calibration_tokens: int = 1536
     margin: float = 0.05  # share of a deadline that plans keep back
+    requests_per_s: int | None = None  # that storage serves; None: as many as there are
     dev_rows: int | None = None  # None: all
 
 

@@ -17,7 +17,7 @@ from stic.compiler.array_cache import sources
 from stic.compiler.profile_cache import digest
 from stic.runtime.native import find_library
 
-_RUNS = ("benchmarks/evaluation/measure.py", "benchmarks/evaluation/throttle.py")
+_RUNS = tuple(f"benchmarks/evaluation/{name}.py" for name in ("measure", "quiet", "throttle"))
 _PEERS = (*_RUNS, "benchmarks/evaluation/peer*.py", "benchmarks/evaluation/graphs.py",
           "benchmarks/kernels/peers.py", "benchmarks/kernels/models.py")  # fmt: skip
 _SCORES = ("benchmarks/evaluation/accuracy.py", "compiler/task.py", "compiler/texts.py", "compiler/forward.py")
@@ -71,7 +71,8 @@ class Keys:
     def switches(self, prepared: Prepared, answers: Sequence[Answer]) -> str:
         """Of switches between these plans, on their storage."""
         plans = [(answered.digest, answered.asked.bytes_per_s) for answered in answers]
-        return digest(self.switching, self.engine, prepared.key, plans, self.machine.tokens)
+        asked = (self.machine.tokens, self.machine.requests_per_s)
+        return digest(self.switching, self.engine, prepared.key, plans, asked)
 
     def upgrades(self, prepared: Prepared) -> str:
         """Of what one more bit reads."""
@@ -80,7 +81,8 @@ class Keys:
     def _setting(self, paced: bool) -> tuple[Any, ...]:
         machine = self.machine
         limits = (self.place.throttle(paced), self.place.memory)
-        return machine.threads, machine.tokens, machine.runs, machine.block, limits
+        pacing = machine.requests_per_s if paced else None
+        return machine.threads, machine.tokens, machine.runs, machine.block, limits, pacing
 
 
 def _versions(name: str) -> tuple[str, ...]:

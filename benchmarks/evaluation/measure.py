@@ -10,11 +10,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluation.quiet import PATIENCE, enough, quietest, watched
 from benchmarks.evaluation.throttle import BESIDE_PACING, MemoryGroup, Place, counted_memory, slow_reads, started
+from stic.compiler.bench import storage_options
 from stic.compiler.simulate import EMBEDDING, HEAD
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError
 
 PATIENCE_S = 120.0  # of a block of runs: more means that a process hangs
@@ -37,11 +41,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Contender:
-    """A package at one bandwidth; `key` names it among those it takes turns with."""
+    """A package on one storage; `key` names it among those it takes turns with."""
 
     key: str
     package: Path
-    bytes_per_s: int
+    storage: EmulatedStorage
     claimed_bytes: int
     timeline: bool  # keep the last run's events
 
@@ -57,20 +61,24 @@ def take_turns(
 ) -> dict[str, dict[str, Any]]:
     """Measure packages that are compared with each other, a block of runs each by turns; calls `tick` after each.
 
-    Every second round goes backwards, so that nobody always follows the same neighbour. A package that fails is left
-    out of later rounds; its result is {"error": sentence}. The others' are `latency` and `memory` of a row, and
-    `timeline` where it was asked for.
+    Every second round goes backwards, so that nobody always follows the same neighbour. Further rounds are for those
+    whose blocks were disturbed (see quiet). A package that fails is left out of later rounds; its result is
+    {"error": sentence}. The others' are `latency` and `memory` of a row, and `timeline` where it was asked for.
     """
+    rounds = setting.runs // setting.block
     blocks: dict[str, list[dict[str, Any]]] = {c.key: [] for c in contenders}
     errors: dict[str, str] = {}
-    for number in range(setting.runs // setting.block):
+    for number in range(PATIENCE * rounds):
         for contender in contenders[:: -1 if number % 2 else 1]:
-            if contender.key not in errors:
+            found = blocks[contender.key]
+            if contender.key not in errors and not enough([block["stolen"] for block in found], rounds):
                 try:
-                    blocks[contender.key].append(_block(contender, setting))
+                    stolen, block = watched(partial(_block, contender, setting))
+                    found.append(block | {"stolen": stolen})
                 except EngineError as error:
                     errors[contender.key] = str(error)
-            tick()
+            if number < rounds:
+                tick()
     return {
         c.key: {"error": errors[c.key]} if c.key in errors else _joined(blocks[c.key], c, setting) for c in contenders
     }
@@ -79,16 +87,15 @@ def take_turns(
 def _command(contender: Contender, setting: Setting, runs: int) -> list[str]:
     ids = ",".join(map(str, setting.ids))
     options = ["--ids", ids, "--runs", str(runs), "--threads", str(setting.threads)]
-    return [
-        str(setting.runner), str(contender.package), *options, "--io-limit", str(contender.bytes_per_s), "--json",
-    ]  # fmt: skip
+    options += storage_options(contender.storage)
+    return [str(setting.runner), str(contender.package), *options, "--json"]
 
 
 def _block(contender: Contender, setting: Setting) -> dict[str, Any]:
     """A block of runs in one process, after one that fills the preload buffer."""
     with (
         tempfile.TemporaryDirectory(prefix="stic-trace-") as folder,
-        slow_reads(setting.place, BESIDE_PACING * contender.bytes_per_s) as slow,
+        slow_reads(setting.place, BESIDE_PACING * contender.storage.bytes_per_s) as slow,
         counted_memory(setting.place, contender.claimed_bytes) as memory,
     ):
         trace = Path(folder) / "trace.json"
@@ -125,11 +132,17 @@ def ended(process: subprocess.Popen[str], limit: str, patience_s: float = PATIEN
 
 
 def _joined(blocks: list[dict[str, Any]], contender: Contender, setting: Setting) -> dict[str, Any]:
-    times = [time for block in blocks for time in block["times_us"]]
+    kept = quietest([block["stolen"] for block in blocks], setting.runs // setting.block)
+    aside = [time for number, block in enumerate(blocks) if number not in kept for time in block["times_us"]]
     peaks = [block["cgroup_peak_bytes"] for block in blocks if block["cgroup_peak_bytes"] is not None]
+    largest = {name: max(block[name] for block in blocks) for name in ("rss_bytes", "engine_bytes")}
+    blocks = [blocks[number] for number in kept]
+    times = [time for block in blocks for time in block["times_us"]]
     found = {
         "latency": {
             "times_us": times,
+            "set_aside_us": aside,
+            "stolen": [block["stolen"] for block in blocks],
             "median_us": statistics.median(times),
             "p95_us": sorted(times)[(len(times) * 95 + 99) // 100 - 1],
             "stall_us": statistics.median(block["stall_us"] for block in blocks),
@@ -139,10 +152,10 @@ def _joined(blocks: list[dict[str, Any]], contender: Contender, setting: Setting
             "io_bytes": blocks[-1]["io_bytes"],
         },
         "memory": {
-            "rss_bytes": max(block["rss_bytes"] for block in blocks),
+            "rss_bytes": largest["rss_bytes"],
             "cgroup_peak_bytes": max(peaks, default=None),
             "cgroup_limit_bytes": contender.claimed_bytes if peaks else None,
-            "engine_bytes": max(block["engine_bytes"] for block in blocks),
+            "engine_bytes": largest["engine_bytes"],
         },
     }
     return found | ({"timeline": blocks[-1]["timeline"]} if contender.timeline else {})
@@ -183,7 +196,7 @@ def memory_curve(contender: Contender, setting: Setting) -> list[list[int]]:
     Empty where memory is not counted. Nothing of this is timed: watching costs time.
     """
     with (
-        slow_reads(setting.place, BESIDE_PACING * contender.bytes_per_s) as slow,
+        slow_reads(setting.place, BESIDE_PACING * contender.storage.bytes_per_s) as slow,
         counted_memory(setting.place, contender.claimed_bytes) as memory,
     ):
         if memory is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.evaluation.measure import PATIENCE_S, Setting, ended, watch
+from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.tasks import ROOT
 from benchmarks.evaluation.throttle import MemoryGroup, counted_memory, forget, slow_reads, started
 from benchmarks.kernels.worker import THREAD_VARIABLES
@@ -107,25 +108,29 @@ def _latency_specification(name: str, model: Path, setting: Setting, runs: int, 
 
 def resident(name: str, model: Path, setting: Setting) -> dict[str, Any]:
     """`latency` and `memory` of a row: the model loaded once, then run again and again."""
-    with counted_memory(setting.place) as memory:
-        specification = _latency_specification(name, model, setting, setting.runs, None)
-        found = _run(specification, _group(memory))
-        peak = None if memory is None else memory.peak_bytes
+
+    def run() -> tuple[dict[str, Any], int | None]:
+        with counted_memory(setting.place) as memory:
+            specification = _latency_specification(name, model, setting, setting.runs, None)
+            return _run(specification, _group(memory)), None if memory is None else memory.peak_bytes
+
+    ((found, peak),) = repeated(run, 1)
     return {"latency": _latency(found["times_us"], None), "memory": _memory([found], [peak])}
 
 
 def cold(name: str, model: Path, setting: Setting, bytes_per_s: int) -> dict[str, Any]:
     """The same of processes that load the model from storage of a bandwidth, its files not in the page cache, and run
     it once; importing the runtime is not part of the time."""
-    found, peaks = [], []
-    for _ in range(COLD_STARTS):
+
+    def start() -> tuple[dict[str, Any], int | None]:
         for file in {model, model.with_suffix(".bin")}:
             if file.exists():
                 forget(file)
         with slow_reads(setting.place, bytes_per_s) as slow, counted_memory(setting.place) as memory:
             specification = _latency_specification(name, model, setting, 0, slow)
-            found.append(_run(specification, _group(memory)))
-            peaks.append(None if memory is None else memory.peak_bytes)
+            return _run(specification, _group(memory)), None if memory is None else memory.peak_bytes
+
+    found, peaks = map(list, zip(*repeated(start, COLD_STARTS), strict=True))
     throttle = setting.place.throttle(paced=False)
     return {"latency": _latency([one["cold_us"] for one in found], throttle), "memory": _memory(found, peaks)}
 

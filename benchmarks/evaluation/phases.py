@@ -200,7 +200,7 @@ class Evaluation:
             control = self._control(prepared, group[0].asked.bytes_per_s)
             found = measure.take_turns([control, *contenders], setting, tick)
             seen = found[control.key]
-            pace = None if "error" in seen else asdict(pace_of(prepared, control.bytes_per_s, seen["latency"]))
+            pace = None if "error" in seen else asdict(pace_of(prepared, group[0].asked.bytes_per_s, seen["latency"]))
             for contender in contenders:
                 result = found[contender.key] | {"pace": pace}
                 if self._extras[contender.key][1] and "error" not in result:
@@ -243,13 +243,14 @@ class Evaluation:
         key, asked = self.latency_key(answered), answered.asked
         package = self._packages_of(prepared).write(key[:16], answered.plan, answered.timeline)
         size = claimed_bytes(prepared, answered.plan)
-        return Contender(key, package, asked.bytes_per_s, size, self._extras[key][0])
+        storage = prepared.storage_of(asked.bytes_per_s)
+        return Contender(key, package, storage, size, self._extras[key][0])
 
     def _control(self, prepared: Prepared, bytes_per_s: int) -> Contender:
         """The witness as a contender: what shows how fast the machine is just then."""
         plan = witness(prepared)
         package = self._packages_of(prepared).write("witness", plan)
-        return Contender("witness", package, bytes_per_s, claimed_bytes(prepared, plan), False)
+        return Contender("witness", package, prepared.storage_of(bytes_per_s), claimed_bytes(prepared, plan), False)
 
     def _setting(self, prepared: Prepared) -> Setting:
         """How this task's packages and models are run."""

@@ -106,7 +106,7 @@ def problem_of(prepared: Prepared, asked: Asked) -> Problem:
     return replace(
         problem,
         budget=Budget(asked.deadline_us, None, asked.case.preload_bytes),
-        io=paced_io(problem.io, asked.bytes_per_s),
+        io=paced_io(problem.io, prepared.storage_of(asked.bytes_per_s)),
     )
 
 
@@ -193,7 +193,7 @@ def _rows_us(problem: Problem) -> float:
 
 def pace_of(prepared: Prepared, bytes_per_s: int, measured: Mapping[str, float]) -> Pace:
     """The pace that runs of the witness show, on storage of this bandwidth."""
-    problem = replace(prepared.problem, io=paced_io(prepared.problem.io, bytes_per_s))
+    problem = replace(prepared.problem, io=paced_io(prepared.problem.io, prepared.storage_of(bytes_per_s)))
     rows_us, whole_us = _rows_us(problem), simulate(witness(prepared), problem).latency_us
     waited_us = measured["mean_stall_us"]
     return Pace((measured["median_us"] - waited_us) / (whole_us - rows_us), waited_us / rows_us)

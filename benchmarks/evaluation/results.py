@@ -86,6 +86,11 @@ class Row:
         return tuple(self.data["latency"]["times_us"])
 
     @property
+    def set_aside_us(self) -> tuple[float, ...]:
+        """Runs that were made again, since the hypervisor had taken the processors away meanwhile."""
+        return tuple(self.data["latency"].get("set_aside_us", ()))
+
+    @property
     def median_us(self) -> float:
         """Median of the timed runs."""
         return float(self.data["latency"]["median_us"])

@@ -142,8 +142,13 @@ def _machine(evaluation: Evaluation) -> Json:
         "memory": f"{found['ram_bytes'] / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "storage": _storage(place.device) or "no block device whose reads can be limited",
+        "requests": _requests(evaluation.cases.machine.requests_per_s),
         "load average": os.getloadavg()[0],
     }
+
+
+def _requests(limit: int | None) -> str:
+    return "as many as storage serves" if limit is None else f"emulated: at most {limit} a second"
 
 
 def _storage(device: str | None) -> str | None:

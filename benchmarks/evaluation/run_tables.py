@@ -56,8 +56,11 @@ def _missed(results: Results) -> str:
             runs = sum(len(row.times_us) for row in group)
             missed = sum(row.missed(row.deadline_us) for row in group)
             late = sum(row.median_us > row.deadline_us for row in group)
-            rows.append((name, len(group), runs, missed, percent(missed / runs), late))
-    return table(("planner", "plans", "runs", "runs too late", "share", "medians too late"), rows) if rows else ""
+            aside = [time > row.deadline_us for row in group for time in row.set_aside_us]
+            disturbed = (len(aside), sum(aside))
+            rows.append((name, len(group), runs, missed, percent(missed / runs), late, *disturbed))
+    header = ("planner", "plans", "runs", "runs too late", "share", "medians too late", "runs set aside", "too late")
+    return table(header, rows) if rows else ""
 
 
 def memory(results: Results) -> str:

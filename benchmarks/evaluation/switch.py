@@ -67,7 +67,7 @@ def switches(
         return []
     rate, found = answers[0].asked.bytes_per_s, []
     package = packages.write_family(f"family-{rate}", plans)
-    with Session(package, io_bytes_per_s=rate) as session:
+    with Session(package, storage=prepared.storage_of(rate)) as session:
         numbers = [info.number for info in session.plans if _reachable(info, session.plans)]
         settled = {number: _settled(session, session.plans[number], ids) for number in numbers}
         for before, after in permutations(numbers, 2):

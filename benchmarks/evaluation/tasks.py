@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.evaluation.graphs import export_float32
+from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.resume import write_json
 from stic.compiler import task
 from stic.compiler.array_cache import sources
 from stic.compiler.profile_cache import digest
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Prepared:
     labels: tuple[str, ...]
     calibration: Path | None  # examples that importance was measured on; None: the built-in sentences
     calibrated_on: str  # the same for people
+    requests_per_s: int | None  # that emulated storage serves; None: as many as there are
 
     @cached_property
     def key(self) -> str:
@@ -99,6 +102,10 @@ class Prepared:
     def ratio(self, bytes_per_s: float) -> float:
         """Time to load a float32 layer at this bandwidth, by the time to compute one."""
         return self.layer_fp32_bytes / bytes_per_s * 1e6 / self.layer_us
+
+    def storage_of(self, bytes_per_s: int) -> EmulatedStorage:
+        """Storage of this bandwidth, as the engine emulates it."""
+        return EmulatedStorage(bytes_per_s, self.requests_per_s)
 
     def bandwidth_of(self, ratio: float) -> int:
         """The bandwidth, in bytes a second, that gives this ratio."""
@@ -153,13 +160,15 @@ def _profile(options: CompileOptions, target: Target, folder: Path, progress: Pr
     geometry = layers.geometry
     shape = KernelShape(geometry.hidden, geometry.head_dim, layers.activation, layers.epsilon, layers.epsilon)
     engine = find_library()
-    code = sources("compiler/device.py", "compiler/synthetic.py", "targets/storage.py")
+    code = sources(
+        "compiler/device.py", "compiler/synthetic.py", "targets/storage.py", "benchmarks/evaluation/quiet.py"
+    )
     key = digest(code, PROBES, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
     path = folder / "profiles" / f"{key}.json"
     if not path.is_file():
         tick = partial(progress, "measuring this machine")
-        found = [layers.measure(target, options.threads, None, folder, tick, note) for _ in range(PROBES)]
-        write_json(path, typical(found), indent=1)
+        probe = partial(layers.measure, target, options.threads, None, folder, tick, note)
+        write_json(path, typical(repeated(probe, PROBES)), indent=1)
     return path
 
 
@@ -215,4 +224,5 @@ def prepare(
         name, result.model, result.materials, result.problem, published, result.trial, target, kernels, onnx, dev,
         labels if result.model.head.dense else (),
         calibration, result.importance.calibration.replace(str(calibration), str(source.calibration)),
+        machine.requests_per_s,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from stic.compiler.commands.device_options import DeviceChoice, directory_option
 from stic.compiler.commands.parameters import FILE, gpu_use_option, json_option, storage_option
 from stic.compiler.commands.running import Question, answer, input_options, result_options
 from stic.compiler.commands.terminal import console, progress_bar
+from stic.runtime.emulated import EmulatedStorage
 
 if TYPE_CHECKING:
     from stic.compiler.deploy import Deployment
@@ -45,7 +46,7 @@ def ask(
     package: Package,
     as_json: bool,
     threads: int | None = None,
-    storage: int | None = None,
+    storage: EmulatedStorage | None = None,
     gpu: Any = "auto",
     more: Mapping[str, Any] | None = None,
 ) -> Callable[[Deployment], None]:
@@ -97,7 +98,7 @@ def deploy_command(
     length: int | None,
     cold: bool,
     threads: int | None,
-    storage: int | None,
+    storage: EmulatedStorage | None,
     gpu: Any,
     as_json: bool,
     **chosen: Any,

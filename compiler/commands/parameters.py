@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from stic.compiler.quantities import parse_bytes, parse_time_us
+from stic.compiler.quantities import parse_bytes, parse_storage, parse_time_us
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,6 +33,20 @@ class Quantity(click.ParamType):
             return value
         try:
             return self._parse(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Storage(click.ParamType):
+    """Storage to emulate: `RATE` or `RATE,REQUESTS`, both a second."""
+
+    name = "storage"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> EmulatedStorage:
+        if isinstance(value, EmulatedStorage):
+            return value
+        try:
+            return parse_storage(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
 
@@ -83,6 +98,7 @@ class Picture(click.ParamType):
 PICTURE = Picture()
 TIME = Quantity("time", parse_time_us)
 SIZE = Quantity("size", parse_bytes)
+STORAGE = Storage()
 TIMES = Several(TIME)
 SIZES = Several(SIZE)
 FILE = click.Path(path_type=Path)
@@ -100,7 +116,10 @@ def compose(options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
 
 
 storage_option = click.option(
-    "--storage", type=SIZE, metavar="RATE", help="Emulate storage of RATE bytes a second (100MB); default: as it is."
+    "--storage",
+    type=STORAGE,
+    metavar="RATE[,N]",
+    help="Emulate storage of RATE bytes and N requests a second (100MB, or 300MB,25000); default: as it is.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 
@@ -287,10 +306,10 @@ model_options = compose(
         ),
         click.option(
             "--storage",
-            "storage_bytes_per_s",
-            type=SIZE,
-            metavar="RATE",
-            help="Plan for storage of at most RATE bytes a second (100MB); `stic run --storage` emulates it.",
+            type=STORAGE,
+            metavar="RATE[,N]",
+            help="Plan for storage of at most RATE bytes and N requests a second (100MB, or 300MB,25000);"
+            " `stic run --storage` emulates it.",
         ),
         click.option("--importance", type=FILE, metavar="FILE", help="What `stic profile` wrote; skips measuring it."),
         *_IMPORTANCE,

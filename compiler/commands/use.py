@@ -20,6 +20,7 @@ from stic.compiler.commands.parameters import (
 )
 from stic.compiler.commands.running import Question, answer, input_options, result_options
 from stic.compiler.commands.terminal import console, progress_bar
+from stic.runtime.emulated import EmulatedStorage
 
 
 @click.command("run")
@@ -36,7 +37,7 @@ def run_command(
     threads: int | None,
     latency: int | None,
     memory: int | None,
-    storage: int | None,
+    storage: EmulatedStorage | None,
     gpu: Any,
     as_json: bool,
     **asked: Any,
@@ -61,7 +62,7 @@ def run_command(
     opened = Package.open(package)
     inputs = question.inputs(opened)
     with Session(
-        package, threads=threads, io_bytes_per_s=storage, gpu=gpu, latency_us=latency, memory_bytes=memory
+        package, threads=threads, storage=storage, gpu=gpu, latency_us=latency, memory_bytes=memory
     ) as session:
         answer(question, opened, inputs, session, as_json)
 
@@ -165,7 +166,7 @@ def bench_command(
     cold: bool,
     latency: int | None,
     memory: int | None,
-    storage: int | None,
+    storage: EmulatedStorage | None,
     gpu: str,
     as_json: bool,
 ) -> None:

@@ -100,8 +100,9 @@ typedef struct stic_options {
   uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic: 0, as the device has a product of int8; 1; 2, even without one */
   uint32_t deadline_us;      /* open with the best plan that meets these two, as stic_session_set_budget chooses it; */
   uint64_t memory_bytes;     /* both 0: with the default plan */
+  uint64_t io_requests_per_s; /* emulate storage that serves no more requests than this; 0: as many as there are */
 } stic_options;
-#define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0, 0, 0, 0, 0}
+#define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* What to do with layers that are planned for a GPU. */
 typedef enum stic_gpu_use {
@@ -150,7 +151,7 @@ typedef struct stic_plan {
 typedef struct stic_stats {
   uint32_t struct_bytes;     /* set by the caller: sizeof(stic_stats) */
   uint32_t direct;           /* 1: reads bypass the page cache */
-  uint32_t emulated;         /* 1: the bandwidth is emulated (stic_options.io_bytes_per_s) */
+  uint32_t emulated;         /* 1: slower storage is emulated (stic_options.io_bytes_per_s, io_requests_per_s) */
   uint32_t gpu_layers;       /* that run on the GPU */
   uint64_t arena_bytes;      /* of the active plan, as are peak_bytes and claimed_bytes */
   uint64_t bookkeeping_bytes; /* index, tables made from it, trace */

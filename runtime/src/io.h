@@ -27,7 +27,7 @@ struct stic_io {
   stic_trace *trace;
   stic_source shards, embeddings;
   uint32_t lanes, row_lanes;   /* that read extents; that read rows, and so all of them */
-  uint64_t bytes_per_s;        /* emulated; 0: no limit */
+  uint64_t bytes_per_s, requests_per_s; /* emulated; 0: no limit */
   _Atomic uint32_t *left;      /* [extents] bytes not yet read in this pass */
   stic_present *present;       /* [resident extents] */
   stic_present *spare;         /* as long: what is present once the plan is changed */

@@ -57,17 +57,25 @@ void stic_io_fail(stic_io *io, const stic_error *error) {
 
 enum { BURST_NS = 1000000 }; /* what emulated storage may have saved up */
 
+/* What emulated storage takes for a request: as flash and the kernel's limiter have it, either of two limits binds. */
+static uint64_t emulated_ns(const stic_io *io, uint32_t bytes) {
+  const uint64_t moving = io->bytes_per_s ? (uint64_t)bytes * 1000000000u / io->bytes_per_s : 0;
+  const uint64_t serving = io->requests_per_s ? 1000000000u / io->requests_per_s : 0;
+  return moving > serving ? moving : serving;
+}
+
 /* Read as fast as the storage, or as the storage that is emulated: one that serves one request at a time. */
 static stic_status read_paced(stic_io *io, const stic_source *source, const char *name, uint64_t offset,
                               uint32_t bytes, uint8_t *to, stic_error *error) {
+  const uint64_t takes_ns = emulated_ns(io, bytes);
   uint64_t done_ns = 0;
-  if (io->bytes_per_s) {
+  if (takes_ns) {
     pthread_mutex_lock(&io->mutex);
     const uint64_t now = stic_now_ns();
     /* A token bucket: a lane that wakes late may catch up, or each short read would take its time and the lateness. */
     if (!io->device_free_ns || io->device_free_ns + BURST_NS < now)
       io->device_free_ns = io->device_free_ns ? now - BURST_NS : now;
-    io->device_free_ns += (uint64_t)bytes * 1000000000u / io->bytes_per_s;
+    io->device_free_ns += takes_ns;
     done_ns = io->device_free_ns;
     pthread_mutex_unlock(&io->mutex);
   }

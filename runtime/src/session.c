@@ -100,7 +100,8 @@ static stic_status load(stic_session *s, const char *path, const stic_options *o
   s->io.lanes = options->lanes ? options->lanes : h->lanes;
   s->io.row_lanes = p->row_lanes;
   s->io.bytes_per_s = options->io_bytes_per_s;
-  s->emulated = options->io_bytes_per_s != 0;
+  s->io.requests_per_s = options->io_requests_per_s;
+  s->emulated = options->io_bytes_per_s || options->io_requests_per_s;
   s->pool.cores = h->cores;
   if ((status = stic_pool_start(&s->pool, options->threads ? options->threads : h->threads, h->stack_bytes, error)))
     return status;

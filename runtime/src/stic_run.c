@@ -24,6 +24,7 @@ static const char usage[] =
     "  --cold             empty the preload buffer before every run\n"
     "  --buffered         read through the page cache\n"
     "  --io-limit BYTES   emulate storage of BYTES a second\n"
+    "  --io-requests N    emulate storage that serves N requests a second\n"
     "  --deadline-us N    run the package's best plan for a deadline of N microseconds\n"
     "  --memory-bytes N   run its best plan that claims at most N bytes (default, without both: its first)\n"
     "  --gpu MODE         layers planned for a GPU: auto (default), off (on the CPU), required\n"
@@ -105,6 +106,7 @@ static arguments parse(int argc, char **argv) {
       else if (!strcmp(name, "--threads")) a.options.threads = (uint32_t)number(value, name, 1024);
       else if (!strcmp(name, "--lanes")) a.options.lanes = (uint32_t)number(value, name, 1024);
       else if (!strcmp(name, "--io-limit")) a.options.io_bytes_per_s = number(value, name, (uint64_t)1 << 40);
+      else if (!strcmp(name, "--io-requests")) a.options.io_requests_per_s = number(value, name, 1000000000);
       else if (!strcmp(name, "--deadline-us")) a.options.deadline_us = (uint32_t)number(value, name, UINT32_MAX);
       else if (!strcmp(name, "--memory-bytes")) a.options.memory_bytes = number(value, name, UINT64_MAX);
       else if (!strcmp(name, "--gpu")) a.options.gpu = choice(value, name, uses, 3);

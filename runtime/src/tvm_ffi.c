@@ -32,9 +32,9 @@ static int session_error(const stic_session *session, stic_status status) {
 EXPORT __tvm_ffi_stic_open(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {
   char path[4200];
   int64_t threads = 0, lanes = 0, io_bytes_per_s = 0, buffered = 0, gpu = 0, gpu_arithmetic = 0;
-  int64_t deadline_us = 0, memory_bytes = 0;
+  int64_t deadline_us = 0, memory_bytes = 0, io_requests_per_s = 0;
   (void)self;
-  if (n < 1 || n > 9 || !stic_ffi_take_string(&a[0], path, sizeof path) ||
+  if (n < 1 || n > 10 || !stic_ffi_take_string(&a[0], path, sizeof path) ||
       (n > 1 && !stic_ffi_take_count(&a[1], MOST_THREADS, &threads)) ||
       (n > 2 && !stic_ffi_take_count(&a[2], MOST_THREADS, &lanes)) ||
       (n > 3 && !stic_ffi_take_count(&a[3], INT64_MAX, &io_bytes_per_s)) ||
@@ -42,9 +42,10 @@ EXPORT __tvm_ffi_stic_open(void *self, const stic_ffi_any *a, int32_t n, stic_ff
       (n > 5 && !stic_ffi_take_count(&a[5], STIC_GPU_REQUIRED, &gpu)) ||
       (n > 6 && !stic_ffi_take_count(&a[6], STIC_INT8_ARITHMETIC, &gpu_arithmetic)) ||
       (n > 7 && !stic_ffi_take_count(&a[7], UINT32_MAX, &deadline_us)) ||
-      (n > 8 && !stic_ffi_take_count(&a[8], INT64_MAX, &memory_bytes)))
+      (n > 8 && !stic_ffi_take_count(&a[8], INT64_MAX, &memory_bytes)) ||
+      (n > 9 && !stic_ffi_take_count(&a[9], INT64_MAX, &io_requests_per_s)))
     return stic_ffi_misused("stic_open(path, threads=0, lanes=0, io_bytes_per_s=0, buffered=0, gpu=0, gpu_arithmetic=0,"
-                            " deadline_us=0, memory_bytes=0) -> handle");
+                            " deadline_us=0, memory_bytes=0, io_requests_per_s=0) -> handle");
   stic_options options = STIC_OPTIONS_DEFAULT;
   options.threads = (uint32_t)threads;
   options.lanes = (uint32_t)lanes;
@@ -54,6 +55,7 @@ EXPORT __tvm_ffi_stic_open(void *self, const stic_ffi_any *a, int32_t n, stic_ff
   options.gpu_arithmetic = (uint32_t)gpu_arithmetic;
   options.deadline_us = (uint32_t)deadline_us;
   options.memory_bytes = (uint64_t)memory_bytes;
+  options.io_requests_per_s = (uint64_t)io_requests_per_s;
   stic_session *session;
   const stic_status status = stic_session_open(path, &options, &session);
   if (status) return session_error(NULL, status);

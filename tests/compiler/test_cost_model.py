@@ -8,6 +8,7 @@ import pytest
 from stic.compiler.cost_model import costs, estimate, load, macs_of, paced_io, parse
 from stic.compiler.gpu_cost import with_gpu
 from stic.compiler.plan import IoCost
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 from stic.runtime.format import Shape
 from stic.targets import target
@@ -162,7 +163,15 @@ def test_paced_storage_takes_its_own_time_or_that_of_the_bandwidth():
     own = IoCost(request_us=50.0, bytes_per_s=1e9, request_bytes=1 << 18, row_us=20.0)
     whole = own.extent_us(1 << 18)
     for rate in (20_000_000, 100_000_000, 800_000_000, 950_000_000):
-        io = paced_io(own, rate)
+        io = paced_io(own, EmulatedStorage(rate))
         assert io.extent_us(1 << 18) == pytest.approx(max(whole, (1 << 18) * 1e6 / rate))
         assert io.row_us == max(20.0, 4096e6 / rate)
-    assert paced_io(own, 2_000_000_000) == own
+    assert paced_io(own, EmulatedStorage(2_000_000_000)) == own
+
+
+def test_paced_storage_serves_so_many_requests():
+    own = IoCost(request_us=50.0, bytes_per_s=1e9, request_bytes=1 << 18, row_us=20.0)
+    assert paced_io(own, EmulatedStorage(2_000_000_000, 25_000)) == replace(own, row_us=40.0)
+    assert paced_io(own, EmulatedStorage(50_000_000, 25_000)).row_us == 4096 / 50
+    slow = paced_io(own, EmulatedStorage(2_000_000_000, 1_000))
+    assert slow.extent_us(1 << 18) == pytest.approx(1000.0) and slow.row_us == 1000.0

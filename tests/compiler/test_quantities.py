@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stic.compiler.quantities import format_bytes, format_time, parse_bytes, parse_time_us
+from stic.compiler.quantities import format_bytes, format_time, parse_bytes, parse_storage, parse_time_us
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
 
@@ -35,6 +36,18 @@ def test_wrong_sizes_are_refused():
         parse_bytes("5MBps")
     with pytest.raises(InputError, match="larger"):
         parse_bytes("9" * 30 + "GiB")
+
+
+def test_storage():
+    assert parse_storage("100MB") == EmulatedStorage(100_000_000)
+    assert parse_storage("300MB, 25000") == EmulatedStorage(300_000_000, 25_000)
+    assert str(parse_storage("300MB,25000")) == "300 MB/s, 25000 requests a second"
+
+
+@pytest.mark.parametrize("text", ["100", "MB", "300MB,", "300MB,25k", "300MB,-1", "300MB,0", "0MB", ",25000"])
+def test_wrong_storage_is_refused(text):
+    with pytest.raises(InputError):
+        parse_storage(text)
 
 
 @pytest.mark.parametrize(

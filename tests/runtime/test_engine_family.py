@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError, PackageError
 from stic.runtime.format import BLOCK, PLAN
 from stic.runtime.package import Package
@@ -263,7 +264,7 @@ def test_a_package_with_one_plan_has_one(package: Path) -> None:
 
 
 def test_no_change_during_a_run(family: Path, answers: list[np.ndarray]) -> None:
-    with Session(family, latency_us=budget(1), io_bytes_per_s=400_000) as session:
+    with Session(family, latency_us=budget(1), storage=EmulatedStorage(400_000)) as session:
         outputs: list[np.ndarray] = []
         thread = threading.Thread(target=lambda: outputs.append(session.run(IDS)))
         refused = 0

@@ -116,6 +116,12 @@ def test_runs_as_a_module(loader: str, library: Path, package: Path) -> None:
     opened = native.Stats.from_buffer_copy(np.from_dlpack(stats))
     assert opened.emulated == 1 and opened.direct == 0
     module["stic_close"](slow)
+    with pytest.raises(TypeError, match="io_requests_per_s"):
+        module["stic_open"](str(package), 1, 2, 0, 0, 0, 0, 0, 0, -1)
+    slow = module["stic_open"](str(package), 1, 2, 0, 0, 0, 0, 0, 0, 25_000)
+    module["stic_stats"](slow, stats)
+    assert native.Stats.from_buffer_copy(np.from_dlpack(stats)).emulated == 1
+    module["stic_close"](slow)
 
 
 def test_a_module_changes_between_plans(library: Path, family: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, PackageError
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
@@ -129,7 +130,7 @@ def test_two_sessions_in_two_threads(gpu_package: Path) -> None:
 
 
 def test_trace_has_a_track_for_the_gpu(gpu_package: Path, tmp_path: Path) -> None:
-    with Session(gpu_package, gpu="required", gpu_arithmetic="float", io_bytes_per_s=5_000_000) as session:
+    with Session(gpu_package, gpu="required", gpu_arithmetic="float", storage=EmulatedStorage(5_000_000)) as session:
         session.run(np.arange(40))
         session.run(np.arange(40))
         stats, trace = session.stats(), session.trace()

@@ -172,7 +172,7 @@ def test_wrong_usage(arguments: list[str], runner: Path) -> None:
 
 def test_help(runner: Path) -> None:
     done = subprocess.run([str(runner), "--help"], capture_output=True, text=True, timeout=60, check=True)
-    assert "--io-limit" in done.stdout
+    assert "--io-limit" in done.stdout and "--io-requests" in done.stdout
 
 
 def test_resident_memory_stays_within_the_claim(package: Path, runner: Path) -> None:

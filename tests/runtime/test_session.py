@@ -17,6 +17,7 @@ import pytest
 from stic.compiler.assembly import ROW_LANES
 from stic.compiler.synthetic import VOCABULARY
 from stic.runtime import native
+from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError, PackageError, ToolchainError
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
@@ -189,15 +190,30 @@ def test_stats_and_trace(package: Path, tmp_path: Path) -> None:
 
 
 def test_emulated_storage_takes_its_time(package: Path) -> None:
-    with Session(package, io_bytes_per_s=2_000_000) as session:
+    with Session(package, storage=EmulatedStorage(2_000_000)) as session:
         session.run([1, 2, 3])
         stats = session.stats()
     assert stats.emulated
     assert stats.run_us >= stats.io_bytes / 2_000_000 * 1e6
 
 
+def test_emulated_storage_serves_so_many_requests(package: Path) -> None:
+    ids = list(range(0, VOCABULARY, VOCABULARY // 32))  # each in a block of its own
+    with Session(package, storage=EmulatedStorage(1 << 40, 1000)) as session:
+        session.run(ids)
+        stats = session.stats()
+    assert stats.emulated
+    assert stats.run_us >= (stats.io_requests - 2) * 1000  # it may have saved up a millisecond
+
+
+def test_storage_that_reads_nothing() -> None:
+    for limits in ((0, None), (1, 0), (-5, 1)):
+        with pytest.raises(InputError, match="at least 1"):
+            EmulatedStorage(*limits)
+
+
 def test_one_call_at_a_time(package: Path) -> None:
-    with Session(package, io_bytes_per_s=400_000) as session:
+    with Session(package, storage=EmulatedStorage(400_000)) as session:
         expected = session.run([1, 2, 3])
         outputs: list[np.ndarray] = []
         refused: list[str] = []
@@ -251,7 +267,7 @@ def test_a_forked_child_is_told_to_open_its_own(package: Path) -> None:
 
 
 def test_ctrl_c_during_a_run(package: Path) -> None:
-    with Session(package, io_bytes_per_s=300_000) as session:
+    with Session(package, storage=EmulatedStorage(300_000)) as session:
         expected = session.run([1, 2])
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
@@ -277,7 +293,7 @@ def test_compute_threads_keep_to_the_packages_cores(copy: Path, with_header: Cal
 
 def test_rows_are_read_on_more_lanes_than_weights(package: Path) -> None:
     ids = list(range(0, VOCABULARY, VOCABULARY // 32))  # each in a block of its own
-    with Session(package, io_bytes_per_s=4_000_000) as session:
+    with Session(package, storage=EmulatedStorage(4_000_000)) as session:
         expected = session.run(ids)
         tracks = {name: {e.track for e in session.trace() if e.name == name} for name in ("rows", "read")}
         assert 2 < len(tracks["rows"]) <= ROW_LANES and tracks["read"] and tracks["read"] <= {0, 1}
