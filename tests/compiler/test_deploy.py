@@ -118,18 +118,23 @@ def test_several_devices_evaluate_at_once(
 ) -> None:
     data, out_dir = tmp_path / "data.tsv", tmp_path / "classifier.stic"
     words = "a the movie film cat dog good bad great awful".split()
-    lines = [f"{words[n % 10]} {words[n * 3 % 10]}\t{'positive' if n % 3 else 'negative'}" for n in range(60)]
+    lines = [f"{words[n % 10]} {words[n * 3 % 10]}\t{'positive' if n % 3 else 'negative'}" for n in range(240)]
     data.write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
     planning = ["--planner", "preload", "--bits", "6", "--target", "host", "--max-length", "32"]
     status, _, err = stic("compile", tiny_classifier_dir, *planning, "-o", out_dir)
     assert status == 0, err
     here = json.loads(stic("eval", out_dir, "--data", data, "--json")[1])
-    log = rpc_devices.log.read_text().count("libstic-")
     options = [*device[:2], "--key", pair, *device[4:], "--devices", "2", "--json"]
-    status, out, err = stic("eval", out_dir, "--data", data, *options)
-    assert status == 0, err
-    assert json.loads(out) == here
-    assert rpc_devices.log.read_text().count("libstic-") == log + 2
+
+    def devices_that_took_part() -> int:
+        before = rpc_devices.log.read_text().count("libstic-")
+        status, out, err = stic("eval", out_dir, "--data", data, *options)
+        assert status == 0, err
+        assert json.loads(out) == here
+        return rpc_devices.log.read_text().count("libstic-") - before
+
+    # A device that is slow to answer may come when the other has done all.
+    assert any(devices_that_took_part() == 2 for _ in range(5))
     status, _, err = stic("eval", out_dir, "--data", data, "--devices", "2")
     assert status == 2 and "--tracker" in err
 
