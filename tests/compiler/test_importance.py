@@ -5,62 +5,35 @@ The model is tiny and random; what is tested is the measurement, not what is mea
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from stic.compiler import importance, profile_jobs
 from stic.compiler.evaluate import Evaluator
-from stic.compiler.importance import Importance, ProfileSettings, load, profile, sample, save
-from stic.compiler.inputs import read_model
+from stic.compiler.importance import Importance, ProfileSettings, load, profile, save
 from stic.compiler.options import CompileOptions
 from stic.compiler.pipeline import plan_model
 from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.profile_cache import EvaluationLog
 from stic.compiler.profile_jobs import ErrorJob, LossJob, Workers
-from stic.compiler.quantize import QuantizedModel, quantize
-from stic.compiler.sharding import shard
+from stic.compiler.quantize import QuantizedModel
 from stic.compiler.submodels import submodel_path
-from stic.compiler.task import Examples, open_tokenizer
+from stic.compiler.task import Examples
 from stic.runtime.errors import InputError
+from tests.compiler.profiling import ONE, SETTINGS, classifier, encoder, labelled, one_thread
 
-SETTINGS = ProfileSettings(bits=(2, 3, 4, 8, 16), tokens=60, plans=12)
-ONE = Workers(jobs=1)
+__all__ = ["classifier", "encoder", "one_thread"]
+
 ROUNDING = 1e-9
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the compiler runs it: matrix products on one thread."""
-    with threadpool_limits(1):
-        yield
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_dir: Path) -> QuantizedModel:
-    return quantize(shard(read_model(tiny_dir), 4))
-
-
-@pytest.fixture(scope="module")
-def classifier(tiny_classifier_dir: Path) -> QuantizedModel:
-    return quantize(shard(read_model(tiny_classifier_dir), 2))
 
 
 def elastic(quantized: QuantizedModel) -> QuantizedModel:
     sharded = quantized.sharded
     return replace(quantized, sharded=replace(sharded, model=replace(sharded.model, elastic=True)))
-
-
-def labelled(count: int = 16) -> Examples:
-    words = "the cat sings here and a dog runs there very good movie is great".split()
-    rng = np.random.default_rng(5)
-    texts = tuple((" ".join(rng.choice(words, 4)), None) for _ in range(count))
-    return Examples("classification", texts, (np.arange(count) % 2).astype(np.float64), "random words")
 
 
 @pytest.fixture(scope="module")
@@ -380,41 +353,3 @@ def test_files_of_something_else(found: Importance, stretchy: Importance, tmp_pa
         load(tmp_path / "missing.json")
     with pytest.raises(InputError, match="cannot write"):
         save(found, tmp_path / "missing" / "importance.json")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"bits": (4, 2)}, "are not ascending bitwidths"),
-        ({"bits": (2, 4, 9)}, "are not ascending bitwidths"),
-        ({"bits": ()}, "are not ascending bitwidths"),
-        ({"bits": (2, 4)}, "operating level of 8 bits is not among"),
-        ({"tokens": 0}, "at least one token"),
-        ({"plans": -1}, "no negative number of plans"),
-    ],
-)
-def test_settings_that_make_no_sense(options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ProfileSettings(**options)
-
-
-def test_no_tokenizer(encoder: QuantizedModel) -> None:
-    sharded = encoder.sharded
-    bare = replace(encoder, sharded=replace(sharded, model=replace(sharded.model, tokenizer=None)))
-    with pytest.raises(InputError, match=r"has no tokenizer\.json beside it"):
-        profile(bare, settings=SETTINGS, workers=ONE)
-
-
-def test_calibration_with_one_class(classifier: QuantizedModel) -> None:
-    with pytest.raises(InputError, match="have the same class"):
-        profile(classifier, replace(labelled(), targets=np.ones(16)), SETTINGS, workers=ONE)
-
-
-def test_a_sample_has_two_kinds_of_label(tiny_dir: Path) -> None:
-    examples = replace(labelled(), targets=(np.arange(16) == 7).astype(np.float64))
-    coder = open_tokenizer(tiny_dir / "tokenizer.json")
-    chosen, batches = sample(examples, coder, 64, replace(SETTINGS, tokens=1))
-    assert chosen.targets is not None and len(np.unique(chosen.targets)) == 2
-    assert sum(len(batch.rows) for batch in batches) == len(chosen)
-    plain, _ = sample(replace(examples, kind="unlabelled", targets=None), coder, 64, replace(SETTINGS, tokens=1))
-    assert len(plain) == 1
