@@ -2,6 +2,7 @@
 
     [machine]        threads, tokens (planned length), runs (timed, of each plan), block (of them in one process),
                      plan_seconds (limit of a planner's search), calibration_tokens (that importance is measured on),
+                     probes (times that costs are measured; each number's median counts),
                      margin (share of every deadline that plans keep back for jitter),
                      requests_per_s (at most, that emulated storage serves; left out: as many as there are),
                      dev_rows (rows of dev.tsv; left out: all)

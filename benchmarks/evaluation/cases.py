@@ -91,6 +91,7 @@ class Machine:
     block: int = 10
     plan_seconds: float = 10.0
     calibration_tokens: int = 1536
+    probes: int = 9  # of this machine, whose speed may wander while one lasts
     margin: float = 0.05  # share of a deadline that plans keep back
     requests_per_s: int | None = None  # that storage serves; None: as many as there are
     dev_rows: int | None = None  # None: all

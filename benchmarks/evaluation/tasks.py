@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPUTE_BITS = 8  # deadlines are multiples of the whole model's compute at these
-PROBES = 9  # of this machine, whose speed may wander while one lasts
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,9 @@ def _onnx_of(name: str, model: Path, folder: Path) -> Path:
     return path
 
 
-def _profile(options: CompileOptions, target: Target, folder: Path, progress: Progress, note: Note) -> Path:
+def _profile(
+    options: CompileOptions, probes: int, target: Target, folder: Path, progress: Progress, note: Note
+) -> Path:
     """What this machine costs, measured once for a shape of layers, these kernels and this engine."""
     from stic.compiler.codegen import kernels_key
     from stic.compiler.inputs import read_model
@@ -163,12 +164,12 @@ def _profile(options: CompileOptions, target: Target, folder: Path, progress: Pr
     code = sources(
         "compiler/device.py", "compiler/synthetic.py", "targets/storage.py", "benchmarks/evaluation/quiet.py"
     )
-    key = digest(code, PROBES, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
+    key = digest(code, probes, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
     path = folder / "profiles" / f"{key}.json"
     if not path.is_file():
         tick = partial(progress, "measuring this machine")
         probe = partial(layers.measure, target, options.threads, None, folder, tick, note)
-        write_json(path, typical(repeated(probe, PROBES)), indent=1)
+        write_json(path, typical(repeated(probe, probes)), indent=1)
     return path
 
 
@@ -207,7 +208,7 @@ def prepare(
         margin=machine.margin,
     )  # fmt: skip
     target = replace(load("host"), gpu=None)
-    options = replace(options, profile=_profile(options, target, folder, progress, note))
+    options = replace(options, profile=_profile(options, machine.probes, target, folder, progress, note))
     result = plan_model(options, progress)
     ranked = plan_model(replace(options, method="sti", until="profile"), progress).importance
     for text in result.notes:
