@@ -91,6 +91,11 @@ class Row:
         return tuple(self.data["latency"].get("set_aside_us", ()))
 
     @property
+    def stolen(self) -> tuple[float, ...]:
+        """Share of the processors' time that the hypervisor took during each block of the timed runs."""
+        return tuple(self.data["latency"].get("stolen", ()))
+
+    @property
     def median_us(self) -> float:
         """Median of the timed runs."""
         return float(self.data["latency"]["median_us"])

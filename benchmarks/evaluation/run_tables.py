@@ -24,7 +24,8 @@ def prediction(results: Results) -> str:
         rows.append(("all", "", *_predicted([row for group in found.values() for row in group])))
     errors = ("median error", "95 % within", "bias")
     paces = ("pace of compute", "of row reads")
-    header = ("storage", "held by", "plans", "runs", *errors, *paces, *(f"{name}, at pace" for name in errors))
+    at_pace = [f"{name}, at pace" for name in errors]
+    header = ("storage", "held by", "plans", "runs", "stolen", *errors, *paces, *at_pace)
     return table(header, rows, left=2) + "\n\n" + _missed(results) if rows else ""
 
 
@@ -32,7 +33,9 @@ def _predicted(rows: list[Row]) -> tuple[object, ...]:
     paces = [_middle([row.pace[name] for row in rows if name in row.pace]) for name in ("compute", "rows")]
     corrected = [error for row in rows if (error := row.error_at_pace) is not None]
     runs = sum(len(row.times_us) for row in rows)
-    return len(rows), runs, *_errors([row.error for row in rows]), *paces, *_errors(corrected)
+    stolen = [share for row in rows for share in row.stolen]
+    taken = percent(statistics.fmean(stolen)) if stolen else NONE
+    return len(rows), runs, taken, *_errors([row.error for row in rows]), *paces, *_errors(corrected)
 
 
 def _middle(values: list[float]) -> str:
