@@ -6,21 +6,26 @@ from dataclasses import dataclass
 
 from stic.runtime.errors import InputError
 
+MOST_BYTES_PER_S, MOST_REQUESTS_PER_S = 1 << 40, 10**9  # as stic_run takes them; no storage is faster
+
 
 @dataclass(frozen=True)
 class EmulatedStorage:
     """At most so many bytes a second, and so many requests (None: as many as there are); either limit binds.
 
-    Raises InputError for a limit below 1.
+    Raises InputError for a limit below 1, and for one beyond any storage.
     """
 
     bytes_per_s: int
     requests_per_s: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("bytes", self.bytes_per_s), ("requests", self.requests_per_s)):
+        limits = {"bytes": (self.bytes_per_s, MOST_BYTES_PER_S), "requests": (self.requests_per_s, MOST_REQUESTS_PER_S)}
+        for name, (value, most) in limits.items():
             if value is not None and value < 1:
                 raise InputError(f"storage of {value} {name} a second reads nothing: at least 1 is needed")
+            if value is not None and value > most:
+                raise InputError(f"no storage has {value} {name} a second, so none is emulated: at most {most}")
 
     @property
     def least_request_us(self) -> float:

@@ -206,9 +206,12 @@ def test_emulated_storage_serves_so_many_requests(package: Path) -> None:
     assert stats.run_us >= (stats.io_requests - 2) * 1000  # it may have saved up a millisecond
 
 
-def test_storage_that_reads_nothing() -> None:
+def test_storage_that_cannot_be() -> None:
     for limits in ((0, None), (1, 0), (-5, 1)):
         with pytest.raises(InputError, match="at least 1"):
+            EmulatedStorage(*limits)
+    for limits in ((2 << 40, None), (1, 2 * 10**9)):
+        with pytest.raises(InputError, match="at most"):
             EmulatedStorage(*limits)
 
 
