@@ -1,12 +1,10 @@
 """Plans on trial: the one that loses less on calibration examples is kept, and says so."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from stic.compiler import stage_cache
 from stic.compiler.choice import Trial, assignment, best_plan, trial_on
@@ -19,22 +17,18 @@ from stic.compiler.plan import Budget, LayerPlan, Plan, Problem, Proof, Submodel
 from stic.compiler.planner import solve
 from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.profile_cache import EvaluationLog
-from stic.compiler.profile_jobs import LossJob, Workers
+from stic.compiler.profile_jobs import LossJob
 from stic.compiler.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
 from stic.compiler.task import built_in_examples
 from stic.runtime.errors import InfeasibleError
 from stic.runtime.format import Shape
+from tests.compiler.profiling import ONE, one_thread
+
+__all__ = ["one_thread"]
 
 GEOMETRY = Geometry("tiny", Shape(128, 1, 32, 128), 2, 4, 200)  # as many layers and slices as the model
 SETTINGS = ProfileSettings(bits=(2, 3, 4, 5, 6, 8), tokens=200, max_length=16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the compiler runs it: matrix products on one thread."""
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,7 @@ def quantized(tiny_dir: Path) -> QuantizedModel:
 
 @pytest.fixture
 def trial(quantized: QuantizedModel, tmp_path: Path) -> Trial:
-    return trial_on(built_in_examples(), quantized, SETTINGS, Workers(jobs=1), tmp_path / "importance")
+    return trial_on(built_in_examples(), quantized, SETTINGS, ONE, tmp_path / "importance")
 
 
 def problem(layer_weight: tuple[float, float]) -> Problem:
@@ -111,7 +105,7 @@ def test_losses_are_kept_between_trials(trial: Trial, tmp_path: Path, quantized:
     first = decided(problem((1.0, 1.0)), trial, tmp_path)
     (log,) = (tmp_path / "importance").glob("*.jsonl")
     before = log.read_bytes()
-    again = trial_on(built_in_examples(), quantized, SETTINGS, Workers(jobs=1), tmp_path / "importance")
+    again = trial_on(built_in_examples(), quantized, SETTINGS, ONE, tmp_path / "importance")
     assert decided(problem((1.0, 1.0)), again, tmp_path) == first
     assert log.read_bytes() == before
 
@@ -141,7 +135,7 @@ def test_what_nothing_fits_is_refused(trial: Trial, tmp_path: Path) -> None:
 def test_shards_left_out_are_left_out_on_trial(quantized: QuantizedModel, tmp_path: Path) -> None:
     model = replace(quantized.sharded.model, elastic=True)
     stretchy = replace(quantized, sharded=replace(quantized.sharded, model=model))
-    trial = trial_on(built_in_examples(), stretchy, SETTINGS, Workers(jobs=1), tmp_path / "importance")
+    trial = trial_on(built_in_examples(), stretchy, SETTINGS, ONE, tmp_path / "importance")
     p = problem((1.0, 1.0))
     order = (*((0, s) for s in range(4)), *((1, s) for s in range(4)))
     p = replace(p, elastic=True, path=SubmodelPath(order, np.ones((2, 4))), presence=np.ones((2, 4)))

@@ -1,13 +1,12 @@
 """The path of submodels: nested, measured as they are, and led by what layers lose together."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from stic.compiler.evaluate import Setup, agreement_objective, uniform_assignment
 from stic.compiler.gain_curves import isotonic
@@ -15,22 +14,17 @@ from stic.compiler.importance import ProfileSettings, sample
 from stic.compiler.inputs import read_model
 from stic.compiler.plan import SubmodelPath
 from stic.compiler.profile_cache import EvaluationLog
-from stic.compiler.profile_jobs import LossJob, Workers
+from stic.compiler.profile_jobs import LossJob
 from stic.compiler.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import Geometry, shard
 from stic.compiler.submodels import path_of, submodel_path
 from stic.compiler.synthetic import synthetic
 from stic.compiler.task import built_in_examples
+from tests.compiler.profiling import ONE, one_thread
+
+__all__ = ["one_thread"]
 
 BITS = 8
-ONE = Workers(jobs=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the compiler runs it: matrix products on one thread."""
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="module")
