@@ -37,6 +37,13 @@ DEVICE_BYTES = 1024  # room for the text of `device`
 SLOWEST_BYTES_PER_S = 20e6  # of storage, where none is emulated: a package is read while it is opened
 
 
+def emulated_reading_s(package: Package, storage: EmulatedStorage) -> float:
+    """Seconds to read all that the plan keeps, as after an eviction, and the embedding rows of the longest input."""
+    rows, extents = int(package.header["max_length"]), package.extents["bytes"]
+    requests = int(np.ceil(extents / int(package.header["request_bytes"])).sum()) + rows
+    return storage.reading_us(int(extents.sum()) + rows * BLOCK, requests) / 1e6
+
+
 class RemoteSession:
     """A package being run on a device; methods and options as those of Session. Raises DeviceLost, too.
 
@@ -60,11 +67,7 @@ class RemoteSession:
         check_options(threads=threads, lanes=lanes)
         self._functions, self._device, self._handle = functions, device, -1
         opening_s = sum(int(row["bytes"]) for row in package.files.values()) / SLOWEST_BYTES_PER_S
-        # Where storage is emulated: all that the plan keeps, as after an eviction, and the embedding rows.
-        rows, extents = int(package.header["max_length"]), package.extents["bytes"]
-        most_bytes = int(extents.sum()) + rows * BLOCK
-        requests = int((-(-extents // int(package.header["request_bytes"]))).sum()) + rows
-        reading_s = 0.0 if storage is None else 2e-6 * storage.reading_us(most_bytes, requests)
+        reading_s = 0.0 if storage is None else 2 * emulated_reading_s(package, storage)
         predicted_s = int(package.header["predicted_us"]) / 1e6
         compiling_s = COMPILING_S if package.gpu is not None and gpu != "off" else 0.0
         self._run_s = step_s + SLOWER * predicted_s + reading_s + compiling_s

@@ -44,7 +44,7 @@ def test_a_package_runs_there_as_here(stic: Stic, device: list[str], package: Pa
     assert facts["sent"]["sent_bytes"] == facts["sent"]["total_bytes"] and facts["device"]["architecture"]
     names = {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"embed", "qkv", "read"} <= names
-    status, out, _ = stic(*run, "--timeline")
+    status, out, _ = stic(*run, "--timeline", "--storage", "300MB,25000")
     assert status == 0 and "sent nothing: all" in out
     assert "predicted for 40 tokens" in out and "measured with 20 tokens" in out
 
