@@ -22,8 +22,9 @@ from stic.runtime.format import FILE
 from stic.runtime.package import Package
 from stic.runtime.session import Session
 from stic.targets.target import load
-from stic.targets.toolchain import build_engine
+from stic.targets.toolchain import build_engine, find_c_compiler
 
+ROOT = Path(__file__).resolve().parents[2]
 IDS = "1,2,3,4,5,6,7,8,9"
 
 
@@ -36,12 +37,26 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 pytestmark = pytest.mark.usefixtures("opencl")
 
 
-@pytest.fixture
-def oclgrind() -> tuple[str, ...]:
-    """Oclgrind before a program that is told to load it."""
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/runtime/serial_opencl.c as a library."""
     if shutil.which("oclgrind") is None:
         pytest.skip("needs oclgrind (Debian: oclgrind)")
-    return ("env", "STIC_OPENCL=liboclgrind-rt.so", "oclgrind")
+    library = tmp_path_factory.mktemp("serial") / "libserial.so"
+    source = ROOT / "tests" / "runtime" / "serial_opencl.c"
+    line = ["-std=c11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-O1", f"-I{ROOT / 'runtime' / 'src'}", "-o", str(library)]
+    find_c_compiler(load("host")).run([*line, str(source), "-ldl", "-lpthread"], "serial library")
+    return library
+
+
+def under_oclgrind(serial: Path) -> tuple[str, ...]:
+    """Oclgrind before a program that is told to load it, through the library that has it do one thing at a time."""
+    return ("env", f"STIC_OPENCL={serial}", "oclgrind")
+
+
+@pytest.fixture
+def oclgrind(serial: Path) -> tuple[str, ...]:
+    return under_oclgrind(serial)
 
 
 def run(runner: Path, package: Path, *options: str, prefix: tuple[str, ...] = (), **environment: str) -> Any:
@@ -93,14 +108,15 @@ def test_damaged_cache_is_replaced(damage: str, gpu_copy: Path) -> None:
     assert len(cached(gpu_copy)) == 1  # and no temporary file
 
 
-def test_folder_that_cannot_be_written_to(gpu_package: Path, runner: Path, oclgrind: tuple[str, ...]) -> None:
+def test_folder_that_cannot_be_written_to(gpu_package: Path, runner: Path, serial: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to run as a user who may only read the package")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         package = Path(shutil.copytree(gpu_package, folder / "model.stic", ignore=shutil.ignore_patterns("opencl-*")))
-        line = [*oclgrind, shutil.copy(runner, folder), str(package), "--ids", IDS, "--json", "--gpu", "required"]
+        checker = under_oclgrind(Path(shutil.copy(serial, folder)))
+        line = [*checker, shutil.copy(runner, folder), str(package), "--ids", IDS, "--json", "--gpu", "required"]
         done = subprocess.run(
             line, capture_output=True, text=True, timeout=240, user=65534, group=65534, extra_groups=[]
         )
