@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.evaluation import report
 from benchmarks.evaluation.acceptance import Finding, judge
+from benchmarks.evaluation.agreement import agreement
 from benchmarks.evaluation.comparisons import duels, equal_resources, tally, timed, without_plan
 from benchmarks.evaluation.figures import drawings
 from benchmarks.evaluation.results import Cell, Results
@@ -179,6 +181,41 @@ def test_a_lower_cell_is_counted_named_and_fails_the_claim(data):
     found = _finding(data, "less accurate than greedy")
     assert (found.measured, found.passed) == (1, False) and "-10.0 points" in found.worst
     assert lower(Results(data), "greedy").count("| sst2 |") == 1
+
+
+def _correct(right: list[bool]) -> dict[str, Any]:
+    """A score of so many examples."""
+    return {"metric": "accuracy", "value": sum(right) / len(right), "n": len(right), "low": 0.0, "high": 1.0,
+            "correct": np.packbits(right).tobytes().hex()}  # fmt: skip
+
+
+def test_answers_are_kept_where_they_are_the_whole_model_s(data):
+    """Greedy is right more often than the whole model and the integer program, which answer alike."""
+    scores = {"ilp": [True] * 8 + [False] * 2, "greedy": [True] * 9 + [False]}
+    data["full_model"]["sst2"] = _correct(scores["ilp"])
+    for row in data["rows"]:
+        if "accuracy" in row:
+            row["accuracy"] = _correct(scores.get(row["case"]["planner"], [False] * 10))
+    cells = len(duels(Results(data), "greedy"))
+    assert _finding(data, "less accurate than greedy").measured == cells > 0
+    assert _finding(data, "answers than greedy").measured == 0
+    kept = agreement(Results(data))
+    assert {duel.ilp.points for duel in duels(kept, "greedy")} == {100.0}
+    assert {duel.other.points for duel in duels(kept, "greedy")} == {90.0}
+    assert {duel.other.points for duel in duels(kept, "pipeline-4")} == {20.0}
+    assert "answers that are kept" in report.everything(Results(data), Path("nowhere"))
+    _row_of(data, "ilp", duels(kept, "greedy")[0].cell)["accuracy"] = _correct([True] * 7 + [False] * 3)
+    assert _finding(data, "answers than greedy").measured == 0  # one answer differs, as of greedy
+    _row_of(data, "ilp", duels(kept, "greedy")[0].cell)["accuracy"] = _correct([True] * 6 + [False] * 4)
+    found = _finding(data, "answers than greedy")
+    assert (found.measured, found.passed) == (1, False) and "-10.0 points" in found.worst
+
+
+def test_answers_of_tasks_without_classes_are_not_compared(data):
+    data["full_model"]["sst2"].pop("correct", None)
+    assert agreement(Results(data)).rows == ()
+    assert not _finding(data, "answers than greedy").known
+    assert "answers that are kept" not in report.everything(Results(data), Path("nowhere"))
 
 
 def test_cells_without_a_plan_late_runs_and_gaps_are_told_apart(data):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.evaluation import run_tables, tables
 from benchmarks.evaluation.acceptance import judge
+from benchmarks.evaluation.agreement import agreement
 from benchmarks.evaluation.comparisons import YARDSTICKS
 from benchmarks.evaluation.figures import drawings
 from benchmarks.evaluation.markdown import section
@@ -82,6 +83,7 @@ def everything(results: Results, study: Path) -> str:
             )
         ),
         section("ILP and baselines of equal deadline and memory", tables.against_baselines(results)),
+        _answers_kept(results),
         section("At the paper's ratio", tables.paper_ratio(results)),
         section("Predicted and measured time", run_tables.prediction(results)),
         section("Claimed and measured memory", run_tables.memory(results)),
@@ -94,6 +96,15 @@ def everything(results: Results, study: Path) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def _answers_kept(results: Results, level: int = 2) -> str:
+    """The comparisons of planners once more, by the share of the whole model's answers that are kept."""
+    kept = agreement(results)
+    parts = {f"ILP and {words}": tables.against(kept, name) for name, words in YARDSTICKS.items()}
+    parts["ILP and baselines of equal deadline and memory"] = tables.against_baselines(kept)
+    below = (section(title, part, level=level + 1) for title, part in parts.items())
+    return section("The same, by the whole model's answers that are kept", *below, level=level)
+
+
 def region(results: Results, folder: str) -> str:
     """What a page shows of the results that are in `folder`, relative to it: verdicts, sums, and the figures."""
     whole = f"{folder}/{NAME}.md"
@@ -102,6 +113,7 @@ def region(results: Results, folder: str) -> str:
         section("What is claimed, and what was measured", tables.findings(judge(results)), level=3),
         *(section(f"ILP and {words}", tables.against(results, name), level=3) for name, words in YARDSTICKS.items()),
         section("ILP and baselines of equal deadline and memory", tables.against_baselines(results), level=3),
+        _answers_kept(results, level=3),
         section("At the paper's ratio", tables.paper_ratio(results), level=3),
         section("Predicted and measured time", run_tables.prediction(results), level=3),
         section("Claimed and measured memory", run_tables.memory(results), level=3),
