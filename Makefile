@@ -19,7 +19,7 @@ TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks
 
-.PHONY: demo test test-device lint types check bench bench-quick bench-kernels bench-quantizers bench-planner clean help
+.PHONY: demo test test-device lint types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
@@ -29,7 +29,8 @@ help:
 	@echo "make lint types check   the parts of it"
 	@echo "make bench              the evaluation: planners, baselines and other runtimes on real tasks, storage and memory"
 	@echo "                        held to a limit (root; STIC_DATA names the data; 35 to 45 minutes, goes on where it was stopped)"
-	@echo "make bench-quick        a sample of it in a few minutes (BENCH=... adds arguments to both, such as --plan-only)"
+	@echo "make bench-quick        a sample of it in a few minutes (BENCH=... adds arguments to each, such as --plan-only)"
+	@echo "make bench-tight        the same planners where deadlines leave time for a part of the model only (half an hour)"
 	@echo "make bench-kernels      kernels and encoder against the machine's limits, onnxruntime, OpenVINO and llama.cpp"
 	@echo "                        (BENCH=... adds arguments, such as --quick or --only gemm)"
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
@@ -102,6 +103,9 @@ bench: | $(VENV)/bench.stamp
 
 bench-quick: | $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.evaluation benchmarks/evaluation/quick.toml $(BENCH)
+
+bench-tight: | $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.evaluation benchmarks/evaluation/tight.toml $(BENCH)
 
 bench-kernels: $(DEMO)/minilm.onnx | $(VENV)/llama.stamp
 	$(BIN)/python -m benchmarks.kernels --model $(DEMO)/minilm.onnx $(BENCH)

@@ -24,9 +24,11 @@ from benchmarks.evaluation.tasks import ROOT
 from stic.runtime.errors import SticError
 
 FOLDER = Path("build/evaluation")
-FULL = "full"  # the case file whose result is kept in the repository
-RESULTS = ROOT / "benchmarks" / "results"
-DOCS = ROOT / "docs" / "evaluation.md"
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+RECORDED = {  # case files whose results are kept in the repository: where, and the page that shows them
+    "full": (RESULTS, DOCS / "evaluation.md"),
+    "tight": (RESULTS / "tight", DOCS / "evaluation-tight.md"),
+}
 
 
 def main() -> int:
@@ -41,15 +43,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: control groups are removed
     try:
         cases = read_cases(options.cases)
-        full = cases.name == FULL
-        result = (RESULTS if full else options.folder / cases.name) / "evaluation.json"
+        kept, page = RECORDED.get(cases.name, (options.folder / cases.name, None))
+        result = kept / "evaluation.json"
         if not options.report_only:
             with alone(options.folder):
                 if not _measure(cases, options.folder, tuple(options.only), result, options.plan_only):
                     return 0
         from benchmarks.evaluation import report
 
-        for path in report.write(result, result.parent, docs=DOCS if full else None):
+        for path in report.write(result, kept, docs=page):
             print(f"wrote {path}")
     except SticError as error:
         print(f"benchmarks.evaluation: {error}", file=sys.stderr)

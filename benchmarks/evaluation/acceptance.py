@@ -83,7 +83,8 @@ def _lower(claim: str, results: Results, found: list[Duel], what: Unit) -> Findi
     if sums.lower:
         worst = min(found, key=lambda duel: duel.points)
         where += (
-            f"; {sums.beyond_noise} of them by more than its 95 % interval; the worst {worst.points:+.1f} points"
+            f"; {sums.beyond_noise} of them by more than its 95 % interval, {sums.larger} against plans that claim more"
+            f" memory; the worst {worst.points:+.1f} points"
             f" ({worst.other.planner}; {', '.join((worst.cell.task, *asked(results, worst.cell)))})"
         )
     return Finding(claim, sums.lower, 0, True, where, what)

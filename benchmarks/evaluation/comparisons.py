@@ -87,6 +87,7 @@ class Tally:
     noise: float  # half of the mean's 95 % interval, by examples in pairs; NaN where a metric has none
     lower: int  # cells in which the integer program is lower
     beyond_noise: int  # of them, by more than the interval
+    larger: int  # of them, against a plan that claims more memory
     least: float
     most: float
 
@@ -102,6 +103,7 @@ def tally(found: Sequence[Duel]) -> Tally:
         _noise_of_mean(different),
         len(lower),
         sum(-duel.points > duel.noise for duel in lower),
+        sum(duel.other.claimed_bytes > duel.ilp.claimed_bytes for duel in lower),
         min((duel.points for duel in found), default=math.nan),
         max((duel.points for duel in found), default=math.nan),
     )

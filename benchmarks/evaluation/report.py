@@ -16,7 +16,7 @@ from benchmarks.evaluation.results import Results
 from stic.runtime.errors import InputError
 
 NAME = "evaluation"
-STUDY = Path(__file__).resolve().parent.parent / "results" / "planner-study.json"
+STUDY = "planner-study.json"  # beside the result
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
 LEGEND = (
     "Points are hundredths of the task's metric. – no plan meets the budget; empty: not measured; † the median run"
@@ -24,12 +24,12 @@ LEGEND = (
 )
 
 
-def write(result: Path, folder: Path, docs: Path | None = None, study: Path = STUDY) -> list[Path]:
+def write(result: Path, folder: Path, docs: Path | None = None) -> list[Path]:
     """Write FOLDER/evaluation.md and FOLDER/evaluation-*.png, remove older figures; returns what was written.
 
     `docs` is a page whose region between `BEGIN` and `END` is filled with the tables that sum up, and with the figures.
-    `study` is the planner study's result; its table is left out where it does not exist. Raises InputError where
-    `result` is none of this version, or the page has no such region.
+    The planner study's table is among them where its result is beside this one. Raises InputError where `result` is
+    none of this version, or the page has no such region.
     """
     results = Results.read(result)
     page = None if docs is None else _split(docs)
@@ -39,7 +39,8 @@ def write(result: Path, folder: Path, docs: Path | None = None, study: Path = ST
         _whole(folder / picture(name), draw)
     for older in {*folder.glob(picture("*"))} - {folder / picture(name) for name in figures}:
         older.unlink()  # names hold deadlines and bandwidths, so that another result has others
-    parts = ("# Evaluation", everything(results, study), section("Figures", *(_shown(name) for name in figures)))
+    shown = section("Figures", *(_shown(name) for name in figures))
+    parts = ("# Evaluation", everything(results, result.with_name(STUDY)), shown)
     text = folder / f"{NAME}.md"
     _whole(text, lambda path: path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8"))
     if docs is not None and page is not None:
@@ -108,9 +109,10 @@ def _answers_kept(results: Results, level: int = 2) -> str:
 def region(results: Results, folder: str) -> str:
     """What a page shows of the results that are in `folder`, relative to it: verdicts, sums, and the figures."""
     whole = f"{folder}/{NAME}.md"
+    known = [finding for finding in judge(results) if finding.known]
     parts = (
         f"Every table, cell by cell: [{whole}]({whole}).",
-        section("What is claimed, and what was measured", tables.findings(judge(results)), level=3),
+        section("What is claimed, and what was measured", tables.findings(known), level=3),
         *(section(f"ILP and {words}", tables.against(results, name), level=3) for name, words in YARDSTICKS.items()),
         section("ILP and baselines of equal deadline and memory", tables.against_baselines(results), level=3),
         _answers_kept(results, level=3),

@@ -23,7 +23,9 @@ from benchmarks.evaluation.markdown import NONE, asked, mib, ms, percent, sectio
 from benchmarks.evaluation.results import PAPER_RATIO, Cell, Results, Row
 
 MANY_MISSED = 0.02  # of a row's runs
-DIFFERENCES = ("mean where bits differ", "least", "most", "cells lower", "of them beyond noise")  # in points
+DIFFERENCES = (  # in points, and cells
+    "mean where bits differ", "least", "most", "cells lower", "of them beyond noise", "against more memory",
+)  # fmt: skip
 
 
 def findings(found: Sequence[Finding]) -> str:
@@ -131,7 +133,8 @@ def against(results: Results, yardstick: str) -> str:
 def _differences(sums: Tally) -> tuple[object, ...]:
     """The columns DIFFERENCES."""
     noise = "" if math.isnan(sums.noise) else f" ±{sums.noise:.1f}"
-    return signed(sums.mean) + noise, signed(sums.least), signed(sums.most), sums.lower, sums.beyond_noise
+    points = (signed(sums.mean) + noise, signed(sums.least), signed(sums.most))
+    return *points, sums.lower, sums.beyond_noise, sums.larger
 
 
 def lower(results: Results, yardstick: str) -> str:
