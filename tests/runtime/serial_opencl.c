@@ -21,8 +21,8 @@ static int mapped;                /* parts of objects */
 static cl_command_queue launched; /* where kernels wait to be executed */
 
 /* The library's function of this name, as `next`. */
-#define NEXT(result, name, ...) \
-  result(*next)(__VA_ARGS__); \
+#define NEXT(result, name, parameters) \
+  result(*next) parameters; \
   *(void **)&next = dlsym(library, "cl" #name)
 
 /* Oclgrind executes what was enqueued when it is told to flush or to finish. */
@@ -44,8 +44,8 @@ static cl_int serial_Finish(cl_command_queue queue) { return execute("clFinish",
 static void *serial_EnqueueMapBuffer(cl_command_queue queue, cl_mem object, cl_bool blocking, cl_bitfield flags,
                                      size_t offset, size_t bytes, cl_uint count, const cl_event *wait, cl_event *event,
                                      cl_int *code) {
-  NEXT(void *, EnqueueMapBuffer, cl_command_queue, cl_mem, cl_bool, cl_bitfield, size_t, size_t, cl_uint,
-       const cl_event *, cl_event *, cl_int *);
+  NEXT(void *, EnqueueMapBuffer, (cl_command_queue, cl_mem, cl_bool, cl_bitfield, size_t, size_t, cl_uint,
+                                  const cl_event *, cl_event *, cl_int *));
   pthread_mutex_lock(&mutex);
   void *address = next(queue, object, blocking, flags, offset, bytes, count, wait, event, code);
   mapped += address != NULL;
@@ -55,12 +55,12 @@ static void *serial_EnqueueMapBuffer(cl_command_queue queue, cl_mem object, cl_b
 
 static cl_int serial_EnqueueUnmapMemObject(cl_command_queue queue, cl_mem object, void *address, cl_uint count,
                                            const cl_event *wait, cl_event *event) {
-  NEXT(cl_int, EnqueueUnmapMemObject, cl_command_queue, cl_mem, void *, cl_uint, const cl_event *, cl_event *);
+  NEXT(cl_int, EnqueueUnmapMemObject, (cl_command_queue, cl_mem, void *, cl_uint, const cl_event *, cl_event *));
   cl_int (*flush)(cl_command_queue);
   *(void **)&flush = dlsym(library, "clFlush");
   pthread_mutex_lock(&mutex);
   const cl_int code = next(queue, object, address, count, wait, event);
-  flush(queue);
+  flush(queue); /* so that it is unmapped when the next one is let in */
   mapped--;
   pthread_cond_broadcast(&unmapped);
   pthread_mutex_unlock(&mutex);
@@ -70,8 +70,8 @@ static cl_int serial_EnqueueUnmapMemObject(cl_command_queue queue, cl_mem object
 static cl_int serial_EnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kernel, cl_uint axes, const size_t *offset,
                                           const size_t *global, const size_t *local, cl_uint count,
                                           const cl_event *wait, cl_event *event) {
-  NEXT(cl_int, EnqueueNDRangeKernel, cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *,
-       const size_t *, cl_uint, const cl_event *, cl_event *);
+  NEXT(cl_int, EnqueueNDRangeKernel, (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *,
+                                      const size_t *, cl_uint, const cl_event *, cl_event *));
   pthread_mutex_lock(&mutex);
   launched = queue;
   const cl_int code = next(queue, kernel, axes, offset, global, local, count, wait, event);
@@ -97,8 +97,7 @@ static cl_int serial_EnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kern
 
 #define DEFINE(result, name, parameters, arguments) \
   static result serial_##name parameters { \
-    result(*next) parameters; \
-    *(void **)&next = dlsym(library, "cl" #name); \
+    NEXT(result, name, parameters); \
     pthread_mutex_lock(&mutex); \
     const result found = next arguments; \
     pthread_mutex_unlock(&mutex); \
