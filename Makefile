@@ -8,8 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --disable-pip-version-check --quiet
-# A worker for each processor, up to four, as each takes a GB; tests of a file share what is slow to make.
-PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
+# A worker for each processor, up to four, as each takes a GB; tests of a file share what is slow to make. Files come in
+# their order: files of the most tests first, as pytest-xdist has it, leaves the few tests of an emulated phone to the end.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 DEMO ?= build/demo
 LATENCY ?= 60ms
