@@ -109,10 +109,9 @@ def _answers_kept(results: Results, level: int = 2) -> str:
 def region(results: Results, folder: str) -> str:
     """What a page shows of the results that are in `folder`, relative to it: verdicts, sums, and the figures."""
     whole = f"{folder}/{NAME}.md"
-    known = [finding for finding in judge(results) if finding.known]
     parts = (
         f"Every table, cell by cell: [{whole}]({whole}).",
-        section("What is claimed, and what was measured", tables.findings(known), level=3),
+        section("What is claimed, and what was measured", tables.findings(judge(results)), level=3),
         *(section(f"ILP and {words}", tables.against(results, name), level=3) for name, words in YARDSTICKS.items()),
         section("ILP and baselines of equal deadline and memory", tables.against_baselines(results), level=3),
         _answers_kept(results, level=3),
