@@ -66,6 +66,7 @@ class _Device:
     """One leased device."""
 
     def __init__(self) -> None:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM's FFI imports it if it can: seconds, unused
         from tvm import rpc
 
         self._rpc = rpc
