@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ except ModuleNotFoundError:
     sys.modules["stic"] = stic
 
 from tests.rpc_devices import RpcDevices
+
+# Some tests interrupt themselves or a process of theirs. A shell starts jobs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 

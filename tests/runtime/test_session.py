@@ -273,9 +273,9 @@ def test_ctrl_c_during_a_run(package: Path) -> None:
     with Session(package, storage=EmulatedStorage(300_000)) as session:
         expected = session.run([1, 2])
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(100):
+            timer.start()  # in here, as it may end before this thread goes on: outside, that would end all of pytest
+            while True:
                 session.run([1, 2])
         timer.join()
         assert np.array_equal(session.run([1, 2]), expected)
