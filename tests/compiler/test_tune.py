@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="needs apache-tvm")
 
+from stic.compiler import tune as search
 from stic.compiler.cli import main
 from stic.compiler.codegen import kernels_key
 from stic.compiler.tune import CHAINS, Trial, device, tune
@@ -115,10 +117,18 @@ def _check_trials(best: Tuning, trials: list[Trial]) -> None:
     assert all(trial.ratio > 0 for trial in trials)
 
 
-def test_a_search_here() -> None:
+@pytest.fixture
+def few_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of each kind beside the tiles: every further one compiles for seconds."""
+    monkeypatch.setattr(search, "CHAINS", CHAINS[1:3])
+    monkeypatch.setattr(search, "PREFETCH", search.PREFETCH[:2])
+
+
+def test_a_search_here(few_choices: None) -> None:
+    target = replace(HOST, cache={})  # twice a server's last cache takes long to read
     ticks: list[tuple[int, int]] = []
-    with device(HOST, None, None) as where:
-        best, trials = tune(HOST, where, 3, lambda done, total: ticks.append((done, total)))
+    with device(target, None, None) as where:
+        best, trials = tune(target, where, 3, lambda done, total: ticks.append((done, total)))
     _check_trials(best, trials)
     assert ticks[-1][0] == ticks[-1][1] > 0
 
@@ -141,7 +151,9 @@ def test_no_tracker(capsys: pytest.CaptureFixture[str], records: Path) -> None:
     assert not list(records.iterdir())
 
 
-def test_a_search_behind_a_tracker(rpc_devices: RpcDevices, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_behind_a_tracker(
+    few_choices: None, rpc_devices: RpcDevices, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "record.json"
     target = "x86-64-v3" if HOST.arch == "x86_64" else "raspberry-pi-4"
     arguments = ["tune", "--target", target, "--tracker", rpc_devices.address, "--key", "here", "--rounds", "3"]
@@ -150,7 +162,7 @@ def test_a_search_behind_a_tracker(rpc_devices: RpcDevices, tmp_path: Path, caps
     best, measured_on = tuning.read(out)
     assert measured_on == ("here of an RPC tracker", load(target).features)
     trials = json.loads(capsys.readouterr().out)["measured"]["trials"]
-    assert len(trials) > 5
+    assert len(trials) >= 2
     assert best == Tuning() or any(trial["taken"] for trial in trials)
 
 
