@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?= --disable-pip-version-check --quiet
 # A worker for each processor, up to four, as each takes a GB; tests of a file share what is slow to make. Files come in
 # their order: files of the most tests first, as pytest-xdist has it, leaves the few tests of an emulated phone to the end.
-PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A worker that dies is named and not replaced: pytest-xdist 3.8 would wait for ever for the one in its place.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 DEMO ?= build/demo
 LATENCY ?= 60ms
