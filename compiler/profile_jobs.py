@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,8 +103,6 @@ def _results(
     if workers.dask is not None:
         yield from _on_dask(measurement, chunks, workers.dask)
         return
-    # joblib puts a new process in the place of one whose memory has grown, which is nothing that users need to hear of.
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     jobs = min(workers.jobs or _cores(), len(chunks))
     with parallel_config(backend="loky" if jobs > 1 else "sequential", **_one_thread(jobs)):
         parallel = Parallel(n_jobs=jobs, return_as="generator", max_nbytes=SMALL_BYTES)
