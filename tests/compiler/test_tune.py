@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +118,23 @@ def _check_trials(best: Tuning, trials: list[Trial]) -> None:
 
 @pytest.fixture
 def few_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of each kind beside the tiles: every further one compiles for seconds."""
+    """Two of each kind beside the tiles, none of them the default: every further one compiles for seconds."""
     monkeypatch.setattr(search, "CHAINS", CHAINS[1:3])
     monkeypatch.setattr(search, "PREFETCH", search.PREFETCH[:2])
 
 
+def _alternatives(target: str) -> int:
+    """How many trials `few_choices` leaves; the best then meets the defaults in two more, unless it is the defaults."""
+    return len(micro_kernel(load(target)).choices[1:]) + len(search.CHAINS) + len(search.PREFETCH)
+
+
 def test_a_search_here(few_choices: None) -> None:
-    target = replace(HOST, cache={})  # twice a server's last cache takes long to read
     ticks: list[tuple[int, int]] = []
-    with device(target, None, None) as where:
-        best, trials = tune(target, where, 3, lambda done, total: ticks.append((done, total)))
+    with device(HOST, None, None) as where:
+        best, trials = tune(HOST, where, 3, lambda done, total: ticks.append((done, total)))
     _check_trials(best, trials)
-    assert ticks[-1][0] == ticks[-1][1] > 0
+    assert ticks[-1][0] == ticks[-1][1] == _alternatives("host")
+    assert len(trials) - _alternatives("host") in (0, 2)
 
 
 def test_another_machines_target_wants_a_tracker(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +166,7 @@ def test_a_search_behind_a_tracker(
     best, measured_on = tuning.read(out)
     assert measured_on == ("here of an RPC tracker", load(target).features)
     trials = json.loads(capsys.readouterr().out)["measured"]["trials"]
-    assert len(trials) >= 2
+    assert len(trials) - _alternatives(target) in (0, 2)
     assert best == Tuning() or any(trial["taken"] for trial in trials)
 
 

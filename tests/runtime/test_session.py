@@ -275,7 +275,7 @@ def test_ctrl_c_during_a_run(package: Path) -> None:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             timer.start()  # in here, as it may end before this thread goes on: outside, that would end all of pytest
-            while True:
+            for _ in range(100):
                 session.run([1, 2])
         timer.join()
         assert np.array_equal(session.run([1, 2]), expected)

@@ -46,6 +46,7 @@ def test_a_lease_is_taken_and_given_back(here: Place, rpc_devices: RpcDevices) -
         child = device._process.pid
         assert str(device.ask_global("target.llvm_get_system_triple")).startswith(HOST.arch)
         assert device.ask_global("no.such.function") is None
+        assert "libtorch" not in Path(f"/proc/{child}/maps").read_text()  # TVM imports it where it can
     assert _gone(child)
 
 
