@@ -33,14 +33,22 @@ from typing import Any
 
 import numpy as np
 
-from stic.compiler.export import export_model
+from stic.compiler.export.huggingface import export_model
 from stic.compiler.forward import run_head
-from stic.compiler.frontend import load_model
+from stic.compiler.frontend.onnx import load_model
+from stic.compiler.importance.examples import Examples, built_in_examples, encode, read_examples
+from stic.compiler.importance.scoring import cosine, score
 from stic.compiler.model import Array, Model
-from stic.compiler.moments import input_moments, tapped_states
-from stic.compiler.quantize import QuantizedModel, bytes_per_weight, outlier_rate, quantize, store_bytes, uniform
+from stic.compiler.quantization.moments import input_moments, tapped_states
+from stic.compiler.quantization.quantize import (
+    QuantizedModel,
+    bytes_per_weight,
+    outlier_rate,
+    quantize,
+    store_bytes,
+    uniform,
+)
 from stic.compiler.sharding import shard
-from stic.compiler.task import Examples, built_in_examples, cosine, encode, read_examples, score
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 

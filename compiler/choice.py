@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stic.compiler.array_cache import Note
-from stic.compiler.evaluate import Assignment, Setup, default_objective, uniform_assignment
-from stic.compiler.importance import ProfileSettings, measurement_key, sample
+from stic.compiler.importance.evaluate import Assignment, Setup, uniform_assignment
+from stic.compiler.importance.examples import Examples
+from stic.compiler.importance.jobs import LossJob, Workers, run_jobs
+from stic.compiler.importance.log import EvaluationLog
+from stic.compiler.importance.measure import ProfileSettings, measurement_key, sample
+from stic.compiler.importance.objectives import default_objective
 from stic.compiler.plan import Plan, Problem
-from stic.compiler.profile_cache import EvaluationLog
-from stic.compiler.profile_jobs import LossJob, Workers, run_jobs
-from stic.compiler.quantize import QuantizedModel
+from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.stage_cache import solved
-from stic.compiler.task import Examples
 from stic.runtime.errors import InfeasibleError
 
 TIE = 5e-4  # nats or cosine: no task's metric shows less, while the first plan may need less memory or time
@@ -54,9 +55,7 @@ class Trial:
         return replace(found, notes=(*found.notes, note))
 
 
-def best_plan(
-    problem: Problem, trial: Trial, time_limit_s: float, gap: float, folder: Path, note: Note
-) -> Plan:
+def best_plan(problem: Problem, trial: Trial, time_limit_s: float, gap: float, folder: Path, note: Note) -> Plan:
     """The ilp's plan, or greedy's where that loses less; plans are kept in `folder`. Raises InfeasibleError."""
     plans = [solved(problem, "ilp", None, time_limit_s, gap, folder, note)]
     with suppress(InfeasibleError):

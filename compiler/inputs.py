@@ -6,10 +6,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from stic.compiler import importance, task
-from stic.compiler.evaluate import agreement_objective
-from stic.compiler.export import export_model
-from stic.compiler.frontend import load_model
+from stic.compiler.export.huggingface import export_model
+from stic.compiler.frontend.onnx import load_model
+from stic.compiler.importance.examples import Examples, built_in_examples, check_calibration, label_names, read_examples
+from stic.compiler.importance.measure import ProfileSettings
+from stic.compiler.importance.objectives import agreement_objective
 from stic.compiler.model import Model
 from stic.compiler.options import CompileOptions
 from stic.runtime.errors import InputError
@@ -48,7 +49,7 @@ def offered_bits(options: CompileOptions) -> tuple[int, ...]:
     return tuple(sorted({*BITS, *asked})) + ((options.full_bits,) if options.full_bits else ())
 
 
-def calibration_examples(options: CompileOptions, model: Model) -> task.Examples:
+def calibration_examples(options: CompileOptions, model: Model) -> Examples:
     """The examples that importance is measured on."""
     if model.tokenizer is None:
         raise InputError(
@@ -56,8 +57,8 @@ def calibration_examples(options: CompileOptions, model: Model) -> task.Examples
             " put the model's there (a Hugging Face directory has one)"
         )
     if options.calibration is None:
-        return task.built_in_examples()
-    return task.check_calibration(task.read_examples(options.calibration, labels=class_names(model) or None))
+        return built_in_examples()
+    return check_calibration(read_examples(options.calibration, labels=class_names(model) or None))
 
 
 def class_names(model: Model) -> tuple[str, ...]:
@@ -65,15 +66,13 @@ def class_names(model: Model) -> tuple[str, ...]:
     if model.source is None or not model.head.dense:
         return ()
     folder = model.source if model.source.is_dir() else model.source.parent
-    names = task.label_names(folder) or ()
+    names = label_names(folder) or ()
     return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
 
 
-def profile_settings(
-    options: CompileOptions, model: Model, bits: tuple[int, ...], length: int
-) -> importance.ProfileSettings:
+def profile_settings(options: CompileOptions, model: Model, bits: tuple[int, ...], length: int) -> ProfileSettings:
     """How importance is measured: at these bits, on sequences of at most `length` tokens."""
-    return importance.ProfileSettings(
+    return ProfileSettings(
         method=options.method,
         bits=bits,
         exact=options.exact,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from stic.compiler.plan import Budget
 from stic.runtime.emulated import EmulatedStorage
@@ -16,17 +16,6 @@ ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, o
 
 Method = Literal["curves", "sti"]
 Quantizer = Literal["nested", "gobo"]
-
-
-class Progress(Protocol):
-    """Told how far a stage is; called from the thread that runs the stage, at most a few times a second."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`stage` is a name from the list of stages or a sentence; total 0: not known."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A `Progress` that says nothing."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from stic.compiler import cost_model, device, importance, task
 from stic.compiler.array_cache import Note
-from stic.compiler.assembly import Materials, Planned, assemble_package, claim, collect
 from stic.compiler.choice import Trial, best_plan, trial_on
-from stic.compiler.codegen import GpuProgram, generate, generate_program
-from stic.compiler.device_costs import device_costs
-from stic.compiler.family import plan_family
+from stic.compiler.device.lookup import device_costs
+from stic.compiler.device.measure import DEFAULT_LANES
+from stic.compiler.importance.examples import Batch, Examples
+from stic.compiler.importance.file import load as load_importance
+from stic.compiler.importance.jobs import Workers
+from stic.compiler.importance.measure import Importance, ProfileSettings, sample
+from stic.compiler.importance.measure import profile as measure_importance
 from stic.compiler.inputs import (
     calibration_examples,
     class_names,
@@ -32,14 +34,18 @@ from stic.compiler.inputs import (
     read_model,
     wanted_target,
 )
-from stic.compiler.memory_plan import place_extents
+from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
-from stic.compiler.options import CompileOptions, Progress, silent
-from stic.compiler.packager import check_output, write_package
+from stic.compiler.options import CompileOptions
+from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
+from stic.compiler.package.kernels import GpuProgram, generate, generate_program
+from stic.compiler.package.writer import check_output, write_package
 from stic.compiler.plan import Plan, Problem, to_json
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.profile_jobs import Workers
-from stic.compiler.quantize import QuantizedModel, bytes_per_weight
+from stic.compiler.planner.costs import Costs, paced
+from stic.compiler.planner.family import plan_family
+from stic.compiler.progress import Progress, silent
+from stic.compiler.quantization.quantize import QuantizedModel, bytes_per_weight
 from stic.compiler.sharding import ShardedModel, shard
 from stic.compiler.simulate import ReplayError, Timeline, check, simulate
 from stic.compiler.stage_cache import ordered_units, quantized_model, solved
@@ -74,7 +80,7 @@ class CompileResult:
     model: Model
     target: Target
     materials: Materials | None = None
-    importance: importance.Importance | None = None
+    importance: Importance | None = None
     problem: Problem | None = None
     trial: Trial | None = None  # None also where --trial-tokens 0 asks for none
     plan: Plan | None = None
@@ -133,7 +139,7 @@ def compile_model(options: CompileOptions, progress: Progress = silent) -> Compi
 def _compile(options: CompileOptions, progress: Progress, write: bool) -> CompileResult:
     run = _Run(options, progress)
     target = wanted_target(options)
-    threads, lanes = options.threads or target.threads, options.lanes or device.DEFAULT_LANES
+    threads, lanes = options.threads or target.threads, options.lanes or DEFAULT_LANES
     if write:
         # What is bound to fail is worth knowing before minutes of measuring.
         find_c_compiler(target)
@@ -146,7 +152,7 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         calibration = calibration_examples(options, model)
         bits = offered_bits(options)
         settings = profile_settings(options, model, bits, length)
-        examples, batches = importance.sample(calibration, model.tokenizer or Path(), length, settings)
+        examples, batches = sample(calibration, model.tokenizer or Path(), length, settings)
 
         sharded = run.stage("shard", lambda _: _shard(options, model, batches, run.notes.append))
         run.finished("shard", asdict(sharded.geometry))
@@ -162,7 +168,7 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
 
         costs = run.stage("device", lambda tick: device_costs(options, target, materials, bits, tick, run.notes.append))
         if options.storage is not None:
-            costs = cost_model.paced(costs, options.storage)
+            costs = paced(costs, options.storage)
         on_gpu = {} if costs.gpu is None else {"gpu": asdict(costs.gpu), "hop_us": costs.hop_us}
         facts = {"io": asdict(costs.io), "compute": asdict(costs.compute), **on_gpu, "notes": costs.notes}
         run.finished("device", facts)
@@ -199,7 +205,7 @@ def _describe(model: Model) -> dict[str, Any]:
     return {"name": model.name, "layers": len(model.layers), **sizes, "pooling": model.head.pooling, "head": head}
 
 
-def _shard(options: CompileOptions, model: Model, batches: tuple[task.Batch, ...], note: Note) -> ShardedModel:
+def _shard(options: CompileOptions, model: Model, batches: tuple[Batch, ...], note: Note) -> ShardedModel:
     if model.elastic:
         return shard(model, options.slices)  # trained in the order it has
     return shard(model, options.slices, *ordered_units(model, batches, cache_dir() / "order", note))
@@ -208,7 +214,7 @@ def _shard(options: CompileOptions, model: Model, batches: tuple[task.Batch, ...
 def _quantize(
     options: CompileOptions,
     sharded: ShardedModel,
-    batches: tuple[task.Batch, ...],
+    batches: tuple[Batch, ...],
     tick: Callable[[int, int], None],
     note: Note,
 ) -> QuantizedModel:
@@ -220,14 +226,14 @@ def _quantize(
 def _worth(
     options: CompileOptions,
     quantized: QuantizedModel,
-    examples: task.Examples,
-    settings: importance.ProfileSettings,
+    examples: Examples,
+    settings: ProfileSettings,
     tick: Callable[[int, int], None],
-) -> importance.Importance:
+) -> Importance:
     if options.importance is None:
         workers, cache = Workers(options.jobs, options.cluster), cache_dir() / "importance"
-        return importance.profile(quantized, examples, settings, None, workers, cache, tick)
-    found, geometry = importance.load(options.importance), quantized.sharded.geometry
+        return measure_importance(quantized, examples, settings, None, workers, cache, tick)
+    found, geometry = load_importance(options.importance), quantized.sharded.geometry
     if found.presence.shape != (geometry.layers, geometry.slices) or found.bits != settings.bits:
         raise InputError(
             f"{options.importance} covers {found.presence.shape[0]} layers of {found.presence.shape[1]} slices at"
@@ -237,9 +243,7 @@ def _worth(
     return found
 
 
-def _problem(
-    options: CompileOptions, materials: Materials, worth: importance.Importance, costs: cost_model.Costs
-) -> Problem:
+def _problem(options: CompileOptions, materials: Materials, worth: Importance, costs: Costs) -> Problem:
     elastic = materials.quantized.sharded.model.elastic
     return Problem(
         store=materials.store,
@@ -263,7 +267,7 @@ def _problem(
 
 
 def _trial(
-    options: CompileOptions, quantized: QuantizedModel, calibration: task.Examples, settings: importance.ProfileSettings
+    options: CompileOptions, quantized: QuantizedModel, calibration: Examples, settings: ProfileSettings
 ) -> Trial | None:
     """What the ilp's plan and greedy's are compared on; None: nothing, the ilp's is taken."""
     if not options.trial_tokens:
@@ -272,9 +276,7 @@ def _trial(
     return trial_on(calibration, quantized, more, Workers(options.jobs, options.cluster), cache_dir() / "importance")
 
 
-def _plan(
-    options: CompileOptions, problem: Problem, costs: cost_model.Costs, trial: Trial | None, note: Note
-) -> Plan:
+def _plan(options: CompileOptions, problem: Problem, costs: Costs, trial: Trial | None, note: Note) -> Plan:
     how = (options.time_limit_s, options.gap, cache_dir() / "plans", note)
     if trial is not None and (options.planner, options.bits) == ("ilp", None):
         plan = best_plan(problem, trial, *how)

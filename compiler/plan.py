@@ -1,7 +1,7 @@
 """Budget, Problem and Plan: what a planner is asked, and what it answers.
 
 A plan stores independent facts only. Everything that follows from them (bytes read, predicted times, peak
-memory) is computed from the plan by `stic.compiler.simulate` and `stic.compiler.memory_plan`.
+memory) is computed from the plan by `stic.compiler.simulate` and `stic.compiler.memory.placement`.
 """
 
 from __future__ import annotations

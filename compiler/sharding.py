@@ -191,9 +191,7 @@ def _checked(order: NDArray[np.intp], shape: tuple[int, ...], unit: str) -> NDAr
     return order
 
 
-def _reordered(
-    layer: Layer, heads: NDArray[np.intp], neurons: NDArray[np.intp], scale: float, head_dim: int
-) -> Layer:
+def _reordered(layer: Layer, heads: NDArray[np.intp], neurons: NDArray[np.intp], scale: float, head_dim: int) -> Layer:
     rows = (heads[:, None] * head_dim + np.arange(head_dim)).ravel()
 
     def picked(linear: Linear, factor: float = 1.0) -> Linear:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stic.compiler.memory_plan import Extent, place_extents
+from stic.compiler.memory.placement import Extent, place_extents
 from stic.compiler.plan import Claim, Place, Plan, Problem
 from stic.runtime.format import BLOCK, pad, row_stride
 
@@ -52,9 +52,7 @@ class _Clock:
     def __init__(self, kind: Literal["io", "compute"], now: float, events: list[Event]) -> None:
         self.kind, self.now, self.events = kind, now, events
 
-    def run(
-        self, layer: int, level: int, ready: float, duration: float, size: int = 0, place: Place = "cpu"
-    ) -> float:
+    def run(self, layer: int, level: int, ready: float, duration: float, size: int = 0, place: Place = "cpu") -> float:
         """Do one piece of work that cannot start before `ready`; returns its end."""
         start = max(self.now, ready)
         if self.kind == "compute" and start > self.now:

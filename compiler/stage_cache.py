@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.array_cache import Arrays, Cursor, Note, joined, remember, sources
-from stic.compiler.contributions import Order, unit_order
+from stic.compiler.importance.contributions import Order, unit_order
+from stic.compiler.importance.examples import Batch
+from stic.compiler.importance.log import digest
 from stic.compiler.model import Model
-from stic.compiler.moments import Ids, input_moments
 from stic.compiler.plan import Plan, Problem, dumps, from_json
 from stic.compiler.planner import solve
-from stic.compiler.profile_cache import digest
-from stic.compiler.quantize import Outliers, QuantizedMatrix, QuantizedModel, Quantizer, quantize
+from stic.compiler.quantization.moments import Ids, input_moments
+from stic.compiler.quantization.quantize import Outliers, QuantizedMatrix, QuantizedModel, Quantizer, quantize
 from stic.compiler.sharding import ShardedModel
-from stic.compiler.task import Batch
 from stic.runtime.format import LEVEL_BITS, MATRICES
 
-_RUNS = ("compiler/forward.py", "compiler/moments.py")
-_ORDERS = (*_RUNS, "compiler/contributions.py")
+_RUNS = ("compiler/forward.py", "compiler/quantization/moments.py")
+_ORDERS = (*_RUNS, "compiler/importance/contributions.py")
 _FITS = (f"compiler/{name}.py" for name in ("codebook", "gobo", "nested", "quantize", "rounding", "sharding"))
 _QUANTIZES = (*_RUNS, *_FITS, "runtime/format.py")
 _PLANS = ("compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "runtime/format.py")

@@ -31,9 +31,7 @@ def kernel(name: str, arguments: Sequence[tuple[str, str]], body: Callable[..., 
     with IRBuilder() as builder:
         with B.prim_func(s_tir=True):
             B.func_name(name)
-            handles = [
-                B.arg(label, B.int32() if dtype == "scalar" else B.handle(dtype)) for label, dtype in arguments
-            ]
+            handles = [B.arg(label, B.int32() if dtype == "scalar" else B.handle(dtype)) for label, dtype in arguments]
             B.func_attr({"global_symbol": name, "tirx.noalias": True})
             values = []
             for (_, dtype), handle in zip(arguments, handles, strict=True):

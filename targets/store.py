@@ -48,9 +48,7 @@ class Store:
     def __init__(self, device: str, functions: Functions, folder: str) -> None:
         self.device, self.functions, self.folder = device, functions, folder
 
-    def put(
-        self, source: Path, names: Iterable[str], progress: Progress = silent, folder: str | None = None
-    ) -> Sent:
+    def put(self, source: Path, names: Iterable[str], progress: Progress = silent, folder: str | None = None) -> Sent:
         """Have these files of the directory `source` in a folder on the device, sending what is not there yet.
 
         The folder is by default one of the store's own for this source; nothing else is left in it.

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stic.compiler import task
-from stic.compiler.export import export_model
+from stic.compiler.export.huggingface import export_model
+from stic.compiler.importance.examples import read_examples
 from stic.compiler.options import CompileOptions
 from stic.compiler.pipeline import compile_model
 from stic.compiler.plan import Budget
-from stic.compiler.texts import outputs_of, tokens_of
+from stic.compiler.report.texts import outputs_of, tokens_of
 from stic.runtime.errors import EngineError
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
@@ -63,7 +63,7 @@ def test_minilm(gpu: str, minilm_dir: Path, tmp_path: Path) -> None:
 def test_sst2(gpu: str, models_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     package = _compile(models_dir / "sst2" / "model.onnx", gpu, 6, tmp_path / "sst2.stic")
     _check_answers(package, atol=2e-2)
-    examples = task.read_examples(data_dir / "sst2" / "dev.tsv").pick(range(EXAMPLES))
+    examples = read_examples(data_dir / "sst2" / "dev.tsv").pick(range(EXAMPLES))
     outputs = {}
     for mode in ("required", "off"):
         with Session(package, gpu=mode) as session:

@@ -8,13 +8,14 @@ import pytest
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from stic.compiler import task  # noqa: E402
-from stic.compiler.bench import measure  # noqa: E402
-from stic.compiler.export import export_model  # noqa: E402
+from stic.compiler.device.bench import measure  # noqa: E402
+from stic.compiler.export.huggingface import export_model  # noqa: E402
+from stic.compiler.importance.examples import Examples, encode, read_examples  # noqa: E402
+from stic.compiler.importance.scoring import Metric, score  # noqa: E402
 from stic.compiler.options import CompileOptions  # noqa: E402
 from stic.compiler.pipeline import compile_model  # noqa: E402
 from stic.compiler.plan import Budget  # noqa: E402
-from stic.compiler.texts import outputs_of  # noqa: E402
+from stic.compiler.report.texts import outputs_of  # noqa: E402
 from stic.runtime.package import Package  # noqa: E402
 from stic.runtime.session import Session  # noqa: E402
 
@@ -22,30 +23,28 @@ MIB = 1 << 20
 FEW = 64  # calibration tokens: uniform plans do not depend on importance
 
 
-def _by_onnxruntime(model: Path, examples: task.Examples) -> task.Metric:
+def _by_onnxruntime(model: Path, examples: Examples) -> Metric:
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
-    batches = task.encode(examples, model.parent / "tokenizer.json", 128)
+    batches = encode(examples, model.parent / "tokenizer.json", 128)
     found: Any = None
     for batch in batches:
         values = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": batch.types}
         out = session.run(None, {name: values[name].astype(np.int64) for name in names})[0]
         found = np.zeros((len(examples.sequences), out.shape[-1]), np.float32) if found is None else found
         found[batch.rows] = out
-    return task.score(found, examples)
+    return score(found, examples)
 
 
-def _by_stic(package: Path, examples: task.Examples) -> task.Metric:
+def _by_stic(package: Path, examples: Examples) -> Metric:
     with Session(package) as session:
-        return task.score(outputs_of(session, Package.open(package), examples, lambda *_: None), examples)
+        return score(outputs_of(session, Package.open(package), examples, lambda *_: None), examples)
 
 
 def test_sst2_at_6_bits_is_as_accurate_as_in_float(models_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     model, package = models_dir / "sst2" / "model.onnx", tmp_path / "sst2.stic"
-    compile_model(
-        CompileOptions(model, "host", Budget(), package, planner="preload", bits=6, calibration_tokens=FEW)
-    )
-    examples = task.read_examples(data_dir / "sst2" / "dev.tsv")
+    compile_model(CompileOptions(model, "host", Budget(), package, planner="preload", bits=6, calibration_tokens=FEW))
+    examples = read_examples(data_dir / "sst2" / "dev.tsv")
     exact, found = _by_onnxruntime(model, examples), _by_stic(package, examples)
     assert found.n == exact.n == 872
     assert found.value >= exact.value - 0.005
@@ -69,7 +68,7 @@ def streamed(minilm: Path) -> Path:
 
 
 def test_minilm_at_6_bits_ranks_sentences_as_in_float(minilm: Path, streamed: Path, data_dir: Path) -> None:
-    examples = task.read_examples(data_dir / "stsb" / "dev.tsv")
+    examples = read_examples(data_dir / "stsb" / "dev.tsv")
     exact, found = _by_onnxruntime(minilm, examples), _by_stic(streamed, examples)
     assert found.n == exact.n == 1500
     assert found.value >= exact.value - 0.005

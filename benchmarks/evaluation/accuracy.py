@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler import task
+from stic.compiler.importance.examples import Examples, encode, read_examples
+from stic.compiler.importance.scoring import Metric, score
 from stic.runtime.errors import EngineError, SticError
 
 Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
@@ -24,12 +25,12 @@ Job = tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]
 Run = Callable[[Mapping[Any, Job]], Iterator[tuple[Any, dict[str, Any]]]]
 
 
-def scored(outputs: NDArray[np.floating], examples: task.Examples) -> dict[str, Any]:
+def scored(outputs: NDArray[np.floating], examples: Examples) -> dict[str, Any]:
     """The `accuracy` of a row; outputs are (sequences, features), in the order of `Examples.sequences`.
 
     `correct` holds, of a classifier, one bit an example, first example first, in hexadecimal digits.
     """
-    metric = task.score(outputs, examples)
+    metric = score(outputs, examples)
     low, high = interval(metric)
     found: dict[str, Any] = {"metric": metric.name, "value": metric.value, "n": metric.n, "low": low, "high": high}
     if metric.name == "accuracy":
@@ -38,7 +39,7 @@ def scored(outputs: NDArray[np.floating], examples: task.Examples) -> dict[str, 
     return found
 
 
-def interval(metric: task.Metric) -> tuple[float, float]:
+def interval(metric: Metric) -> tuple[float, float]:
     """95 % interval of a score: Wilson's for a share, Fisher's z for a rank correlation."""
     value, n = metric.value, metric.n
     if metric.name == "accuracy":
@@ -53,7 +54,7 @@ def interval(metric: task.Metric) -> tuple[float, float]:
 
 def of_package(package: Path, dev: Path, labels: tuple[str, ...], rows: int | None) -> dict[str, Any]:
     """Score a package's answers, as `stic eval` does."""
-    from stic.compiler.texts import outputs_of
+    from stic.compiler.report.texts import outputs_of
     from stic.runtime.package import Package
     from stic.runtime.session import Session
 
@@ -67,12 +68,12 @@ def of_model(model: Path, tokenizer: Path, dev: Path, labels: tuple[str, ...], t
     from threadpoolctl import threadpool_limits
 
     from stic.compiler.forward import outputs
-    from stic.compiler.frontend import load_model
+    from stic.compiler.frontend.onnx import load_model
 
     examples, loaded = dev_examples(dev, labels, rows), load_model(model)
     found: NDArray[np.float32] | None = None
     with threadpool_limits(1):
-        for batch in task.encode(examples, tokenizer, tokens):
+        for batch in encode(examples, tokenizer, tokens):
             out = outputs(loaded, batch.ids, batch.mask, batch.types)
             found = np.zeros((len(examples.sequences), out.shape[-1]), np.float32) if found is None else found
             found[batch.rows] = out
@@ -80,9 +81,9 @@ def of_model(model: Path, tokenizer: Path, dev: Path, labels: tuple[str, ...], t
     return scored(found, examples)
 
 
-def dev_examples(dev: Path, labels: Sequence[str], rows: int | None) -> task.Examples:
+def dev_examples(dev: Path, labels: Sequence[str], rows: int | None) -> Examples:
     """The evaluation file, or its first rows."""
-    examples = task.read_examples(dev, labels=tuple(labels) or None)
+    examples = read_examples(dev, labels=tuple(labels) or None)
     return examples if rows is None else examples.pick(range(min(rows, len(examples))))
 
 

@@ -13,7 +13,7 @@ def export_float32(directory: Path, out: Path) -> None:
     """Export a Hugging Face directory; out's folder gets its tokenizer and configuration too. Raises InputError."""
     import onnx
 
-    from stic.compiler.export import export_model
+    from stic.compiler.export.huggingface import export_model
 
     out.parent.mkdir(parents=True, exist_ok=True)
     stored = out.with_name(f".{out.stem}.partial.onnx")

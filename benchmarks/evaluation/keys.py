@@ -14,13 +14,18 @@ from benchmarks.evaluation.plans import Answer
 from benchmarks.evaluation.tasks import Prepared
 from benchmarks.evaluation.throttle import Place
 from stic.compiler.array_cache import sources
-from stic.compiler.profile_cache import digest
+from stic.compiler.importance.log import digest
 from stic.runtime.native import find_library
 
 _RUNS = tuple(f"benchmarks/evaluation/{name}.py" for name in ("measure", "quiet", "throttle"))
 _PEERS = (*_RUNS, "benchmarks/evaluation/peer*.py", "benchmarks/evaluation/graphs.py",
           "benchmarks/kernels/peers.py", "benchmarks/kernels/models.py")  # fmt: skip
-_SCORES = ("benchmarks/evaluation/accuracy.py", "compiler/task.py", "compiler/texts.py", "compiler/forward.py")
+_SCORES = (
+    "benchmarks/evaluation/accuracy.py",
+    "compiler/importance/examples.py",
+    "compiler/report/texts.py",
+    "compiler/forward.py",
+)
 _SWITCHES = ("benchmarks/evaluation/switch.py",)
 
 
@@ -48,9 +53,7 @@ class Keys:
 
     def accuracy(self, prepared: Prepared, answered: Answer) -> str:
         """Of a plan: its bits alone decide what it computes."""
-        return digest(
-            self.scores, self.engine, prepared.key, answered.bits, prepared.dev_key, self.machine.dev_rows
-        )
+        return digest(self.scores, self.engine, prepared.key, answered.bits, prepared.dev_key, self.machine.dev_rows)
 
     def peer_accuracy(self, prepared: Prepared, name: str) -> str:
         """Of another runtime."""

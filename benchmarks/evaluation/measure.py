@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.evaluation.quiet import PATIENCE, enough, quietest, watched
 from benchmarks.evaluation.throttle import BESIDE_PACING, MemoryGroup, Place, counted_memory, slow_reads, started
-from stic.compiler.bench import storage_options
+from stic.compiler.device.bench import storage_options
 from stic.compiler.simulate import EMBEDDING, HEAD
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError

@@ -80,12 +80,12 @@ def _accuracy(
 
     from benchmarks.evaluation.accuracy import dev_examples, scored
     from benchmarks.kernels import peers
-    from stic.compiler import task
+    from stic.compiler.importance.examples import encode
 
     examples = dev_examples(Path(dev), labels, rows)
     run = getattr(peers, PEERS[kind][0])(model, threads, {}).any_length()
     outputs: list[Any] = [None] * len(examples.sequences)
-    for batch in task.encode(examples, Path(tokenizer), tokens, batch_tokens=1):
+    for batch in encode(examples, Path(tokenizer), tokens, batch_tokens=1):
         for row, ids, types, mask in zip(batch.rows, batch.ids, batch.types, batch.mask, strict=True):
             outputs[row] = np.asarray(run(ids[mask].astype(np.int64), types[mask].astype(np.int64))).reshape(-1)
     return scored(np.stack(outputs), examples)

@@ -51,7 +51,7 @@ def model_path(name: str, prepared: Prepared, folder: Path) -> Path:
 def quantize(name: str, onnx: Path, out: Path, calibration: Path | None, labels: tuple[str, ...]) -> dict[str, Any]:
     """Make the runtime's own int8 model, all or nothing; for a worker process."""
     from benchmarks.kernels.models import dynamic, post_training
-    from stic.compiler import task
+    from stic.compiler.importance.examples import built_in_examples, read_examples
 
     staging = out.parent.with_name(f".{out.parent.name}.partial")
     staging.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def quantize(name: str, onnx: Path, out: Path, calibration: Path | None, labels:
             dynamic(onnx, staging / out.name)
         else:
             known = labels or None
-            found = task.built_in_examples() if calibration is None else task.read_examples(calibration, labels=known)
+            found = built_in_examples() if calibration is None else read_examples(calibration, labels=known)
             post_training(onnx, staging / out.name, found.pick(range(min(CALIBRATION_EXAMPLES, len(found)))))
         staging.rename(out.parent)
     except Exception as error:  # another runtime's own

@@ -32,7 +32,7 @@ from benchmarks.evaluation.resume import Finished
 from benchmarks.evaluation.switch import switches, upgrades
 from benchmarks.evaluation.tasks import Prepared, prepare
 from benchmarks.evaluation.throttle import Place, place_of
-from stic.compiler.options import Progress
+from stic.compiler.progress import Progress
 from stic.runtime.errors import EngineError
 from stic.targets.target import load
 from stic.targets.toolchain import build_engine

@@ -12,14 +12,14 @@ from benchmarks.evaluation.results import PAPER_RATIO
 from benchmarks.evaluation.resume import Finished
 from benchmarks.evaluation.tasks import COMPUTE_BITS, Prepared
 from stic.compiler.array_cache import sources
-from stic.compiler.assembly import Planned, assemble_package, claim
 from stic.compiler.choice import best_plan
-from stic.compiler.cost_model import paced_io
-from stic.compiler.memory_plan import place_extents
-from stic.compiler.packager import write_package
+from stic.compiler.importance.log import digest
+from stic.compiler.memory.placement import place_extents
+from stic.compiler.package.assembly import Planned, assemble_package, claim
+from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, ComputeCost, LayerPlan, Plan, Problem, Proof, from_json, to_json
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.profile_cache import digest
+from stic.compiler.planner.costs import paced_io
 from stic.compiler.quantities import parse_time_us
 from stic.compiler.simulate import Timeline, check, simulate
 from stic.compiler.stage_cache import solved
@@ -110,9 +110,7 @@ def problem_of(prepared: Prepared, asked: Asked) -> Problem:
     )
 
 
-def planned(
-    prepared: Prepared, asked: Asked, seconds: float, note: Callable[[str], None]
-) -> tuple[Plan, Timeline]:
+def planned(prepared: Prepared, asked: Asked, seconds: float, note: Callable[[str], None]) -> tuple[Plan, Timeline]:
     """The plan that the case's planner makes, and its replay.
 
     Raises InfeasibleError where it finds none, ReplayError where plan, replay and package differ.
@@ -128,9 +126,7 @@ def planned(
     return plan, check(plan, problem, claim_of(plan, problem))
 
 
-def answer(
-    prepared: Prepared, asked: Asked, seconds: float, finished: Finished, note: Callable[[str], None]
-) -> Answer:
+def answer(prepared: Prepared, asked: Asked, seconds: float, finished: Finished, note: Callable[[str], None]) -> Answer:
     """`planned`, kept with what else is finished: a search that the clock ended may find another plan the next time."""
     problem = problem_of(prepared, asked)
     key = (sources(*_PLANS), problem, prepared.trial.setup.key, asked.case.planner, seconds)

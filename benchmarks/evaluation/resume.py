@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stic.compiler.profile_cache import digest
+from stic.compiler.importance.log import digest
 from stic.runtime.errors import InputError
 
 Json = dict[str, Any]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.evaluation.results import Json, Results, Row
 from benchmarks.evaluation.styles import Drawing, Style, legend, logarithmic, panels, save
-from stic.compiler.drawing import Kind, Span, Strip, picture
-from stic.compiler.report import layer_label
+from stic.compiler.report.drawing import Kind, Span, Strip, picture
+from stic.compiler.report.report import layer_label
 
 _KINDS: dict[str, Kind] = {"io": "read", "compute": "compute", "stall": "stall"}  # others are left out
 CLOSE = 0.002  # of a run: reads no farther apart are drawn as one

@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.evaluation.graphs import export_float32
 from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.resume import write_json
-from stic.compiler import task
 from stic.compiler.array_cache import sources
-from stic.compiler.profile_cache import digest
+from stic.compiler.importance.examples import label_names
+from stic.compiler.importance.log import digest
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.evaluation.cases import Machine
     from stic.compiler.array_cache import Note
-    from stic.compiler.assembly import Materials
     from stic.compiler.choice import Trial
     from stic.compiler.model import Model
-    from stic.compiler.options import CompileOptions, Progress
+    from stic.compiler.options import CompileOptions
+    from stic.compiler.package.assembly import Materials
     from stic.compiler.plan import Problem
+    from stic.compiler.progress import Progress
     from stic.targets.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,9 +152,9 @@ def _profile(
     options: CompileOptions, probes: int, target: Target, folder: Path, progress: Progress, note: Note
 ) -> Path:
     """What this machine costs, measured once for a shape of layers, these kernels and this engine."""
-    from stic.compiler.codegen import kernels_key
+    from stic.compiler.device.probing import Layers
     from stic.compiler.inputs import read_model
-    from stic.compiler.probing import Layers
+    from stic.compiler.package.kernels import kernels_key
     from stic.runtime.native import find_library
     from stic.schedules.shape import KernelShape
 
@@ -162,7 +163,10 @@ def _profile(
     shape = KernelShape(geometry.hidden, geometry.head_dim, layers.activation, layers.epsilon, layers.epsilon)
     engine = find_library()
     code = sources(
-        "compiler/device.py", "compiler/synthetic.py", "targets/storage.py", "benchmarks/evaluation/quiet.py"
+        "compiler/device/measure.py",
+        "compiler/device/synthetic.py",
+        "targets/storage.py",
+        "benchmarks/evaluation/quiet.py",
     )
     key = digest(code, probes, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
     path = folder / "profiles" / f"{key}.json"
@@ -183,16 +187,14 @@ def typical(found: Sequence[Any]) -> Any:
     return first if isinstance(first, str) else statistics.median(found)
 
 
-def prepare(
-    name: str, folder: Path, machine: Machine, progress: Progress, note: Note
-) -> Prepared:
+def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note: Note) -> Prepared:
     """Run the compiler's stages on a task's model; nothing is planned for yet.
 
     The device is measured on the storage that holds `folder`, and the measurement kept there, so that one evaluation
     has one table of costs.
     """
-    from stic.compiler.codegen import generate
     from stic.compiler.options import CompileOptions
+    from stic.compiler.package.kernels import generate
     from stic.compiler.pipeline import plan_model
     from stic.compiler.plan import Budget
     from stic.targets.target import load
@@ -219,7 +221,7 @@ def prepare(
     kernels = folder / "kernels" / f"{name}.so"
     kernels.parent.mkdir(parents=True, exist_ok=True)
     generate(result.materials.kernel_shape, target, kernels)
-    labels = task.label_names(model if model.is_dir() else model.parent) or ()
+    labels = label_names(model if model.is_dir() else model.parent) or ()
     onnx = _onnx_of(name, model, folder)
     return Prepared(
         name, result.model, result.materials, result.problem, published, result.trial, target, kernels, onnx, dev,

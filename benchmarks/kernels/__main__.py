@@ -37,7 +37,7 @@ from benchmarks.kernels.driver import build_driver
 from benchmarks.kernels.figures import draw
 from benchmarks.kernels.place import Place, cpu_ticks, machine, stolen_share, versions
 from benchmarks.kernels.report import tables
-from stic.compiler.codegen import generate
+from stic.compiler.package.kernels import generate
 from stic.runtime.errors import SticError
 from stic.schedules.shape import KernelShape
 from stic.targets import target as targets

@@ -14,9 +14,9 @@ from benchmarks.kernels.models import NUMPY, Paths, packages, peers
 from benchmarks.kernels.place import Place
 from benchmarks.kernels.turns import Times, Turn, interleave
 from benchmarks.kernels.worker import AbsentError, Worker
-from stic.compiler.frontend import load_model
+from stic.compiler.frontend.onnx import load_model
+from stic.compiler.importance.examples import built_in_examples, open_tokenizer
 from stic.compiler.model import Model
-from stic.compiler.task import built_in_examples, open_tokenizer
 
 _PEAK_US = 3000
 

@@ -109,7 +109,7 @@ class Numpy(Encoder):
     def load(self, path: str, threads: int) -> None:
         from pathlib import Path
 
-        from stic.compiler.frontend import load_model
+        from stic.compiler.frontend.onnx import load_model
 
         self.model = load_model(Path(path))
 

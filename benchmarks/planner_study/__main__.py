@@ -31,14 +31,14 @@ from benchmarks.planner_study.measure import measure
 from benchmarks.planner_study.summary import summary, tables
 from stic.compiler.array_cache import sources
 from stic.compiler.commands.terminal import progress_bar
-from stic.compiler.profile_cache import digest
+from stic.compiler.importance.log import digest
 from stic.runtime.errors import SticError
 from stic.targets import target as targets
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "planner-study.json"
 SOURCES = (
-    "compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "compiler/memory_plan.py", "runtime/format.py",
+    "compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "compiler/memory/placement.py", "runtime/format.py",
     *(f"benchmarks/planner_study/{name}" for name in ("measure.py", "instances.py", "gains.py", "gains.json")),
 )  # fmt: skip
 BUSY = 0.5  # load average

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.importance import Importance, load
+from stic.compiler.importance.file import load
+from stic.compiler.importance.measure import Importance
 from stic.compiler.plan import SubmodelPath
 
 Gains = NDArray[np.float64]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.planner_study.instances import Instance
-from stic.compiler.memory_check import verify_extents
-from stic.compiler.memory_plan import place_extents
+from stic.compiler.memory.check import verify_extents
+from stic.compiler.memory.placement import place_extents
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import greedy, optimal
 from stic.compiler.planner.closed_form import claim_of
@@ -86,9 +86,7 @@ def _answer(plan: Plan, course: Course) -> dict[str, Any]:
     }
 
 
-def _against(
-    yardstick: Plan | None, plan: Plan, problem: Problem, course: Course, default: float
-) -> dict[str, Any]:
+def _against(yardstick: Plan | None, plan: Plan, problem: Problem, course: Course, default: float) -> dict[str, Any]:
     """ilp against greedy and against time."""
     value, bound = plan.proof.objective, plan.proof.bound
     row: dict[str, Any] = {

@@ -25,8 +25,9 @@ from stic.compiler.commands.parameters import (
 )
 from stic.compiler.commands.running import Question
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
-from stic.compiler.options import CompileOptions, Progress
+from stic.compiler.options import CompileOptions
 from stic.compiler.plan import Budget, Plan, Problem
+from stic.compiler.progress import Progress
 
 if TYPE_CHECKING:
     from stic.compiler.pipeline import CompileResult
@@ -81,7 +82,7 @@ def export_command(directory: Path, output: Path, pooling: str | None) -> None:
     Example:
       stic export all-MiniLM-L6-v2/ -o minilm.onnx
     """
-    from stic.compiler.export import export_model
+    from stic.compiler.export.huggingface import export_model
 
     with progress_bar() as progress:
         progress("writing ONNX", 0, 0)
@@ -124,9 +125,9 @@ def plan_command(
     """
     if not sweep and (latencies or memories):
         raise click.UsageError("--latencies and --memories belong to --sweep")
-    from stic.compiler import report
-    from stic.compiler.drawing import picture, terminal
     from stic.compiler.pipeline import plan_model
+    from stic.compiler.report import report
+    from stic.compiler.report.drawing import picture, terminal
 
     options = _options(model, target, None, **chosen)
     # A sweep must not fail because the budget in its middle does: its first plan has none.
@@ -142,14 +143,12 @@ def plan_command(
         plan_file.write_text(dumps(plan))
     if sweep:
         from stic.compiler.planner import solve
-        from stic.compiler.sweep import draw, grid_around, sweep_plans
+        from stic.compiler.report.sweep import draw, grid_around, sweep_plans
 
         with progress_bar() as progress:
             points = sweep_plans(
                 problem,
-                lambda asked: solve(
-                    asked, options.planner, options.bits, options.time_limit_s, enough=options.gap
-                ),
+                lambda asked: solve(asked, options.planner, options.bits, options.time_limit_s, enough=options.gap),
                 latencies or grid_around(options.budget.latency_us or claim[0]),
                 memories or grid_around(options.budget.memory_bytes or claim[1]),
                 progress,
@@ -217,9 +216,9 @@ def compile_command(
       stic compile minilm.onnx --target raspberry-pi-4 --latency 200ms -o minilm.stic \\
         --deploy 192.168.1.10:9190 --key pi --run "A cat sits."
     """
-    from stic.compiler import contents, report
-    from stic.compiler.drawing import terminal
     from stic.compiler.pipeline import compile_model
+    from stic.compiler.report import contents, report
+    from stic.compiler.report.drawing import terminal
     from stic.runtime.package import Package
 
     choice = DeviceChoice(**{name: chosen.pop(name) for name in DeviceChoice.__dataclass_fields__})
@@ -271,8 +270,8 @@ def _probe(
     options: CompileOptions, place: Place, directory: str | None, system: str | None, progress: Progress
 ) -> dict[str, Any]:
     """What the planner needs to know of the very device that the package is for."""
+    from stic.compiler.device.probing import Layers, remote_runner
     from stic.compiler.inputs import read_model
-    from stic.compiler.probing import Layers, remote_runner
     from stic.targets.target import load
 
     target = load(options.target, options.gpu)

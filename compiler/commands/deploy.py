@@ -17,7 +17,7 @@ from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.emulated import EmulatedStorage
 
 if TYPE_CHECKING:
-    from stic.compiler.deploy import Deployment
+    from stic.compiler.device.deploy import Deployment
     from stic.runtime.package import Package
 
 
@@ -29,7 +29,7 @@ def deploy(
     as_json: bool,
 ) -> None:
     """Put a package on the device that is meant and, while it is ours, use it; what was sent is said before."""
-    from stic.compiler.deploy import deployed
+    from stic.compiler.device.deploy import deployed
 
     place = choice.place(str(package.plan.get("target", "")))
     assert place is not None, "the option that names the tracker is required"
@@ -127,7 +127,7 @@ def deploy_command(
     opened = Package.open(package)
 
     def measure(deployment: Deployment) -> None:
-        from stic.compiler.bench import measure_session
+        from stic.compiler.device.bench import measure_session
 
         with deployment.session(threads, storage, gpu) as session:
             result = measure_session(session, opened, runs, length, cold)

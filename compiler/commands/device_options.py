@@ -18,9 +18,7 @@ _SYSTEMS = ("linux-gnu", "linux-musl", "android")
 tracker_option = click.option(
     "--tracker", metavar="HOST:PORT", help="A TVM RPC tracker: use a device behind it, not this machine."
 )
-key_option = click.option(
-    "--key", metavar="KEY", help="The device's key at the tracker; default: the target's name."
-)
+key_option = click.option("--key", metavar="KEY", help="The device's key at the tracker; default: the target's name.")
 lease_options = compose(
     (
         key_option,

@@ -43,9 +43,9 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
       stic profile sst2/model.onnx --calibration train.tsv -o sst2.importance.json
       stic profile minilm.onnx --jobs 2 -o minilm.importance.json       (built-in sentences)
     """
-    from stic.compiler import report
-    from stic.compiler.importance import save
+    from stic.compiler.importance.file import save
     from stic.compiler.pipeline import plan_model
+    from stic.compiler.report import report
 
     full_bits = int(chosen.pop("full_bits"))
     options = CompileOptions(
@@ -114,8 +114,8 @@ def probe_command(
       stic probe --gpu mali-g52 -o board.json
       stic probe --target raspberry-pi-4 --tracker 192.168.1.10:9190 --key pi -o pi.json
     """
-    from stic.compiler import report
-    from stic.compiler.probing import Layers, remote_runner
+    from stic.compiler.device.probing import Layers, remote_runner
+    from stic.compiler.report import report
     from stic.targets.target import load
 
     read = None

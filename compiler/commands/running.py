@@ -15,8 +15,8 @@ from stic.compiler.commands.terminal import console, print_notes
 from stic.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from stic.compiler.runner import Running
-    from stic.compiler.texts import Ids
+    from stic.compiler.device.runner import Running
+    from stic.compiler.report.texts import Ids
     from stic.runtime.package import Package
 
 input_options = compose(
@@ -77,7 +77,7 @@ class Question:
         """(ids, types) of each input."""
         import numpy as np
 
-        from stic.compiler.texts import tokens_of
+        from stic.compiler.report.texts import tokens_of
 
         if self.texts:
             return tokens_of(
@@ -102,7 +102,7 @@ def answer(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Run every input, and show what was asked for; `more` goes into the JSON object."""
-    from stic.compiler import answers, contents, drawing, report
+    from stic.compiler.report import answers, contents, drawing, report
 
     has_types = int(package.header["types"]) > 0
     runs: list[dict[str, Any]] = []

@@ -42,7 +42,7 @@ def inspect_command(package: Path, verify: bool, number: int | None, figure: Pat
       stic inspect minilm.stic --plan 2
       stic inspect minilm.stic --json | python -m json.tool
     """
-    from stic.compiler import contents, drawing, report
+    from stic.compiler.report import contents, drawing, report
     from stic.runtime.package import Package
 
     whole = Package.open(package)

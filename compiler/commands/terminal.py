@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from stic.compiler.options import Progress as Report
+from stic.compiler.progress import Progress as Report
 
 
 class _Console(Console):

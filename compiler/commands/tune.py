@@ -36,7 +36,7 @@ def tune_command(
       stic tune
       stic tune --target odroid-n2plus --tracker 192.168.1.10:9190 --key odroid
     """
-    from stic.compiler.tune import device, tune
+    from stic.compiler.device.tune import device, tune
     from stic.schedules import tuning as records
     from stic.targets.target import load
 

@@ -11,13 +11,7 @@ from typing import Any
 import click
 
 from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options, tracker_option
-from stic.compiler.commands.parameters import (
-    FILE,
-    gpu_use_option,
-    json_option,
-    session_budget_options,
-    storage_option,
-)
+from stic.compiler.commands.parameters import FILE, gpu_use_option, json_option, session_budget_options, storage_option
 from stic.compiler.commands.running import Question, answer, input_options, result_options
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.emulated import EmulatedStorage
@@ -116,10 +110,11 @@ def eval_command(
       stic eval minilm.stic --data stsb/dev.tsv --task similarity --json
       stic eval sst2.stic --data sst2/dev.tsv --tracker 192.168.1.10:9190 --key phone --devices 4
     """
-    from stic.compiler import contents
-    from stic.compiler.deploy import deployed, outputs_on
-    from stic.compiler.task import read_examples, score
-    from stic.compiler.texts import outputs_of
+    from stic.compiler.device.deploy import deployed, outputs_on
+    from stic.compiler.importance.examples import read_examples
+    from stic.compiler.importance.scoring import score
+    from stic.compiler.report import contents
+    from stic.compiler.report.texts import outputs_of
     from stic.runtime.package import Package
     from stic.runtime.session import Session
 
@@ -180,7 +175,7 @@ def bench_command(
       stic bench minilm.stic --cold --json
       stic bench minilm.stic --latency 40ms                             (a package compiled with --also)
     """
-    from stic.compiler.bench import measure
+    from stic.compiler.device.bench import measure
 
     with progress_bar() as progress:
         progress("measuring", 0, 0)

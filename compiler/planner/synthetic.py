@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.memory_plan import Sizes, fixed_bytes
+from stic.compiler.memory.placement import Sizes, fixed_bytes
 from stic.compiler.plan import Budget, ComputeCost, IoCost, Problem
 from stic.compiler.store import Store, lay_out
 from stic.runtime.format import Shape, row_stride

@@ -122,11 +122,14 @@ class _Head:
     def values(self, v: Buffer, qkv_rows: Expr) -> None:
         """Emit the panels of V, the scale of every feature and _HALF times the sum of its int8."""
         square = (LANES * LANES, "float32")
-        with loop(self.padded // TILE) as block, local(square, square, (LANES * LANES, "int32"), (LANES, "int32")) as (
-            tokens,
-            spare,
-            greatest,
-            sums,
+        with (
+            loop(self.padded // TILE) as block,
+            local(square, square, (LANES * LANES, "int32"), (LANES, "int32")) as (
+                tokens,
+                spare,
+                greatest,
+                sums,
+            ),
         ):
 
             def feature(tile: Expr, d: int) -> Expr:

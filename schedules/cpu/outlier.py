@@ -57,9 +57,7 @@ def bias(target: Target, shape: KernelShape) -> PrimFunc:
             for row in range(TILE):
                 store(y, (tile * y_rows + row) * LANES, splat(values[row]))
 
-    return kernel(
-        "stic_bias", [("y", "float32"), ("bias", "float32"), ("y_rows", "scalar"), ("tiles", "scalar")], body
-    )
+    return kernel("stic_bias", [("y", "float32"), ("bias", "float32"), ("y_rows", "scalar"), ("tiles", "scalar")], body)
 
 
 def _one_feature(target: Target, q: int, lanes: Expr, feature: Expr, one_hot: Expr) -> Expr:

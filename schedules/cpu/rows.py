@@ -66,9 +66,7 @@ class RowsKernel:
     chains: int = 8  # independent sums, where there are fewer tokens, that hide the latency of a multiply-add
 
 
-def rows_kernel(
-    bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, q: int, tuning: Tuning
-) -> PrimFunc:
+def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, q: int, tuning: Tuning) -> PrimFunc:
     """void stic_rows_b<bits>(u8* p0 .. u8* p7, i8* lut, i8* x, i32* acc, i32 groups, i32 x_pitch, i32 rows).
 
     acc[token][n] += the products of 16 rows n and `groups` groups of 64 weights; x (features / q, tokens, q), x_pitch
@@ -112,9 +110,7 @@ def rows_vnni(target: Target) -> RowsKernel | None:
     if not has_vnni(target):
         return None
 
-    def multiply(
-        acc: Buffer, start: int, tokens: int, weights: Vectors, half: int, x: Buffer, at: Expr
-    ) -> None:
+    def multiply(acc: Buffer, start: int, tokens: int, weights: Vectors, half: int, x: Buffer, at: Expr) -> None:
         unsigned = bind(bits(joined(weights), f"uint8x{GROUP}"))
         for t in range(tokens):
             features = bits(splat(bits(load(x, at + 4 * t, 4), "int32")), f"int8x{GROUP}")
@@ -211,9 +207,7 @@ def _rows_finish(name: str, target: Target, activate: Callable[[Expr], Expr] | N
 def rows_portable(target: Target) -> RowsKernel:
     """Fallback: shifts and 32-bit multiplies on 16 rows, exact everywhere."""
 
-    def multiply(
-        acc: Buffer, start: int, tokens: int, weights: Vectors, half: int, x: Buffer, at: Expr
-    ) -> None:
+    def multiply(acc: Buffer, start: int, tokens: int, weights: Vectors, half: int, x: Buffer, at: Expr) -> None:
         del half
         with local((GROUP, "int8")) as (group,):
             filled = 0

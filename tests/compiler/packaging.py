@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from stic.compiler.assembly import Materials, assemble_package, collect
-from stic.compiler.package_index import Parts
+from stic.compiler.device.synthetic import synthetic
+from stic.compiler.package.assembly import Materials, assemble_package, collect
+from stic.compiler.package.index import Parts
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
-from stic.compiler.quantize import quantize
+from stic.compiler.quantization.quantize import quantize
 from stic.compiler.sharding import Geometry
-from stic.compiler.synthetic import synthetic
 from stic.targets.target import load
 
 GEOMETRY = Geometry(2, 64, 4, 16, 128, 4)

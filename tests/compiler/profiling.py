@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from stic.compiler.importance import ProfileSettings
+from stic.compiler.importance.examples import Examples
+from stic.compiler.importance.jobs import Workers
+from stic.compiler.importance.measure import ProfileSettings
 from stic.compiler.inputs import read_model
-from stic.compiler.profile_jobs import Workers
-from stic.compiler.quantize import QuantizedModel, quantize
+from stic.compiler.quantization.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
-from stic.compiler.task import Examples
 
 SETTINGS = ProfileSettings(bits=(2, 3, 4, 8, 16), tokens=60, plans=12)
 ONE = Workers(jobs=1)

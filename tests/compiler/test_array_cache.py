@@ -135,5 +135,5 @@ def test_a_cursor_takes_what_was_joined() -> None:
 
 
 def test_sources_are_those_of_the_files_named() -> None:
-    assert sources("compiler/nested.py") != sources("compiler/gobo.py")
+    assert sources("compiler/quantization/nested.py") != sources("compiler/quantization/gobo.py")
     assert sources("compiler/planner/*.py") == sources("compiler/planner/*.py")

@@ -8,19 +8,19 @@ import pytest
 
 from stic.compiler import stage_cache
 from stic.compiler.choice import Trial, assignment, best_plan, trial_on
-from stic.compiler.evaluate import Evaluator
-from stic.compiler.importance import ProfileSettings
+from stic.compiler.importance.evaluate import Evaluator
+from stic.compiler.importance.examples import built_in_examples
+from stic.compiler.importance.jobs import LossJob
+from stic.compiler.importance.log import EvaluationLog
+from stic.compiler.importance.measure import ProfileSettings
 from stic.compiler.inputs import read_model
 from stic.compiler.options import CompileOptions
 from stic.compiler.pipeline import CompileResult, plan_model
 from stic.compiler.plan import Budget, LayerPlan, Plan, Problem, Proof, SubmodelPath
 from stic.compiler.planner import solve
 from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
-from stic.compiler.profile_cache import EvaluationLog
-from stic.compiler.profile_jobs import LossJob
-from stic.compiler.quantize import QuantizedModel, quantize
+from stic.compiler.quantization.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
-from stic.compiler.task import built_in_examples
 from stic.runtime.errors import InfeasibleError
 from stic.runtime.format import Shape
 from tests.compiler.profiling import ONE, one_thread

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stic.compiler.export import export_model
+from stic.compiler.export.huggingface import export_model
 from stic.compiler.forward import (
     dense_layout,
     embed,
@@ -19,7 +19,7 @@ from stic.compiler.forward import (
     run_layer,
     run_layers,
 )
-from stic.compiler.frontend import load_model
+from stic.compiler.frontend.onnx import load_model
 from stic.compiler.model import Layer, Linear, Model
 
 

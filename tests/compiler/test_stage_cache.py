@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from stic.compiler import stage_cache
+from stic.compiler.importance.log import digest
 from stic.compiler.inputs import read_model
 from stic.compiler.options import CompileOptions
 from stic.compiler.pipeline import CompileResult, plan_model
 from stic.compiler.plan import Budget, Plan, Problem, Proof
-from stic.compiler.profile_cache import digest
-from stic.compiler.quantize import QUANTIZERS, Quantizer
+from stic.compiler.quantization.quantize import QUANTIZERS, Quantizer
 from stic.compiler.sharding import shard
 from stic.compiler.stage_cache import quantized_model, solved
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stic.compiler.texts import tokens_of
+from stic.compiler.report.texts import tokens_of
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from tests.rpc_devices import RpcDevices

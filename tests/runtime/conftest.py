@@ -23,12 +23,12 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     GPU beside the CPU of `target`; then all layers run there, or as `places` ("cpu" or "gpu" for each) says. also:
     (bits, resident) of further plans. Plan i is of quality i and predicted to take i + 1 ms, the budget to ask for it.
     """
-    from stic.compiler.assembly import Planned, assemble_package, collect
-    from stic.compiler.codegen import GpuProgram, generate, generate_program
-    from stic.compiler.packager import write_package
+    from stic.compiler.device.synthetic import synthetic
+    from stic.compiler.package.assembly import Planned, assemble_package, collect
+    from stic.compiler.package.kernels import GpuProgram, generate, generate_program
+    from stic.compiler.package.writer import write_package
     from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
     from stic.compiler.sharding import Geometry
-    from stic.compiler.synthetic import synthetic
     from stic.runtime.gpu_format import LAUNCH
     from stic.schedules.pack import interleave
     from stic.targets.target import load
@@ -79,9 +79,7 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         else:
             kernels.write_bytes(b"no code")
         if plan.on_gpu and compiled:
-            program = generate_program(
-                materials.kernel_shape, chosen.gpu.style, gpu_storage, interleave(chosen), text
-            )
+            program = generate_program(materials.kernel_shape, chosen.gpu.style, gpu_storage, interleave(chosen), text)
         elif plan.on_gpu:
             text.write_bytes(b"no code")
             program = GpuProgram(text, chosen.gpu.style, gpu_storage, np.zeros(0, LAUNCH))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stic.compiler.synthetic import VOCABULARY
+from stic.compiler.device.synthetic import VOCABULARY
 from stic.runtime import native
 from stic.runtime.session import Session
 from stic.targets.target import load

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stic.compiler.assembly import assemble_package, collect
-from stic.compiler.codegen import generate
+from stic.compiler.device.synthetic import synthetic
 from stic.compiler.model import Array, Dense, Head, HeadActivation, Linear
-from stic.compiler.packager import write_package
+from stic.compiler.package.assembly import assemble_package, collect
+from stic.compiler.package.kernels import generate
+from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
-from stic.compiler.quantize import Quantizer, quantize
+from stic.compiler.quantization.quantize import Quantizer, quantize
 from stic.compiler.sharding import Geometry, shard
-from stic.compiler.synthetic import synthetic
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from stic.runtime.session import Session

@@ -12,9 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", ["package", "family"])
-def test_runs_and_changes_of_plan_allocate_nothing(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_runs_and_changes_of_plan_allocate_nothing(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     package: Path = request.getfixturevalue(name)
     target = load("host")
     engine = build_engine(target, tmp_path)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stic.compiler.assembly import ROW_LANES
-from stic.compiler.synthetic import VOCABULARY
+from stic.compiler.device.synthetic import VOCABULARY
+from stic.compiler.package.assembly import ROW_LANES
 from stic.runtime import native
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError, PackageError, ToolchainError

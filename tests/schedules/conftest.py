@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="needs apache-tvm")
 
-from stic.compiler.codegen import generate
+from stic.compiler.package.kernels import generate
 from stic.schedules.shape import KernelShape
 from stic.targets import target as target_module
 from stic.targets.target import Target, load

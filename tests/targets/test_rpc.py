@@ -114,8 +114,9 @@ def test_what_is_no_tracker(answer: bytes) -> None:
 
 
 def test_an_unknown_key(rpc_devices: RpcDevices) -> None:
-    with pytest.raises(TargetError, match="has no device 'phone'; it has here"), lease(
-        Place(rpc_devices.address, "phone")
+    with (
+        pytest.raises(TargetError, match="has no device 'phone'; it has here"),
+        lease(Place(rpc_devices.address, "phone")),
     ):
         pass
 
@@ -160,8 +161,10 @@ def test_the_second_client_waits_for_its_turn(here: Place) -> None:
 
 
 def test_waiting_has_an_end(here: Place) -> None:
-    with lease(here), pytest.raises(TargetError, match=r"in use for 1 s: .*--wait"), lease(
-        Place(here.tracker, here.key, wait_s=1)
+    with (
+        lease(here),
+        pytest.raises(TargetError, match=r"in use for 1 s: .*--wait"),
+        lease(Place(here.tracker, here.key, wait_s=1)),
     ):
         pass
 
@@ -194,9 +197,10 @@ def test_a_frozen_device_is_given_up_and_comes_back(here: Place, rpc_devices: Rp
 
 def test_a_device_that_dies_is_noticed(here: Place, rpc_devices: RpcDevices) -> None:
     mortal = rpc_devices.start("mortal")
-    with pytest.raises(DeviceLost, match=r"went away while serving .*the connection was closed.*still running"), lease(
-        Place(here.tracker, "mortal")
-    ) as device:
+    with (
+        pytest.raises(DeviceLost, match=r"went away while serving .*the connection was closed.*still running"),
+        lease(Place(here.tracker, "mortal")) as device,
+    ):
         rpc_devices.end(mortal)
         device.ask_global("target.llvm_get_system_triple")
     rpc_devices.wait_until("forgetting the device", lambda: rpc_devices.registered("mortal") == 0)

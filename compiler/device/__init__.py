@@ -1,0 +1,1 @@
+"""Measuring devices, and packages at work on them."""

@@ -1,0 +1,211 @@
+"""Hugging Face directory -> ONNX, without torch: `stic export`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from stic.compiler.export.families import ACTIVATIONS, FAMILIES, Family
+from stic.compiler.export.files import write_all
+from stic.compiler.export.graph import GraphWriter
+from stic.compiler.frontend.safetensors import Weights
+from stic.runtime.errors import InputError
+
+_POOLINGS = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}
+
+
+def export_model(hf_dir: Path, out: Path, pooling: str | None = None) -> None:
+    """Write the ONNX file `out`, and tokenizer.json and config.json beside it, from a Hugging Face directory.
+
+    The graph takes input_ids and attention_mask (and token_type_ids for BERT), each (batch, sequence) int64. Its output
+    is `logits` for a ...ForSequenceClassification architecture; `sentence_embedding` with pooling "mean" or "first",
+    which for a sentence-transformers directory is its own; else `last_hidden_state` (pooling "tokens") and, where the
+    model has a pooler, `pooler_output`. float16 weights stay float16 in the file and are cast in the graph.
+    Files appear whole or not at all. InputError says what is missing or not supported.
+    """
+    hf_dir, out = Path(hf_dir), Path(out)
+    if pooling not in (None, "mean", "first", "tokens"):
+        raise InputError(f"pooling '{pooling}' is not known; use mean, first (the [CLS] token) or tokens")
+    modules = _sentence_modules(hf_dir)
+    folder = hf_dir / modules.folder if modules is not None else hf_dir
+    config = _json(folder / "config.json")
+    model = _encoder(folder, config, pooling, modules)
+    write_all(model, config, folder, out)
+
+
+@dataclass(frozen=True)
+class _Modules:
+    """What a sentence-transformers directory puts around the encoder."""
+
+    folder: str
+    pooling: str
+    normalize: bool
+
+
+def _sentence_modules(hf_dir: Path) -> _Modules | None:
+    path = hf_dir / "modules.json"
+    if not path.is_file():
+        return None
+    folder, pooling, normalize = "", "", False
+    entries = _json(path, list)
+    for entry in entries:
+        kind = str(entry.get("type", "")).rsplit(".", 1)[-1] if isinstance(entry, dict) else ""
+        if kind == "Transformer":
+            folder = str(entry.get("path", ""))
+        elif kind == "Pooling":
+            modes = _json(hf_dir / str(entry.get("path", "")) / "config.json")
+            chosen = [key.removeprefix("pooling_mode_") for key, on in modes.items() if "pooling_mode_" in key and on]
+            chosen = chosen or [str(modes.get("pooling_mode", "none"))]  # newer versions: one word
+            if len(chosen) != 1 or chosen[0] not in _POOLINGS:
+                raise InputError(f"{path}: its pooling ({', '.join(chosen)}) is not supported; mean or cls is")
+            pooling = _POOLINGS[chosen[0]]
+        elif kind == "Normalize":
+            normalize = True
+        else:
+            raise InputError(f"{path}: its module '{kind}' is not supported; Transformer, Pooling and Normalize are")
+    return _Modules(folder, pooling or "tokens", normalize)
+
+
+def _json(path: Path, kind: type = dict) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a Hugging Face directory (config.json and model.safetensors)")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise InputError(f"{path} holds no {'object' if kind is dict else 'list'}; it is damaged")
+    return content
+
+
+def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules: _Modules | None) -> onnx.ModelProto:
+    where = folder / "config.json"
+    kind = config.get("model_type")
+    family = FAMILIES.get(str(kind))
+    if family is None:
+        raise InputError(f"{where}: model_type '{kind}' is not supported; {', '.join(FAMILIES)} are")
+    if config.get("is_decoder") or config.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(
+            f"{where}: only encoders with absolute positions are supported (no decoder, no relative positions)"
+        )
+    sizes = [config.get(key) for key in (family.layers, family.heads, family.hidden, family.ffn)]
+    if any(not isinstance(size, int) or size < 1 for size in sizes) or sizes[2] % sizes[1]:  # type: ignore[operator]
+        raise InputError(
+            f"{where}: layers, heads, hidden and FFN sizes are {sizes}; expected whole numbers that divide"
+        )
+    activation = ACTIVATIONS.get(str(config.get(family.activation, "gelu")))
+    if activation is None:
+        raise InputError(
+            f"{where}: activation '{config.get(family.activation)}' is not supported; gelu, gelu_new and relu are"
+        )
+    architecture = str((config.get("architectures") or ["Model"])[0])
+    classifier = architecture.endswith("ForSequenceClassification")
+    if not classifier and not architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining")):
+        raise InputError(
+            f"{where}: architecture '{architecture}' is not supported; encoders and ...ForSequenceClassification are"
+        )
+    if classifier and (pooling is not None or modules is not None):
+        raise InputError(f"{where}: '{architecture}' pools by itself; leave the pooling out")
+    weights = Weights(folder / "model.safetensors")
+    weights.use_prefix(family.prefix, "embeddings.word_embeddings.weight")
+    writer = GraphWriter()
+    hidden = int(sizes[2])  # type: ignore[arg-type]
+    x, inputs = _embeddings(writer, weights, config, hidden)
+    x = _layers(writer, weights, config, family, activation, x)
+    if classifier:
+        outputs = {"logits": _classifier(writer, weights, str(kind), hidden, x)}
+    else:
+        chosen = pooling if pooling is not None else modules.pooling if modules is not None else "tokens"
+        outputs = _pooled(writer, weights, chosen, modules is not None and modules.normalize, hidden, x)
+    return writer.model(inputs, outputs)
+
+
+def _linear(
+    writer: GraphWriter, weights: Weights, x: str, name: str, out: int | None, size: int, whole: bool = False
+) -> str:
+    weight = weights.get(f"{name}.weight", (out, size), whole)
+    return writer.linear(x, name, weight, weights.get(f"{name}.bias", (weight.shape[0],), whole))
+
+
+def _norm(writer: GraphWriter, weights: Weights, x: str, name: str, size: int, epsilon: float) -> str:
+    return writer.norm(x, name, weights.get(f"{name}.weight", (size,)), weights.get(f"{name}.bias", (size,)), epsilon)
+
+
+def _embeddings(
+    writer: GraphWriter, weights: Weights, config: dict[str, Any], hidden: int
+) -> tuple[str, tuple[str, ...]]:
+    kind = config["model_type"]
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    padding = _number(config, "pad_token_id", 1, int) if "roberta" in kind else None
+
+    def rows(name: str, index: str) -> str:
+        full = f"embeddings.{name}_embeddings.weight"
+        return writer.rows(full, weights.get(full, (None, hidden)), index)
+
+    x = rows("word", "input_ids")
+    if kind == "bert":
+        inputs = (*inputs, "token_type_ids")
+        x = writer.add("Add", x, rows("token_type", "token_type_ids"))
+    elif "roberta" in kind:
+        x = writer.add("Add", x, rows("token_type", writer.add("Sub", "input_ids", "input_ids")))
+    x = writer.add("Add", x, rows("position", writer.positions("input_ids", padding)))
+    return _norm(writer, weights, x, "embeddings.LayerNorm", hidden, _epsilon(config)), inputs
+
+
+def _epsilon(config: dict[str, Any]) -> float:
+    return _number(config, "layer_norm_eps", 1e-12, float)
+
+
+def _number(config: dict[str, Any], key: str, default: Any, kind: type) -> Any:
+    value = config.get(key)
+    if value is not None and not isinstance(value, int | float):
+        raise InputError(f"config.json: {key} is {value!r}; expected a number")
+    return kind(default if value is None else value)
+
+
+def _layers(
+    writer: GraphWriter, weights: Weights, config: dict[str, Any], family: Family, activation: str, x: str
+) -> str:
+    count, heads, hidden, ffn = (int(config[k]) for k in (family.layers, family.heads, family.hidden, family.ffn))
+    bias = writer.mask_bias("attention_mask")
+    for number in range(count):
+        names = {part: name.format(number) for part, name in family.names.items()}
+        projected = [_linear(writer, weights, x, names[part], hidden, hidden) for part in ("query", "key", "value")]
+        merged = writer.attention(projected[0], projected[1], projected[2], bias, heads, hidden // heads)
+        y = writer.add("Add", _linear(writer, weights, merged, names["output"], hidden, hidden), x)
+        y = _norm(writer, weights, y, names["attention_norm"], hidden, _epsilon(config))
+        z = writer.activation(_linear(writer, weights, y, names["up"], ffn, hidden), activation)
+        z = writer.add("Add", _linear(writer, weights, z, names["down"], hidden, ffn), y)
+        x = _norm(writer, weights, z, names["ffn_norm"], hidden, _epsilon(config))
+    return x
+
+
+_Output = tuple[str, tuple[str | int, ...]]
+
+
+def _classifier(writer: GraphWriter, weights: Weights, kind: str, hidden: int, x: str) -> _Output:
+    x = writer.first(x)
+    last = "classifier"
+    if kind == "bert":
+        x = writer.activation(_linear(writer, weights, x, "pooler.dense", hidden, hidden), "tanh")
+    elif kind == "distilbert":
+        x = writer.activation(_linear(writer, weights, x, "pre_classifier", hidden, hidden, True), "relu")
+    else:
+        x = writer.activation(_linear(writer, weights, x, "classifier.dense", hidden, hidden, True), "tanh")
+        last = "classifier.out_proj"
+    return _linear(writer, weights, x, last, None, hidden, True), ("batch", "labels")
+
+
+def _pooled(writer: GraphWriter, weights: Weights, pooling: str, unit: bool, hidden: int, x: str) -> dict[str, _Output]:
+    if pooling != "tokens":
+        pooled = writer.mean(x, "attention_mask") if pooling == "mean" else writer.first(x)
+        return {"sentence_embedding": (writer.unit(pooled) if unit else pooled, ("batch", hidden))}
+    outputs: dict[str, _Output] = {"last_hidden_state": (writer.unit(x) if unit else x, ("batch", "sequence", hidden))}
+    if "pooler.dense.weight" in weights:
+        pooler = _linear(writer, weights, writer.first(x), "pooler.dense", hidden, hidden)
+        outputs["pooler_output"] = (writer.activation(pooler, "tanh"), ("batch", hidden))
+    return outputs

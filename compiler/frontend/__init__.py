@@ -1,0 +1,1 @@
+"""ONNX to `Model`, by data flow and never by node names."""

@@ -1,0 +1,1 @@
+"""What each shard is worth at each bitwidth, measured on calibration examples."""

@@ -1,0 +1,1 @@
+"""Where bytes lie: the placement of extents and buffers, and its check."""

@@ -1,0 +1,246 @@
+"""Where everything lies: resident and streamed extents, and the regions of the engine's one arena.
+
+The working region is a ring of `read_ahead + 1` slots: layer k uses slot k mod (read_ahead + 1), and may be
+read once layer k - 1 - read_ahead has been computed. Two neighbouring slots share one stretch of memory,
+one growing up and one growing down, so double buffering (read_ahead = 1) costs max(b_k + b_{k+1}) bytes
+and not the sum of two maxima. `stic.compiler.memory.check` verifies the result without this code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from stic.compiler.plan import LayerPlan, Plan
+from stic.compiler.store import Store
+from stic.runtime.format import (
+    BLOCK,
+    DENSE,
+    EXTENT,
+    FILE,
+    HEADER,
+    LAYER,
+    LEVELS,
+    LIMITS,
+    PLAN,
+    RECORD,
+    REGION,
+    REGIONS,
+    TILE,
+    Shape,
+    levels_of,
+    pad,
+    scratch_bytes,
+)
+
+# Pages a process touches besides the arena, the index and the stacks of its threads: code and data of the
+# engine, of kernels.so and of libc, and the main thread's stack.
+PROCESS_BYTES = 31 << 16  # 1.9375 MiB
+LANE_STACK_BYTES = 32 << 10  # what an IO lane touches of its stack
+
+
+@dataclass(frozen=True)
+class Extent:
+    """One aligned read; fields as in runtime.format.EXTENT, destination relative to its region."""
+
+    layer: int
+    level: int
+    first: int
+    count: int
+    file_offset: int
+    bytes: int
+    destination: int
+    wait_layer: int  # -1: may be read at once
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Extents of a plan: resident ones in the preload region, streamed ones in the working region."""
+
+    resident: tuple[Extent, ...]
+    streamed: tuple[Extent, ...]  # in load order: layer, then level
+    preload_bytes: int
+    working_bytes: int
+
+
+def _extents(layer: int, plan: LayerPlan, store: Store) -> tuple[list[Extent], list[Extent]]:
+    """(resident, streamed) extents of a layer, by level, not yet placed."""
+    resident: list[Extent] = []
+    streamed: list[Extent] = []
+    wanted = [set(levels_of(b, store.nested)) for b in plan.bits]
+    held = [set(levels_of(r, store.nested)) for r in plan.resident]
+    if any(not h <= w for h, w in zip(held, wanted, strict=True)):
+        raise ValueError(f"layer {layer} holds copies that its bits {plan.bits} do not use: {plan.resident}")
+    for level in range(LEVELS):
+        for out, slices in (
+            (resident, [s for s, h in enumerate(held) if level in h]),
+            (streamed, [s for s, w in enumerate(wanted) if level in w - held[s]]),
+        ):
+            if slices:
+                first, count = slices[0], slices[-1] - slices[0] + 1
+                if count != len(slices):
+                    raise ValueError(f"slices {slices} of layer {layer}, level {level} are not one run")
+                offset, size = store.extent(layer, level, first, count)
+                out.append(Extent(layer, level, first, count, offset, size, 0, -1))
+    return resident, streamed
+
+
+def _slots(sizes: list[int], slots: int) -> list[tuple[int, int]]:
+    """(base, bytes) of each stretch of memory that slots 2p and 2p + 1 share.
+
+    Layers at most slots - 1 apart may be held together; `sizes` are streamed bytes by layer.
+    """
+    stretches, base = [], 0
+    for slot in range(0, slots, 2):
+        lower = range(slot, len(sizes), slots)
+        upper = range(slot + 1, len(sizes), slots) if slot + 1 < slots else range(0)
+        alone = [sizes[k] for k in (*lower, *upper)]
+        together = [sizes[i] + sizes[j] for i in lower for j in upper if abs(i - j) < slots]
+        size = max(alone + together, default=0)
+        stretches.append((base, size))
+        base += size
+    return stretches
+
+
+def place_extents(plan: Plan, store: Store) -> Placement:
+    """Give every extent its place.
+
+    Resident extents lie one after another. A streamed extent of layer k waits for the latest kept layer that
+    is at most k - 1 - read_ahead, once any layer up to there has streamed; before that there is nothing to
+    overwrite. A plan without overlap reads everything first and therefore reuses nothing.
+    """
+    layers = [_extents(k, layer, store) for k, layer in enumerate(plan.layers)]
+    resident: list[Extent] = []
+    preload_bytes = 0
+    for held, _ in layers:
+        for extent in held:
+            resident.append(replace(extent, destination=preload_bytes))
+            preload_bytes += extent.bytes
+    sizes = [sum(extent.bytes for extent in streamed) for _, streamed in layers]
+    ahead = min(plan.read_ahead, len(sizes) - 1) if plan.overlap else len(sizes) - 1
+    stretches = _slots(sizes, ahead + 1)
+    streamed_all: list[Extent] = []
+    for k, (_, streamed) in enumerate(layers):
+        last = k - 1 - ahead
+        kept = [j for j in range(last + 1) if plan.layers[j].bits]
+        wait = kept[-1] if kept and any(sizes[: last + 1]) else -1
+        base, size = stretches[k % (ahead + 1) // 2]
+        at = base if k % (ahead + 1) % 2 == 0 else base + size - sizes[k]
+        for extent in streamed:
+            streamed_all.append(replace(extent, destination=at, wait_layer=wait))
+            at += extent.bytes
+    working_bytes = sum(size for _, size in stretches)
+    return Placement(tuple(resident), tuple(streamed_all), preload_bytes, working_bytes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the sizes of the engine's regions follow from, decisions of the plan aside."""
+
+    shape: Shape
+    slices: int  # S of runtime.format: slices of a layer, or the most that a plan keeps
+    max_length: int  # tokens
+    trunk_bytes: int
+    row_stride: int  # of embeddings.bin
+    head_width: int  # widest input or output of the head's linear maps; 0: no head
+    output_floats: int  # max_length * features, or features
+    threads: int
+    lanes: int  # that read extents
+    row_lanes: int  # that read embedding rows, those included
+    stack_bytes: int
+
+
+def _buffers(z: Sizes) -> dict[str, int]:
+    """Bytes of the regions that no decision changes, as runtime.format.REGIONS defines them."""
+    shape, tiles = z.shape, -(-z.max_length // TILE)
+    hidden = shape.padded_hidden
+    attention, ffn = z.slices * shape.attention_width, z.slices * shape.ffn_width
+    widest = max(hidden, attention, ffn)
+    vector = 4 * TILE  # one feature of one tile
+    return {
+        "trunk": z.trunk_bytes,
+        "x": tiles * hidden * vector,
+        "y": tiles * hidden * vector,
+        "qkv": tiles * 3 * attention * vector,
+        "context": tiles * attention * vector,
+        "ffn": tiles * ffn * vector,
+        "quantized": tiles * widest * TILE,
+        "token_scale": tiles * vector,
+        "token_sum": tiles * vector,
+        "panel": z.threads * TILE * widest,
+        "scratch": z.threads * scratch_bytes(z.max_length, shape.head_dim),
+        "rows": z.max_length * z.row_stride,
+        "staging": z.row_lanes * pad(z.row_stride, BLOCK),
+        "ids": 4 * z.max_length,
+        "types": 4 * z.max_length,
+        "head": 2 * pad(z.head_width, TILE) * vector,
+        "output": 4 * z.output_floats,
+    }
+
+
+_WEIGHTS = ("preload", "working")  # what a plan decides about; the other regions are the same for all plans
+
+
+def regions(
+    z: Sizes, preload_bytes: int, working_bytes: int, table_bytes: int, weights_first: bool = False
+) -> tuple[dict[str, tuple[int, int]], int]:
+    """Lay out the arena: ({name: (offset, bytes)} for all of REGIONS, arena bytes).
+
+    What is read with O_DIRECT starts at multiples of 4096, the rest at multiples of 64. `ffn` lies over
+    `qkv` and `context`, which are dead by then; so does `rows`, which is dead when the first layer starts.
+    `table_bytes` is 0 when the table is not resident. `preload` and `working` come last, so that the arena of a plan
+    is a prefix of that of a larger one; or, `weights_first`, at the start, where a GPU shares them.
+    """
+    sizes = _buffers(z) | {"preload": preload_bytes, "working": working_bytes, "table": table_bytes}
+    placed: dict[str, tuple[int, int]] = {}
+    at = 0
+    for name in (*(_WEIGHTS if weights_first else ()), "table", "staging", "trunk", "x", "y"):
+        placed[name] = (at, sizes[name])
+        at = pad(at + sizes[name], BLOCK)
+    shared = at
+    for name in ("qkv", "context"):
+        placed[name] = (at, sizes[name])
+        at = pad(at + sizes[name], 64)
+    for name in ("ffn", "rows"):
+        placed[name] = (shared, sizes[name])
+        at = max(at, pad(shared + sizes[name], 64))
+    for name in REGIONS:
+        if name not in placed and name not in _WEIGHTS:
+            placed[name] = (at, sizes[name])
+            at = pad(at + sizes[name], 64)
+    at = pad(at, BLOCK)
+    for name in () if weights_first else _WEIGHTS:
+        placed[name] = (at, sizes[name])
+        at = pad(at + sizes[name], BLOCK)
+    return {name: placed[name] for name in REGIONS}, at
+
+
+def index_bytes(store: Store, plans: int = 1) -> int:
+    """Upper bound of index.bin for a package of so many plans: for each its bits and two extents for every
+    (layer, level); all optional tables full."""
+    runs = store.layers * LEVELS
+    plan = store.layers * store.slices + runs * 2 * EXTENT.itemsize
+    tables = (
+        LIMITS["files"] * FILE.itemsize
+        + store.layers * LAYER.itemsize
+        + runs * store.slices * RECORD.itemsize
+        + plans * plan
+        + LIMITS["dense"] * DENSE.itemsize
+        + len(REGIONS) * REGION.itemsize
+    )
+    aligned = 8 * 64  # between tables
+    if plans > 1:
+        tables += plans * PLAN.itemsize
+        aligned += 2 * 64 * plans
+    return pad(HEADER.itemsize + tables + aligned, BLOCK)
+
+
+def fixed_bytes(z: Sizes, store: Store, plans: int = 1) -> int:
+    """Memory that no decision changes, in a package of so many plans: arena without extents and table, index, stacks,
+    code.
+
+    A plan's claim is this + preload_bytes + working_bytes + table_bytes (when resident), all of which are
+    multiples of 4096.
+    """
+    _, arena = regions(z, 0, 0, 0)
+    stacks = (z.threads - 1) * z.stack_bytes + z.row_lanes * LANE_STACK_BYTES
+    return arena + index_bytes(store, plans) + stacks + PROCESS_BYTES

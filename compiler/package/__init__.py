@@ -1,0 +1,1 @@
+"""The package: its kernels, trunk, index and files."""

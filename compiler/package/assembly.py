@@ -1,0 +1,223 @@
+"""From decisions to a package: place a plan's extents, lay out the arena, verify both, and collect the parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stic.compiler.memory.check import verify_extents, verify_family, verify_regions, verify_state, verify_weights
+from stic.compiler.memory.gpu import gpu_bytes, gpu_state
+from stic.compiler.memory.placement import Placement, Sizes, fixed_bytes, place_extents, regions
+from stic.compiler.package.index import Alternative, GpuParts, Parts
+from stic.compiler.package.kernels import GpuProgram
+from stic.compiler.package.trunk import Trunk, build_embeddings, build_trunk
+from stic.compiler.plan import Plan
+from stic.compiler.planner.costs import REQUEST_BYTES
+from stic.compiler.quantization.quantize import QuantizedModel
+from stic.compiler.store import Store, lay_out
+from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
+from stic.runtime.format import LIMITS, MATRICES, row_stride
+from stic.runtime.gpu_format import Storage
+from stic.schedules.shape import KernelShape
+from stic.targets.target import Gpu, Target
+
+STACK_BYTES = 128 << 10
+ROW_LANES = 8  # reads of 4 KiB gain from so many at once, also on flash; reads of a whole request gain from two only
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What a package is made of before any decision: quantised shards, trunk, embeddings, and their sizes."""
+
+    quantized: QuantizedModel
+    store: Store
+    trunk: Trunk
+    embeddings: bytes
+    sizes: Sizes
+
+    def fixed_bytes(self, plans: int = 1) -> int:
+        """Memory that no decision changes, in a package of so many plans."""
+        return fixed_bytes(self.sizes, self.store, plans)
+
+    def gpu_bytes(self, storage: Storage) -> int:
+        """Memory that is held beside the rest once any layer is on a GPU that stores activations as `storage`."""
+        return gpu_bytes(self.sizes, self.store, storage)
+
+    @property
+    def kernel_shape(self) -> KernelShape:
+        """What the model's kernels are compiled for."""
+        model = self.quantized.sharded.model
+        epsilon = model.embeddings.norm.epsilon
+        return KernelShape(model.hidden, model.head_dim, model.activation, epsilon, epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A plan, and its replay."""
+
+    plan: Plan
+    predicted_us: int
+    timeline: tuple[dict[str, Any], ...]
+
+
+def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int) -> Materials:
+    """Lay out the store and build the trunk and the embedding rows of a quantised model.
+
+    Raises UnsupportedModelError if its norms differ in epsilon, InputError if it has too few positions.
+    """
+    geometry, model = quantized.sharded.geometry, quantized.sharded.model
+    norms = [model.embeddings.norm, *(n for layer in model.layers for n in (layer.attention_norm, layer.ffn_norm))]
+    if len({norm.epsilon for norm in norms}) > 1:
+        raise UnsupportedModelError(f"{model.name}: its layer norms differ in epsilon; kernels are compiled for one")
+    outliers = np.array(
+        [
+            [[len(quantized.matrix(layer, s, name).outliers) for name in MATRICES] for s in range(geometry.slices)]
+            for layer in range(geometry.layers)
+        ]
+    )
+    store = lay_out(geometry.shape, outliers, quantized.nested, full_bits)
+    trunk = build_trunk(quantized, max_length)
+    head = model.head
+    widths = [n for dense in head.dense for n in dense.linear.weight.shape]
+    features = head.dense[-1].linear.weight.shape[0] if head.dense else model.hidden
+    sizes = Sizes(
+        shape=geometry.shape,
+        slices=geometry.slices,
+        max_length=max_length,
+        trunk_bytes=len(trunk.data),
+        row_stride=row_stride(model.hidden),
+        head_width=max(widths, default=model.hidden),
+        output_floats=features * (max_length if head.pooling == "tokens" else 1),
+        threads=threads,
+        lanes=lanes,
+        row_lanes=max(lanes, ROW_LANES),
+        stack_bytes=STACK_BYTES,
+    )
+    return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word), sizes)
+
+
+def claim(materials: Materials, plan: Plan, placement: Placement, storage: Storage = "float16", plans: int = 1) -> int:
+    """Bytes that the engine holds at its peak under a plan of a package of so many; layers on a GPU keep activations as
+    `storage`."""
+    table = len(materials.embeddings) if plan.table_resident else 0
+    gpu = materials.gpu_bytes(storage) if plan.on_gpu else 0
+    return materials.fixed_bytes(plans) + placement.preload_bytes + placement.working_bytes + table + gpu
+
+
+def assemble_package(
+    materials: Materials,
+    plan: Plan,
+    target: Target,
+    kernels: Path,
+    predicted_us: int = 0,
+    timeline: tuple[dict[str, Any], ...] = (),
+    labels: tuple[str, ...] = (),
+    program: GpuProgram | None = None,
+    fallback: bool = True,
+    also: tuple[Planned, ...] = (),
+) -> Parts:
+    """Place everything that `plan` decides and verify the placement; the result is ready for `write_package`.
+
+    `also` are further plans that the package carries, for an engine to switch between; all must agree on whether the
+    embedding table is resident. Full precision is stored only if a plan uses it. A plan with layers on the GPU needs
+    `program`; `fallback` says whether it still holds with these on the CPU. Raises TargetError where the GPU allows no
+    buffer as large as the plan needs, or no work-group as a kernel needs; InputError where further plans meet a GPU,
+    or are more than a package may carry.
+    """
+    planned = (Planned(plan, predicted_us, timeline), *also)
+    _check_family(planned)
+    store, sizes = materials.store, materials.sizes
+    if not any(layer.full for one in planned for layer in one.plan.layers):
+        store = store.without_full()
+    storage = program.storage if program is not None else "float16"
+    placed = tuple(_place(materials, store, one, storage, len(planned)) for one in planned)
+    if also:
+        verify_family([one.placement for one in placed], [one.regions for one in placed])
+    default = placed[0]
+    gpu = None
+    if plan.on_gpu:
+        if program is None or target.gpu is None:
+            raise ValueError("a plan with layers on the GPU needs a target with one, and its kernels")
+        gpu = GpuParts(target.gpu.name, program, gpu_state(sizes, program.storage), fallback)
+        verify_state(gpu.state.regions, gpu.state.state_bytes)
+        verify_weights(default.regions)
+        _check_allocations(target.gpu, default.placement, gpu)
+        _check_launches(target.gpu, program)
+    return Parts(
+        quantized=materials.quantized,
+        store=store,
+        trunk=materials.trunk,
+        embeddings=materials.embeddings,
+        plan=plan,
+        placement=default.placement,
+        regions=default.regions,
+        arena_bytes=default.arena_bytes,
+        claimed_bytes=default.claimed_bytes,
+        predicted_us=predicted_us,
+        timeline=default.timeline,
+        target=target,
+        kernels=kernels,
+        max_length=sizes.max_length,
+        threads=sizes.threads,
+        lanes=sizes.lanes,
+        row_lanes=sizes.row_lanes,
+        request_bytes=REQUEST_BYTES,
+        stack_bytes=sizes.stack_bytes,
+        labels=labels,
+        gpu=gpu,
+        family=placed if also else (),
+    )
+
+
+def _check_family(planned: tuple[Planned, ...]) -> None:
+    if len(planned) == 1:
+        return
+    plans = [one.plan for one in planned]
+    if len(plans) > LIMITS["plans"]:
+        limit = LIMITS["plans"]
+        raise InputError(f"{len(plans)} plans are more than a package holds ({limit}): ask for fewer with --also")
+    if any(plan.on_gpu for plan in plans):
+        raise InputError("a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu")
+    if len({plan.table_resident for plan in plans}) > 1:
+        raise ValueError("plans of one package differ in whether the embedding table is resident")
+    if not all(np.isfinite(plan.quality) for plan in plans):
+        raise ValueError("a plan of a family has no finite quality to be chosen by")
+
+
+def _place(materials: Materials, store: Store, one: Planned, storage: Storage, plans: int) -> Alternative:
+    """One of so many plans, placed; verified as if it were alone."""
+    plan = one.plan
+    placement = place_extents(plan, store)
+    table = len(materials.embeddings) if plan.table_resident else 0
+    buffers = (placement.preload_bytes, placement.working_bytes, table)
+    placed, arena = regions(materials.sizes, *buffers, weights_first=plan.on_gpu)
+    verify_extents(plan, store, placement)
+    verify_regions(placed, arena)
+    claimed = claim(materials, plan, placement, storage, plans)
+    return Alternative(plan, placement, placed, arena, claimed, one.predicted_us, list(one.timeline))
+
+
+def _check_allocations(gpu: Gpu, placement: Placement, parts: GpuParts) -> None:
+    weights = placement.preload_bytes + placement.working_bytes
+    for what, size in (("weights", weights), ("activations", parts.state.state_bytes)):
+        if size > gpu.max_alloc_bytes:
+            raise TargetError(
+                f"the {what} of this plan are one buffer of {size / 2**20:.1f} MiB, but {gpu.name} allows"
+                f" {gpu.max_alloc_bytes / 2**20:.0f} MiB: plan for less memory, or place the layers with --place cpu"
+            )
+
+
+def _check_launches(gpu: Gpu, program: GpuProgram) -> None:
+    for launch in program.launches:
+        for what, size, limit in (
+            ("work-items in a group", int(np.prod(launch["local"])), gpu.facts["work_group"].value),
+            ("bytes of local memory", int(launch["local_bytes"]), gpu.facts["local_memory_bytes"].value),
+        ):
+            if size > limit:
+                raise TargetError(
+                    f"kernel {launch['name'].decode()} takes {size} {what}, but {gpu.name} allows {limit:.0f}:"
+                    " place the layers with --place cpu"
+                )

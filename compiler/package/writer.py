@@ -1,0 +1,257 @@
+"""Write a package: shards, trunk, embeddings, kernels, plan and index, all or nothing.
+
+Everything is written to a folder beside the destination, which takes the destination's name when it is
+complete; a full disk or an interrupted run leaves what was there before.
+
+Packages of one model for one target differ in their plan, and so in their index only: one that was written before, the
+twin, lends the next one its files.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.compiler.package.index import Alternative, Parts, index
+from stic.compiler.plan import to_json
+from stic.compiler.quantization.quantize import QuantizedModel
+from stic.compiler.sharding import shard_matrices
+from stic.compiler.store import Store
+from stic.runtime.blocks import positions
+from stic.runtime.errors import InputError
+from stic.runtime.format import FULL, LEVEL_BITS, MAGIC, MATRICES, TILE, planes_in, record_layout
+from stic.runtime.gpu_format import PROGRAM_FILE
+from stic.runtime.package import Package
+from stic.schedules.pack import interleave, pack_planes
+
+# What packages of one model for one target have in common.
+_SHARED = ("shards.bin", "trunk.bin", "embeddings.bin", "kernels.so", "tokenizer.json")
+
+
+def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slice_: int, q: int) -> bytes:
+    """Assemble one record of shards.bin with interleave q; see `stic.runtime.format` for its parts."""
+    size = int(store.bytes[layer, level, slice_])
+    data = np.zeros(size, np.uint8)
+
+    def put(at: int, values: NDArray[Any]) -> None:
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        data[at : at + len(raw)] = raw
+
+    if level == FULL:
+        layout = record_layout(store.shape, FULL, store.nested, store.full_bits)
+        weights = shard_matrices(quantized.sharded, layer, slice_)
+        for name, (at,) in zip(MATRICES, layout.planes, strict=True):
+            put(at, weights[name].astype(f"<f{store.full_bits // 8}"))
+        return data.tobytes()
+    matrices = [quantized.matrix(layer, slice_, name) for name in MATRICES]
+    counts = tuple(len(m.outliers) for m in matrices)
+    layout = record_layout(store.shape, level, store.nested, 0, counts)
+    bits = LEVEL_BITS[level]
+    for m, matrix in enumerate(matrices):
+        planes = pack_planes(matrix.codes_at(bits), bits, q)[-planes_in(level, store.nested) :]
+        for at, plane in zip(layout.planes[m], planes, strict=True):
+            put(at, plane)
+        put(layout.tables[m], matrix.luts[bits])
+        if layout.blocks:
+            outliers = matrix.outliers
+            blocks = np.arange(0, store.shape.matrix(MATRICES[m])[0] + 1, TILE)
+            put(layout.blocks[m], np.searchsorted(outliers.rows, blocks).astype("<u4"))
+            position = positions(outliers.rows, outliers.columns, q)
+            order = np.lexsort((position, outliers.rows // TILE))
+            entries = np.zeros(len(outliers), [("position", "<u2"), ("value", "<f2")])
+            entries["position"] = position[order]
+            entries["value"] = outliers.values[order]
+            if len(entries):
+                put(layout.outliers[m], entries)
+    return data.tobytes()
+
+
+def _is_package(path: Path) -> bool:
+    """Whether an index of stic's is there, whole or damaged: replacing a package deletes all that is beside it."""
+    try:
+        with (path / "index.bin").open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError if something stands at `output` that a package may not replace."""
+    if output.exists() and not _is_package(output) and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not a stic package: choose another output, or remove it")
+
+
+def write_package(
+    parts: Parts,
+    output: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    twin: Path | None = None,
+) -> None:
+    """Write a package to directory `output`, replacing a package that stands there.
+
+    `twin` is a package of the same model for the same target: what does not depend on the plan is linked from it, or
+    copied across file systems, and full precision comes along even where no plan uses it. Raises InputError if it is
+    of something else, or `output` exists and is no package; PackageError if the twin is damaged, OSError if `output`
+    cannot be written; in any case `output` is as it was.
+    """
+    output = output.absolute()
+    check_output(output)
+    original = None if twin is None else Package.open(twin)
+    if original is not None:
+        parts = _like(parts, original)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed; containers give process ids again
+    staging.mkdir()
+    try:
+        (staging / "plan.json").write_text(json.dumps(_description(parts), indent=1), encoding="utf-8")
+        if parts.gpu is not None:
+            shutil.copyfile(parts.gpu.program.path, staging / PROGRAM_FILE)
+        known: dict[str, int] = {}
+        if original is None:
+            crcs = _write_shared(parts, staging, progress)
+        else:
+            crcs = original.records["crc"]
+            known = {name: int(original.files[name]["crc"]) for name in _SHARED if name in original.files}
+            for name in known:
+                _link(original.path / name, staging / name)
+        (staging / "index.bin").write_bytes(index(parts, crcs, staging, known))
+        for path in (*staging.iterdir(), staging):
+            _to_disk(path)
+        _replace(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_shared(parts: Parts, folder: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:
+    """Write the files of _SHARED; returns the CRC of every record, (layers, LEVELS, slices)."""
+    crcs = _write_shards(parts, folder / "shards.bin", progress)
+    (folder / "trunk.bin").write_bytes(parts.trunk.data)
+    (folder / "embeddings.bin").write_bytes(parts.embeddings)
+    shutil.copyfile(parts.kernels, folder / "kernels.so")
+    if parts.quantized.sharded.model.tokenizer is not None:
+        shutil.copyfile(parts.quantized.sharded.model.tokenizer, folder / "tokenizer.json")
+    return crcs
+
+
+def _like(parts: Parts, twin: Package) -> Parts:
+    """The parts, with the records that the twin stores. Raises InputError if it cannot lend its files to them."""
+    store, records, head = parts.store, twin.records, twin.header
+    levels = slice(None) if store.full_bits else slice(FULL)
+    tokenizer = parts.quantized.sharded.model.tokenizer
+    same = {
+        "shards.bin": records.shape == store.bytes.shape
+        and bool(head["nested"]) == store.nested
+        and int(head["interleave"]) == interleave(parts.target)
+        and int(head["full_bits"]) in ((store.full_bits,) if store.full_bits else (0, 16, 32))
+        and np.array_equal(records["bytes"][:, levels], store.bytes[:, levels])
+        and np.array_equal(records["offset"][:, levels], store.offset[:, levels]),
+        "trunk.bin": twin.trunk == parts.trunk.data,
+        # Not by CRC: that of rows which end with their own is the same for all rows.
+        "embeddings.bin": (twin.path / "embeddings.bin").read_bytes() == parts.embeddings,
+        "kernels.so": filecmp.cmp(twin.path / "kernels.so", parts.kernels, shallow=False),
+        "tokenizer.json": twin.tokenizer == (None if tokenizer is None else tokenizer.read_bytes()),
+    }
+    for name in _SHARED:
+        if not same[name]:
+            raise InputError(
+                f"{twin.path} is not a package of the same model for the same target: its {name} differs; choose"
+                " another twin, or write the package without one"
+            )
+    total = int(twin.files["shards.bin"]["bytes"])
+    size, offset = records["bytes"].astype(np.int64), records["offset"].astype(np.int64)
+    stored = replace(store, full_bits=int(head["full_bits"]), bytes=size, offset=offset, total_bytes=total)
+    return replace(parts, store=stored)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no such thing, or is another one."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or folder would survive a power cut; a full disk shows here at the latest."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(staging: Path, output: Path) -> None:
+    """Give `staging` the name `output`; the old package goes only once the new one stands."""
+    if output.exists():
+        old = output.with_name(f".{output.name}.{os.getpid()}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+        try:
+            staging.rename(output)
+        except OSError:
+            old.rename(output)
+            raise
+        shutil.rmtree(old)
+    else:
+        staging.rename(output)
+
+
+def _write_shards(parts: Parts, path: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:
+    """Write shards.bin; returns the CRC of every record, (layers, LEVELS, slices)."""
+    store, q = parts.store, interleave(parts.target)
+    crcs = np.zeros(store.bytes.shape, np.uint32)
+    present = np.argwhere(store.bytes > 0)
+    order = np.argsort(store.offset[tuple(present.T)], kind="stable")
+    with path.open("wb") as file:
+        for done, (layer, level, s) in enumerate(present[order]):
+            data = record(parts.quantized, store, int(layer), int(level), int(s), q)
+            crcs[layer, level, s] = zlib.crc32(data)
+            file.seek(int(store.offset[layer, level, s]))
+            file.write(data)
+            progress(done + 1, len(present))
+        file.truncate(store.total_bytes)
+    return crcs
+
+
+def _description(parts: Parts) -> dict[str, Any]:
+    """plan.json: what people and Python want to know, beside the plan itself."""
+    model = parts.quantized.sharded.model
+    return {
+        "format": 1,
+        "model": {
+            "name": model.name,
+            "activation": model.activation,
+            "epsilon": model.embeddings.norm.epsilon,
+            "elastic": model.elastic,
+            "labels": list(parts.labels),
+        },
+        "target": parts.target.name,
+        **({} if parts.gpu is None else {"gpu": parts.gpu.name}),
+        "quantizer": parts.quantized.quantizer,
+        "plan": to_json(parts.plan),
+        "predicted_us": parts.predicted_us,
+        "claimed_bytes": parts.claimed_bytes,
+        "timeline": parts.timeline,
+        **({"family": [_alternative(one) for one in parts.family]} if parts.family else {}),
+    }
+
+
+def _alternative(one: Alternative) -> dict[str, Any]:
+    """A plan of a family in plan.json."""
+    return {
+        "plan": to_json(one.plan),
+        "predicted_us": one.predicted_us,
+        "claimed_bytes": one.claimed_bytes,
+        "timeline": one.timeline,
+    }

@@ -1,0 +1,1 @@
+"""Shards to codes: nested bit planes, or GOBO's independent copies."""

@@ -1,0 +1,1 @@
+"""Plans, timelines, packages and answers, for people."""
