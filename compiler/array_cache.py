@@ -68,7 +68,7 @@ def remember(
 
 
 def sources(*patterns: str) -> str:
-    """Return a digest of stic's own files ("compiler/quantization/nested.py", "runtime/*.py"): what changes a key with the code."""
+    """Return a digest of stic's own files ("compiler/plan.py", "runtime/*.py"): what changes a key with the code."""
     state = hashlib.sha256()
     for pattern in patterns:
         for path in sorted(ROOT.glob(pattern)):

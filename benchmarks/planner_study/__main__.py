@@ -38,7 +38,8 @@ from stic.targets import target as targets
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "planner-study.json"
 SOURCES = (
-    "compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "compiler/memory/placement.py", "runtime/format.py",
+    "compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "compiler/memory/placement.py",
+    "runtime/format.py",
     *(f"benchmarks/planner_study/{name}" for name in ("measure.py", "instances.py", "gains.py", "gains.json")),
 )  # fmt: skip
 BUSY = 0.5  # load average

@@ -94,7 +94,7 @@ def outputs_on(
     threads: int | None = None,
     gpu: GpuUse = "auto",
 ) -> NDArray[np.float32]:
-    """What `stic.compiler.report.texts.outputs_of` returns, from several devices at once; `leased` gives a Deployment."""
+    """What `report.texts.outputs_of` returns, from several devices at once; `leased` gives a Deployment."""
     inputs = inputs_of(package, examples)
     outputs = np.zeros((len(inputs), int(package.header["output_features"])), np.float32)
     one_at_a_time = threading.Lock()

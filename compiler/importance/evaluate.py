@@ -1,7 +1,7 @@
 """What a choice of bits for every shard does to a model's outputs, in floating point on the compiler's side.
 
 An assignment says for every shard how many bits it has: 2..8, 16 or 32, or 0 for left out. Weights are the dequantised
-ones of `stic.compiler.quantization.quantize.dequantize`; activations stay float32, whereas the engine rounds them to 8 bits, which
+ones of `quantization.quantize.dequantize`; activations stay float32, whereas the engine rounds them to 8 bits, which
 every assignment suffers alike. An `Evaluator` keeps the hidden states of a base assignment before each layer, so that
 an assignment which differs from it only from layer l on costs the layers from l on.
 """
