@@ -71,8 +71,7 @@ $(DEMO)/minilm.onnx: | $(VENV)/demo.stamp
 DEMO_PACKAGE := $(DEMO)/minilm-$(TARGET)-$(LATENCY)-$(MEMORY)-$(STORAGE).stic
 
 # What compiles a package: a change there compiles the demo's again.
-SOURCES := $(wildcard compiler/*.py compiler/planner/*.py schedules/*.py schedules/cpu/*.py schedules/opencl/* targets/*.py targets/*.toml \
-	runtime/*.py runtime/src/* runtime/include/*)
+SOURCES := $(shell find compiler schedules targets runtime -name __pycache__ -prune -o -type f -print)
 
 $(DEMO_PACKAGE)/index.bin: $(DEMO)/minilm.onnx $(SOURCES)
 	$(BIN)/stic compile $(DEMO)/minilm.onnx --target $(TARGET) --latency $(LATENCY) --memory $(MEMORY) --storage $(STORAGE) \

@@ -47,7 +47,7 @@ def remember(
     """
     path = folder / f"{key}.arrays"
     try:
-        found = unpack(_read(path, key))
+        found = unpack(read_arrays(path, key))
         with suppress(OSError):
             os.utime(path)  # the age that decides which files go
         return found
@@ -60,7 +60,7 @@ def remember(
     if arrays is None:
         return value
     try:
-        _write(path, key, arrays)
+        write_arrays(path, key, arrays)
         _shrink(folder, path)
     except OSError as error:
         note(f"{path} cannot be kept for the next time: {error.strerror or error}")
@@ -76,8 +76,8 @@ def sources(*patterns: str) -> str:
     return state.hexdigest()
 
 
-def _read(path: Path, key: str) -> Arrays:
-    """Raises OSError, and ValueError for a file that is damaged or of another key or version."""
+def read_arrays(path: Path, key: str) -> Arrays:
+    """Read a file of arrays. Raises OSError, and ValueError for one that is damaged or of another key or version."""
     data = path.read_bytes()
     start = len(MAGIC) + 32
     if data[: len(MAGIC)] != MAGIC:
@@ -87,7 +87,7 @@ def _read(path: Path, key: str) -> Arrays:
     at = start + 4 + int.from_bytes(data[start : start + 4], "little")
     head = json.loads(data[start + 4 : at])
     if head["key"] != key:
-        raise ValueError("it was renamed")
+        raise ValueError("it was renamed, or made from something else")
     arrays = {}
     for name, kind, shape in head["arrays"]:
         count = int(np.prod(shape))
@@ -96,7 +96,8 @@ def _read(path: Path, key: str) -> Arrays:
     return arrays
 
 
-def _write(path: Path, key: str, arrays: Arrays) -> None:
+def write_arrays(path: Path, key: str, arrays: Arrays) -> None:
+    """Write a file of arrays, whole or not at all."""
     head = json.dumps({"key": key, "arrays": [(name, a.dtype.str, a.shape) for name, a in arrays.items()]}).encode()
     parts = [len(head).to_bytes(4, "little"), head, *(a.tobytes() for a in arrays.values())]
     state = hashlib.sha256()

@@ -12,7 +12,7 @@ from stic.compiler.importance.examples import Examples, built_in_examples, check
 from stic.compiler.importance.measure import ProfileSettings
 from stic.compiler.importance.objectives import agreement_objective
 from stic.compiler.model import Model
-from stic.compiler.options import CompileOptions
+from stic.compiler.options import ImportanceOptions, TargetOptions
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 from stic.targets.target import Target
@@ -33,9 +33,9 @@ def read_model(path: Path, output: str | None = None) -> Model:
     return replace(model, tokenizer=tokenizer if tokenizer.exists() else None, source=path)
 
 
-def wanted_target(options: CompileOptions) -> Target:
+def wanted_target(options: TargetOptions) -> Target:
     """The target that was named, without its GPU where all layers are to run on the CPU."""
-    target = load_target(options.target, options.gpu)
+    target = load_target(options.name, options.gpu)
     if options.place == "gpu" and target.gpu is None:
         raise InputError(
             f"target {target.name} has no GPU to place layers on: name one with --gpu, or leave out --place gpu"
@@ -43,22 +43,22 @@ def wanted_target(options: CompileOptions) -> Target:
     return replace(target, gpu=None) if options.place == "cpu" else target
 
 
-def offered_bits(options: CompileOptions) -> tuple[int, ...]:
+def offered_bits(full_bits: int, asked: int | None) -> tuple[int, ...]:
     """Bitwidths that a plan may choose from: few, for the planner's sake, and one that was asked for by name."""
-    asked = {options.bits} & set(LEVEL_BITS)
-    return tuple(sorted({*BITS, *asked})) + ((options.full_bits,) if options.full_bits else ())
+    nested = {*BITS, *(bits for bits in LEVEL_BITS if bits == asked)}
+    return (*sorted(nested), *((full_bits,) if full_bits else ()))
 
 
-def calibration_examples(options: CompileOptions, model: Model) -> Examples:
+def calibration_examples(model: Model, calibration: Path | None) -> Examples:
     """The examples that importance is measured on."""
     if model.tokenizer is None:
         raise InputError(
-            f"there is no tokenizer.json beside {options.model}, so calibration texts cannot be turned into tokens:"
+            f"there is no tokenizer.json beside {model.source}, so calibration texts cannot be turned into tokens:"
             " put the model's there (a Hugging Face directory has one)"
         )
-    if options.calibration is None:
+    if calibration is None:
         return built_in_examples()
-    return check_calibration(read_examples(options.calibration, labels=class_names(model) or None))
+    return check_calibration(read_examples(calibration, labels=class_names(model) or None))
 
 
 def class_names(model: Model) -> tuple[str, ...]:
@@ -70,13 +70,13 @@ def class_names(model: Model) -> tuple[str, ...]:
     return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
 
 
-def profile_settings(options: CompileOptions, model: Model, bits: tuple[int, ...], length: int) -> ProfileSettings:
+def profile_settings(options: ImportanceOptions, model: Model, bits: tuple[int, ...], length: int) -> ProfileSettings:
     """How importance is measured: at these bits, on sequences of at most `length` tokens."""
     return ProfileSettings(
         method=options.method,
         bits=bits,
         exact=options.exact,
-        tokens=options.calibration_tokens,
+        tokens=options.tokens,
         plans=options.checks,
         max_length=length,
         objective=agreement_objective(model) if options.objective == "agreement" else None,

@@ -1,8 +1,8 @@
-"""What a user asks of the compiler, and how the compiler tells how far it is."""
+"""What a user asks of the compiler: one small value for each thing that can be decided, checked when it is made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,129 @@ ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, o
 
 Method = Literal["curves", "sti"]
 Quantizer = Literal["nested", "gobo"]
+Placing = Literal["auto", "cpu", "gpu"]
+
+
+def _at_least_one(**values: int | None) -> None:
+    """Raise InputError for a count that is zero or negative; None is left to its default."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+
+
+def _share(name: str, value: float, of: str) -> None:
+    if not 0.0 <= value < 1.0:
+        raise InputError(f"--{name} is {value}: it is a share of {of}, from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how much of it."""
+
+    path: Path  # an .onnx file or a Hugging Face directory
+    output: str | None = None  # which of the graph's outputs; None: the first
+    max_length: int = 128  # longest input, tokens
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise InputError(f"--max-length is {self.max_length}: an input has at least one token")
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How the model is cut, and what the shards are stored as."""
+
+    slices: int | None = None  # per layer; None: the number of heads
+    quantizer: Quantizer = "nested"
+    full_bits: int = 16  # width of the full-precision level: 16 or 32; 0: none
+
+    def __post_init__(self) -> None:
+        _at_least_one(slices=self.slices)
+        if self.full_bits not in (0, 16, 32):
+            raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """The device, and how it is used."""
+
+    name: str
+    gpu: str | None = None  # target whose GPU is beside the CPU; "none": no GPU; None: the target's own
+    gpu_storage: Storage = "float16"  # type of activations in the GPU's memory
+    place: Placing = "auto"  # where layers run; auto: where the cost tables say
+    threads: int | None = None  # compute threads; None: the target's
+    lanes: int | None = None  # IO lanes; None: the target's
+    profile: Path | None = None  # what `stic probe` wrote; None: probe (this host) or take the target file's numbers
+    storage: EmulatedStorage | None = None  # plan for storage no faster than this, as `stic run --storage` emulates it
+
+    def __post_init__(self) -> None:
+        _at_least_one(threads=self.threads, lanes=self.lanes)
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """What the plans of a package must meet."""
+
+    main: Budget = field(default_factory=Budget)  # of the default plan
+    also: tuple[Budget, ...] = ()  # further budgets that the package has plans for
+
+    def __post_init__(self) -> None:
+        if len(self.also) >= LIMITS["plans"]:
+            raise InputError(f"a package holds {LIMITS['plans']} plans at most: give --also less than so many times")
+        values = [("--latency", self.main.latency_us), ("--memory", self.main.memory_bytes)]
+        values += [("--also", value) for budget in self.also for value in (budget.latency_us, budget.memory_bytes)]
+        for name, value in values:
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be more than zero, or left out")
+
+
+@dataclass(frozen=True)
+class ImportanceOptions:
+    """How shards are valued."""
+
+    file: Path | None = None  # what `stic profile` wrote; None: measure now
+    calibration: Path | None = None  # TSV; None: the built-in sentences
+    tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
+    objective: Literal["agreement", "task"] = "agreement"  # what a gain is measured in
+    method: Method = "curves"
+    exact: bool = False  # measure every bitwidth; False: four, the others follow the local error
+    checks: int = 0  # random plans of the additivity check
+    jobs: int | None = None  # processes that measure; None: one a core
+    cluster: str | None = None  # address of a Dask scheduler that measures instead
+
+    def __post_init__(self) -> None:
+        _at_least_one(jobs=self.jobs, calibration_tokens=self.tokens)
+
+
+@dataclass(frozen=True)
+class PlannerOptions:
+    """Which planner, and how hard it tries."""
+
+    name: str = "ilp"
+    bits: int | None = None  # uniform bitwidth, for the planners that take one
+    time_limit_s: float = 10.0
+    gap: float = 0.005  # at which the planner may stop: the last tenths of a percent take nearly all the time
+    margin: float = 0.05  # share of the latency budget kept back for jitter
+    trial_tokens: int = (
+        6144  # of calibration that the ilp's plan and greedy's are tried on; 0: the ilp's is taken untried
+    )
+
+    def __post_init__(self) -> None:
+        _share("margin", self.margin, "the latency budget")
+        _share("gap", self.gap, "a plan's quality")
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Where the pipeline begins and ends, and what it leaves behind."""
+
+    until: str | None = None  # the last stage; None: all
+    start: str | None = None  # the first stage that computes: earlier ones take what `dump` holds
+    dump: Path | None = None  # folder that gets what each stage made
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.dump is None:
+            raise InputError("--from starts from what an earlier run kept: name its folder with --dump")
 
 
 @dataclass(frozen=True)
@@ -25,67 +148,15 @@ class CompileOptions:
     Raises InputError for values that contradict each other, so that no stage has to.
     """
 
-    model: Path  # an .onnx file or a Hugging Face directory
-    target: str  # name of a target
-    budget: Budget
+    model: ModelOptions
+    target: TargetOptions
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
     output: Path | None = None  # package directory; None: plan only
-    family: tuple[Budget, ...] = ()  # further budgets that the package has plans for
-    planner: str = "ilp"
-    gpu: str | None = None  # target whose GPU is beside the CPU; "none": no GPU; None: the target's own
-    gpu_storage: Storage = "float16"  # type of activations in the GPU's memory
-    place: Literal["auto", "cpu", "gpu"] = "auto"  # where layers run; auto: where the cost tables say
-    bits: int | None = None  # uniform bitwidth, for the planners that take one
-    calibration: Path | None = None  # TSV for importance; None: the built-in sentences
-    importance: Path | None = None  # what `stic profile` wrote; None: measure now
-    profile: Path | None = None  # what `stic probe` wrote; None: probe (this host) or take the target file's numbers
-    model_output: str | None = None  # which of the graph's outputs; None: the first
-    max_length: int = 128  # longest input, tokens
-    slices: int | None = None  # per layer; None: the number of heads
-    quantizer: Quantizer = "nested"
-    full_bits: int = 16  # width of the full-precision level: 16 or 32; 0: none
-    threads: int | None = None  # compute threads; None: the target's
-    lanes: int | None = None  # IO lanes; None: the target's
-    method: Method = "curves"
-    jobs: int | None = None  # processes that measure importance; None: one a core
-    cluster: str | None = None  # address of a Dask scheduler that measures it instead
-    checks: int = 0  # random plans of the additivity check
-    objective: Literal["agreement", "task"] = "agreement"  # what a gain is measured in
-    exact: bool = False  # measure every bitwidth; False: four, the others follow the local error
-    calibration_tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
-    trial_tokens: int = 6144  # of them that the ilp's plan and greedy's are tried on; 0: the ilp's is taken untried
-    storage: EmulatedStorage | None = None  # plan for storage no faster than this, as `stic run --storage` emulates it
-    time_limit_s: float = 10.0  # of the planner
-    gap: float = 0.005  # at which the planner may stop: the last tenths of a percent take nearly all the time
-    margin: float = 0.05  # share of the latency budget kept back for jitter
-    until: str | None = None  # stop after this stage
-    dump: Path | None = None  # folder that gets what each stage made
+    shards: ShardOptions = field(default_factory=ShardOptions)
+    importance: ImportanceOptions = field(default_factory=ImportanceOptions)
+    planner: PlannerOptions = field(default_factory=PlannerOptions)
+    stages: StageOptions = field(default_factory=StageOptions)
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise InputError(f"--max-length is {self.max_length}: an input has at least one token")
-        if self.full_bits not in (0, 16, 32):
-            raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
-        if self.family and self.place == "gpu":
+        if self.budget.also and self.target.place == "gpu":
             raise InputError(ONE_ON_GPU)
-        if len(self.family) >= LIMITS["plans"]:
-            raise InputError(f"a package holds {LIMITS['plans']} plans at most: give --also less than so many times")
-        if not 0.0 <= self.margin < 1.0:
-            raise InputError(f"--margin is {self.margin}: it is a share of the latency budget, from 0 to below 1")
-        if not 0.0 <= self.gap < 1.0:
-            raise InputError(f"--gap is {self.gap}: it is a share of a plan's quality, from 0 to below 1")
-        for name, value in (
-            ("--slices", self.slices),
-            ("--threads", self.threads),
-            ("--lanes", self.lanes),
-            ("--jobs", self.jobs),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: it must be at least 1")
-        further = [("--also", value) for b in self.family for value in (b.latency_us, b.memory_bytes)]
-        for name, value in (
-            ("--latency", self.budget.latency_us),
-            ("--memory", self.budget.memory_bytes),
-            *further,
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be more than zero, or left out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,33 @@ _QUANTIZES = (*_RUNS, *_FITS, "runtime/format.py")
 _PLANS = ("compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "runtime/format.py")
 
 
-def _encoder(model: Model) -> tuple[Any, ...]:
+@dataclass(frozen=True, eq=False)
+class UnitOrder:
+    """The order of heads and of neurons in every layer, (layers, units) each; None: as they are."""
+
+    heads: Order | None
+    neurons: Order | None
+
+
+def encoder_of(model: Model) -> tuple[Any, ...]:
     """What decides the hidden states of a model."""
     return model.embeddings, model.layers, model.heads, model.activation, model.attention_scale
 
 
-def ordered_units(model: Model, batches: Sequence[Batch], folder: Path, note: Note) -> tuple[Order, Order]:
+def ordered_units(model: Model, batches: Sequence[Batch], folder: Path, note: Note) -> UnitOrder:
     """`contributions.unit_order`, kept in `folder`."""
-    key = digest(sources(*_ORDERS), _encoder(model), [(b.ids, b.mask, b.types) for b in batches])
+    key = digest(sources(*_ORDERS), encoder_of(model), [(b.ids, b.mask, b.types) for b in batches])
+    return remember(folder, key, lambda: UnitOrder(*unit_order(model, batches)), pack_order, unpack_order, note)
 
-    def pack(order: tuple[Order, Order]) -> Arrays:
-        return {"heads": order[0], "neurons": order[1]}
 
-    def unpack(arrays: Arrays) -> tuple[Order, Order]:
-        return arrays["heads"], arrays["neurons"]
+def pack_order(order: UnitOrder) -> Arrays:
+    """An order as arrays; none for that of units as they are."""
+    return {} if order.heads is None else {"heads": np.asarray(order.heads), "neurons": np.asarray(order.neurons)}
 
-    return remember(folder, key, lambda: unit_order(model, batches), pack, unpack, note)
+
+def unpack_order(arrays: Arrays) -> UnitOrder:
+    """Inverse of `pack_order`."""
+    return UnitOrder(arrays["heads"], arrays["neurons"]) if arrays else UnitOrder(None, None)
 
 
 def quantized_model(
@@ -61,13 +73,13 @@ def quantized_model(
 ) -> QuantizedModel:
     """`quantize` by the input moments of `sequences` (gobo needs none), kept in `folder`."""
     inputs = sequences if quantizer == "nested" else ()
-    key = digest(sources(*_QUANTIZES), quantizer, sharded.geometry, _encoder(sharded.model), inputs)
+    key = digest(sources(*_QUANTIZES), quantizer, sharded.geometry, encoder_of(sharded.model), inputs)
 
     def compute() -> QuantizedModel:
         moments = input_moments(sharded, inputs) if quantizer == "nested" else None
         return quantize(sharded, quantizer, moments, progress=progress)
 
-    return remember(folder, key, compute, _pack, lambda arrays: _unpack(arrays, sharded, quantizer), note)
+    return remember(folder, key, compute, pack_codes, lambda arrays: unpack_codes(arrays, sharded, quantizer), note)
 
 
 def solved(
@@ -89,7 +101,7 @@ def solved(
     return remember(folder, key, compute, pack, unpack, note)
 
 
-def _pack(model: QuantizedModel) -> Arrays:
+def pack_codes(model: QuantizedModel) -> Arrays:
     """All matrices end to end, layer by layer, slice by slice."""
     matrices = [part[name] for layer in model.matrices for part in layer for name in MATRICES]
     return {
@@ -104,7 +116,7 @@ def _pack(model: QuantizedModel) -> Arrays:
     }
 
 
-def _unpack(arrays: Arrays, sharded: ShardedModel, quantizer: Quantizer) -> QuantizedModel:
+def unpack_codes(arrays: Arrays, sharded: ShardedModel, quantizer: Quantizer) -> QuantizedModel:
     g, cursor = sharded.geometry, Cursor(arrays)
     widths = LEVEL_BITS[-1:] if quantizer == "nested" else LEVEL_BITS
 

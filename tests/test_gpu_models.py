@@ -11,9 +11,8 @@ import pytest
 
 from stic.compiler.export.huggingface import export_model
 from stic.compiler.importance.examples import read_examples
-from stic.compiler.options import CompileOptions
+from stic.compiler.options import CompileOptions, ImportanceOptions, ModelOptions, PlannerOptions, TargetOptions
 from stic.compiler.pipeline import compile_model
-from stic.compiler.plan import Budget
 from stic.compiler.report.texts import outputs_of, tokens_of
 from stic.runtime.errors import EngineError
 from stic.runtime.package import Package
@@ -28,7 +27,11 @@ EXAMPLES = 48
 def _compile(model: Path, gpu: str, bits: int, package: Path) -> Path:
     """Everything on the GPU, streamed layer by layer; opened once, so that its kernels are compiled."""
     options = CompileOptions(
-        model, "host", Budget(), package, planner="pipeline", bits=bits, calibration_tokens=FEW, gpu=gpu, place="gpu"
+        ModelOptions(model),
+        TargetOptions("host", gpu=gpu, place="gpu"),
+        output=package,
+        importance=ImportanceOptions(tokens=FEW),
+        planner=PlannerOptions("pipeline", bits),
     )
     compile_model(options)
     try:

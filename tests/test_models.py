@@ -12,7 +12,14 @@ from stic.compiler.device.bench import measure  # noqa: E402
 from stic.compiler.export.huggingface import export_model  # noqa: E402
 from stic.compiler.importance.examples import Examples, encode, read_examples  # noqa: E402
 from stic.compiler.importance.scoring import Metric, score  # noqa: E402
-from stic.compiler.options import CompileOptions  # noqa: E402
+from stic.compiler.options import (  # noqa: E402
+    BudgetOptions,
+    CompileOptions,
+    ImportanceOptions,
+    ModelOptions,
+    PlannerOptions,
+    TargetOptions,
+)
 from stic.compiler.pipeline import compile_model  # noqa: E402
 from stic.compiler.plan import Budget  # noqa: E402
 from stic.compiler.report.texts import outputs_of  # noqa: E402
@@ -41,9 +48,21 @@ def _by_stic(package: Path, examples: Examples) -> Metric:
         return score(outputs_of(session, Package.open(package), examples, lambda *_: None), examples)
 
 
+def uniform(model: Path, package: Path, planner: str, budget: Budget | None = None) -> CompileOptions:
+    """Options for a package at 6 bits."""
+    return CompileOptions(
+        ModelOptions(model),
+        TargetOptions("host"),
+        BudgetOptions(budget or Budget()),
+        package,
+        importance=ImportanceOptions(tokens=FEW),
+        planner=PlannerOptions(planner, 6),
+    )
+
+
 def test_sst2_at_6_bits_is_as_accurate_as_in_float(models_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     model, package = models_dir / "sst2" / "model.onnx", tmp_path / "sst2.stic"
-    compile_model(CompileOptions(model, "host", Budget(), package, planner="preload", bits=6, calibration_tokens=FEW))
+    compile_model(uniform(model, package, "preload"))
     examples = read_examples(data_dir / "sst2" / "dev.tsv")
     exact, found = _by_onnxruntime(model, examples), _by_stic(package, examples)
     assert found.n == exact.n == 872
@@ -62,8 +81,7 @@ def minilm(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def streamed(minilm: Path) -> Path:
     """MiniLM at 6 bits, streamed layer by layer."""
     package = minilm.with_name("minilm.stic")
-    budget = Budget(preload_bytes=MIB)
-    compile_model(CompileOptions(minilm, "host", budget, package, planner="pipeline", bits=6, calibration_tokens=FEW))
+    compile_model(uniform(minilm, package, "pipeline", Budget(preload_bytes=MIB)))
     return package
 
 

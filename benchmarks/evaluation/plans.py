@@ -241,11 +241,7 @@ class Packages:
     def _write(self, name: str, plans: tuple[Planned, ...]) -> Path:
         prepared, full = self._prepared, any(layer.full for one in plans for layer in one.plan.layers)
         original, path = self._folder / ("original-full" if full else "original"), self._folder / name
-        first = plans[0]
-        parts = assemble_package(
-            prepared.materials, first.plan, prepared.target, prepared.kernels, first.predicted_us, first.timeline,
-            prepared.labels, also=plans[1:],
-        )  # fmt: skip
+        parts = assemble_package(prepared.materials, plans, prepared.target, prepared.kernels, labels=prepared.labels)
         if not original.exists():
             write_package(parts, original)
         write_package(parts, path, twin=original)

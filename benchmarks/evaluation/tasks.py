@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from benchmarks.evaluation.cases import Machine
     from stic.compiler.array_cache import Note
     from stic.compiler.choice import Trial
+    from stic.compiler.device.workload import Workload
     from stic.compiler.model import Model
-    from stic.compiler.options import CompileOptions
     from stic.compiler.package.assembly import Materials
     from stic.compiler.plan import Problem
     from stic.compiler.progress import Progress
@@ -148,19 +148,15 @@ def _onnx_of(name: str, model: Path, folder: Path) -> Path:
     return path
 
 
-def _profile(
-    options: CompileOptions, probes: int, target: Target, folder: Path, progress: Progress, note: Note
-) -> Path:
+def _profile(workload: Workload, probes: int, target: Target, folder: Path, progress: Progress, note: Note) -> Path:
     """What this machine costs, measured once for a shape of layers, these kernels and this engine."""
-    from stic.compiler.device.probing import Layers
-    from stic.compiler.inputs import read_model
+    from stic.compiler.device.probing import probe
     from stic.compiler.package.kernels import kernels_key
     from stic.runtime.native import find_library
     from stic.schedules.shape import KernelShape
 
-    layers = Layers.of(read_model(options.model), options.max_length, options.slices, options.full_bits)
-    geometry = layers.geometry
-    shape = KernelShape(geometry.hidden, geometry.head_dim, layers.activation, layers.epsilon, layers.epsilon)
+    geometry, epsilon = workload.geometry, workload.epsilon
+    shape = KernelShape(geometry.hidden, geometry.head_dim, workload.activation, epsilon, epsilon)
     engine = find_library()
     code = sources(
         "compiler/device/measure.py",
@@ -168,12 +164,12 @@ def _profile(
         "targets/storage.py",
         "benchmarks/evaluation/quiet.py",
     )
-    key = digest(code, probes, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
+    key = digest(code, probes, workload, kernels_key(shape, target), str(engine), platform.node())
     path = folder / "profiles" / f"{key}.json"
     if not path.is_file():
         tick = partial(progress, "measuring this machine")
-        probe = partial(layers.measure, target, options.threads, None, folder, tick, note)
-        write_json(path, typical(repeated(probe, probes)), indent=1)
+        once = partial(probe, target, workload, folder, tick, note)
+        write_json(path, typical(repeated(once, probes)), indent=1)
     return path
 
 
@@ -193,10 +189,24 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     The device is measured on the storage that holds `folder`, and the measurement kept there, so that one evaluation
     has one table of costs.
     """
-    from stic.compiler.options import CompileOptions
+    from stic.compiler.device.workload import Workload
+    from stic.compiler.importance.measure import Importance
+    from stic.compiler.inputs import read_model
+    from stic.compiler.model import Model
+    from stic.compiler.options import (
+        CompileOptions,
+        ImportanceOptions,
+        ModelOptions,
+        PlannerOptions,
+        ShardOptions,
+        StageOptions,
+        TargetOptions,
+    )
+    from stic.compiler.package.assembly import Materials
     from stic.compiler.package.kernels import generate
     from stic.compiler.pipeline import plan_model
-    from stic.compiler.plan import Budget
+    from stic.compiler.plan import Problem
+    from stic.compiler.stages import Solver
     from stic.targets.target import load
 
     source = TASKS[name]
@@ -204,28 +214,31 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     calibration = None
     if source.calibration is not None:
         calibration = _existing(data_folder() / source.calibration, "calibration file")
-    options = CompileOptions(
-        model=model, target="host", budget=Budget(), planner="preload", bits=COMPUTE_BITS, calibration=calibration,
-        calibration_tokens=machine.calibration_tokens, max_length=machine.tokens, threads=machine.threads, place="cpu",
-        margin=machine.margin,
-    )  # fmt: skip
     target = replace(load("host"), gpu=None)
-    options = replace(options, profile=_profile(options, machine.probes, target, folder, progress, note))
-    result = plan_model(options, progress)
-    ranked = plan_model(replace(options, method="sti", until="profile"), progress).importance
-    for text in result.notes:
+    workload = Workload.of(read_model(model), target, machine.tokens, ShardOptions(), machine.threads)
+    profile = _profile(workload, machine.probes, target, folder, progress, note)
+    options = CompileOptions(
+        ModelOptions(model, max_length=machine.tokens),
+        TargetOptions("host", place="cpu", threads=machine.threads, profile=profile),
+        importance=ImportanceOptions(calibration=calibration, tokens=machine.calibration_tokens),
+        planner=PlannerOptions("preload", COMPUTE_BITS, margin=machine.margin),
+    )
+    made = plan_model(options, progress)
+    sti = replace(options, importance=replace(options.importance, method="sti"))
+    ranked = plan_model(replace(sti, stages=StageOptions(until="importance")), progress)[Importance]
+    for text in made.notes:
         note(f"{name}: {text}")
-    assert result.materials is not None and result.problem is not None
-    assert result.importance is not None and result.trial is not None and ranked is not None
-    published = replace(result.problem, gain=ranked.gain, presence=ranked.presence, path=None)
+    problem, materials, trial = made[Problem], made[Materials], made[Solver].trial
+    assert trial is not None
+    published = replace(problem, gain=ranked.gain, presence=ranked.presence, path=None)
     kernels = folder / "kernels" / f"{name}.so"
     kernels.parent.mkdir(parents=True, exist_ok=True)
-    generate(result.materials.kernel_shape, target, kernels)
+    generate(materials.kernel_shape, target, kernels)
     labels = label_names(model if model.is_dir() else model.parent) or ()
     onnx = _onnx_of(name, model, folder)
     return Prepared(
-        name, result.model, result.materials, result.problem, published, result.trial, target, kernels, onnx, dev,
-        labels if result.model.head.dense else (),
-        calibration, result.importance.calibration.replace(str(calibration), str(source.calibration)),
+        name, made[Model], materials, problem, published, trial, target, kernels, onnx, dev,
+        labels if made[Model].head.dense else (),
+        calibration, made[Importance].calibration.replace(str(calibration), str(source.calibration)),
         machine.requests_per_s,
     )  # fmt: skip

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,19 +23,25 @@ from stic.compiler.commands.parameters import (
 )
 from stic.compiler.commands.running import Question
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
-from stic.compiler.options import CompileOptions
-from stic.compiler.plan import Budget, Plan, Problem
-from stic.compiler.progress import Progress
+from stic.compiler.options import (
+    BudgetOptions,
+    CompileOptions,
+    ImportanceOptions,
+    ModelOptions,
+    PlannerOptions,
+    ShardOptions,
+    StageOptions,
+    TargetOptions,
+)
+from stic.compiler.plan import Budget, Problem
 
 if TYPE_CHECKING:
-    from stic.compiler.pipeline import CompileResult
-    from stic.compiler.simulate import Timeline
-    from stic.targets.rpc import Place
+    pass
 
 
 def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> CompileOptions:
     budget = Budget(chosen.pop("latency"), chosen.pop("memory"), chosen.pop("preload"))
-    family = tuple(
+    further = tuple(
         replace(
             budget,
             latency_us=budget.latency_us if latency_us is None else latency_us,
@@ -46,23 +50,28 @@ def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> Co
         for latency_us, memory_bytes in chosen.pop("further", ())
     )
     return CompileOptions(
-        model=model,
-        target=target,
-        budget=budget,
-        family=family,
+        model=ModelOptions(model, chosen.pop("model_output"), chosen.pop("max_length")),
+        target=TargetOptions(
+            target,
+            gpu_storage="float16" if chosen.pop("gpu_storage") == "fp16" else "float32",
+            profile=chosen.pop("device"),
+            **{name: chosen.pop(name) for name in ("gpu", "place", "threads", "lanes", "storage")},
+        ),
+        budget=BudgetOptions(budget, further),
         output=output,
-        profile=chosen.pop("device"),
-        full_bits=int(chosen.pop("full_bits")),
-        gpu_storage="float16" if chosen.pop("gpu_storage") == "fp16" else "float32",
-        time_limit_s=chosen.pop("time_limit") / 1e6,
-        **chosen,
+        shards=ShardOptions(chosen.pop("slices"), chosen.pop("quantizer"), int(chosen.pop("full_bits"))),
+        importance=ImportanceOptions(
+            file=chosen.pop("importance"),
+            tokens=chosen.pop("calibration_tokens"),
+            **{name: chosen.pop(name) for name in ("calibration", "objective", "method", "exact", "jobs", "cluster")},
+        ),
+        planner=PlannerOptions(
+            chosen.pop("planner"),
+            time_limit_s=chosen.pop("time_limit") / 1e6,
+            **{name: chosen.pop(name) for name in ("bits", "gap", "margin", "trial_tokens")},
+        ),
+        stages=StageOptions(chosen.pop("until", None), chosen.pop("start", None), chosen.pop("dump", None)),
     )
-
-
-def _planned(result: CompileResult) -> tuple[Problem, Plan, Timeline]:
-    """What the stages up to the checked plan made."""
-    assert result.problem is not None and result.plan is not None and result.timeline is not None
-    return result.problem, result.plan, result.timeline
 
 
 @click.command("export")
@@ -128,29 +137,30 @@ def plan_command(
     from stic.compiler.pipeline import plan_model
     from stic.compiler.report import report
     from stic.compiler.report.drawing import picture, terminal
+    from stic.compiler.stages import Decided, Replays, Solver
 
     options = _options(model, target, None, **chosen)
     # A sweep must not fail because the budget in its middle does: its first plan has none.
-    first = replace(options, budget=Budget(None, None, options.budget.preload_bytes)) if sweep else options
+    asked, without = options.budget.main, Budget(None, None, options.budget.main.preload_bytes)
+    first = replace(options, budget=BudgetOptions(without)) if sweep else options
     with progress_bar() as progress:
-        result = plan_model(first, progress)
-    print_notes(result.notes)
-    problem, plan, timeline = _planned(result)
+        made = plan_model(first, progress)
+    print_notes(made.notes)
+    plan, timeline = made[Decided].default, made[Replays].timelines[0]
     claim = (timeline.latency_us, timeline.peak_bytes)
     if plan_file is not None:
         from stic.compiler.plan import dumps
 
         plan_file.write_text(dumps(plan))
     if sweep:
-        from stic.compiler.planner import solve
         from stic.compiler.report.sweep import draw, grid_around, sweep_plans
 
         with progress_bar() as progress:
             points = sweep_plans(
-                problem,
-                lambda asked: solve(asked, options.planner, options.bits, options.time_limit_s, enough=options.gap),
-                latencies or grid_around(options.budget.latency_us or claim[0]),
-                memories or grid_around(options.budget.memory_bytes or claim[1]),
+                made[Decided].problem,
+                made[Solver].solve,
+                latencies or grid_around(asked.latency_us or claim[0]),
+                memories or grid_around(asked.memory_bytes or claim[1]),
                 progress,
             )
         if figure is not None:
@@ -160,7 +170,7 @@ def plan_command(
         else:
             console.print(report.sweep_table(points))
         return
-    strip = report.predicted(timeline.events, problem.length, options.budget.latency_us)
+    strip = report.predicted(timeline.events, made[Problem].length, asked.latency_us)
     if figure is not None:
         picture([strip], figure)
     if as_json:
@@ -179,6 +189,9 @@ def plan_command(
 @click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
 @click.option("--until", metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
 @click.option("--dump", type=FILE, metavar="DIR", help="Keep what each stage made here.")
+@click.option(
+    "--from", "start", metavar="STAGE", help="Begin with this stage; take what earlier ones made from --dump."
+)
 @click.option(
     "--deploy",
     "tracker",
@@ -216,9 +229,11 @@ def compile_command(
       stic compile minilm.onnx --target raspberry-pi-4 --latency 200ms -o minilm.stic \\
         --deploy 192.168.1.10:9190 --key pi --run "A cat sits."
     """
+    from stic.compiler.delivery import compile_for
     from stic.compiler.pipeline import compile_model
     from stic.compiler.report import contents, report
     from stic.compiler.report.drawing import terminal
+    from stic.compiler.stages import Decided, Replays, Written
     from stic.runtime.package import Package
 
     choice = DeviceChoice(**{name: chosen.pop(name) for name in DeviceChoice.__dataclass_fields__})
@@ -228,25 +243,21 @@ def compile_command(
     if place is not None and chosen["until"] is not None:
         raise click.UsageError("--until stops before there is a package to --deploy")
     options = _options(model, target, output, **chosen)
-    with progress_bar() as progress, TemporaryDirectory(prefix="stic-") as folder:
-        if place is not None and options.profile is None:
-            probed = Path(folder) / f"{place.key}.json"
-            data = _probe(options, place, directory, choice.system, progress)
-            probed.write_text(json.dumps(data))
-            # Where no layer runs on a GPU of the very device, an estimate of one would only mislead the plan.
-            where = "cpu" if options.place == "auto" and "gpu" not in data else options.place
-            options = replace(options, profile=probed, place=where)
-        result = compile_model(options, progress)
-    print_notes(result.notes)
-    if options.until is not None:
-        console.print(f"stopped after stage {options.until}", highlight=False)
+    with progress_bar() as progress:
+        if place is None:
+            made = compile_model(options, progress)
+        else:
+            made = compile_for(options, place, directory, choice.system, progress)
+    print_notes(made.notes)
+    if Written not in made:
+        console.print(f"stopped after stage {options.stages.until}", highlight=False)
         return
     if engine is not None:
         from stic.targets.target import load
         from stic.targets.toolchain import build_engine
 
         build_engine(load(target), engine)
-    problem, plan, timeline = _planned(result)
+    plan, timeline = made[Decided].default, made[Replays].timelines[0]
     claim = (timeline.latency_us, timeline.peak_bytes)
     package = Package.open(output)
     family = contents.family_facts(package)
@@ -255,7 +266,7 @@ def compile_command(
         if place is None:
             click.echo(json.dumps(facts, indent=1))
     else:
-        strip = report.predicted(timeline.events, problem.length, plan.budget.latency_us)
+        strip = report.predicted(timeline.events, made[Problem].length, plan.budget.latency_us)
         report.print_plan(console, plan, *claim, terminal([strip], console.width))
         if family:
             console.print()
@@ -264,26 +275,6 @@ def compile_command(
     if place is not None:
         use = ask(Question(texts), package, as_json, more=facts) if texts else say(as_json, facts)
         deploy(package, choice, directory, use, as_json)
-
-
-def _probe(
-    options: CompileOptions, place: Place, directory: str | None, system: str | None, progress: Progress
-) -> dict[str, Any]:
-    """What the planner needs to know of the very device that the package is for."""
-    from stic.compiler.device.probing import Layers, remote_runner
-    from stic.compiler.inputs import read_model
-    from stic.targets.target import load
-
-    target = load(options.target, options.gpu)
-    model = read_model(options.model, options.model_output)
-    layers = Layers.of(model, options.max_length, options.slices, options.full_bits)
-    notes: list[str] = []
-    with remote_runner(place, target, directory, system, progress) as (runner, folder):
-        tick = partial(progress, f"measuring {place.key}")
-        chosen = (options.threads, options.lanes, folder, tick, notes.append, runner)
-        data = layers.measure(target, *chosen, gpu_storage=options.gpu_storage)
-    print_notes(notes)
-    return data
 
 
 COMMANDS = {"export": export_command, "plan": plan_command, "compile": compile_command}

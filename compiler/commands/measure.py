@@ -13,8 +13,14 @@ import click
 from stic.compiler.commands.device_options import DeviceChoice, lease_options, tracker_option
 from stic.compiler.commands.parameters import FILE, json_option, shard_options
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
-from stic.compiler.options import CompileOptions
-from stic.compiler.plan import Budget
+from stic.compiler.options import (
+    CompileOptions,
+    ImportanceOptions,
+    ModelOptions,
+    ShardOptions,
+    StageOptions,
+    TargetOptions,
+)
 from stic.runtime.errors import TargetError
 
 
@@ -44,16 +50,19 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
       stic profile minilm.onnx --jobs 2 -o minilm.importance.json       (built-in sentences)
     """
     from stic.compiler.importance.file import save
+    from stic.compiler.importance.measure import Importance
     from stic.compiler.pipeline import plan_model
     from stic.compiler.report import report
 
-    full_bits = int(chosen.pop("full_bits"))
     options = CompileOptions(
-        model=model, target="host", budget=Budget(), until="profile", full_bits=full_bits, **chosen
+        ModelOptions(model, chosen.pop("model_output"), chosen.pop("max_length")),
+        TargetOptions("host"),
+        shards=ShardOptions(chosen.pop("slices"), chosen.pop("quantizer"), int(chosen.pop("full_bits"))),
+        importance=ImportanceOptions(tokens=chosen.pop("calibration_tokens"), **chosen),
+        stages=StageOptions(until="importance"),
     )
     with progress_bar() as progress:
-        importance = plan_model(options, progress).importance
-    assert importance is not None
+        importance = plan_model(options, progress)[Importance]
     save(importance, output)
     facts = report.importance_facts(importance)
     if as_json:
@@ -114,7 +123,8 @@ def probe_command(
       stic probe --gpu mali-g52 -o board.json
       stic probe --target raspberry-pi-4 --tracker 192.168.1.10:9190 --key pi -o pi.json
     """
-    from stic.compiler.device.probing import Layers, remote_runner
+    from stic.compiler.device.probing import probe, remote_runner
+    from stic.compiler.device.workload import Workload
     from stic.compiler.report import report
     from stic.targets.target import load
 
@@ -123,7 +133,8 @@ def probe_command(
         from stic.compiler.inputs import read_model
 
         read = read_model(model)
-    layers, aim = Layers.of(read, max_length, slices), load(target, gpu)
+    aim = load(target, gpu)
+    workload = Workload.of(read, aim, max_length, ShardOptions(slices), threads, lanes)
     choice = DeviceChoice(**chosen)
     place = choice.place(target)
     with ExitStack() as opening:
@@ -138,7 +149,7 @@ def probe_command(
             runner, where = opening.enter_context(remote_runner(place, aim, there, choice.system, progress))
         tick = partial(progress, "measuring this device" if place is None else f"measuring {place.key}")
         notes: list[str] = []
-        data = layers.measure(aim, threads, lanes, where, tick, notes.append, runner, wide=True)
+        data = probe(aim, workload, where, tick, notes.append, runner, wide=True)
     print_notes(notes)
     text = json.dumps(data, indent=1)
     if output is not None:

@@ -23,19 +23,17 @@ import numpy as np
 from stic.compiler.array_cache import sources
 from stic.compiler.device.runner import HostRunner, Runner, Tick
 from stic.compiler.device.synthetic import VOCABULARY, synthetic
-from stic.compiler.model import Activation
-from stic.compiler.package.assembly import Materials, assemble_package, collect
+from stic.compiler.device.workload import Workload
+from stic.compiler.package.assembly import Materials, Planned, assemble_package, collect
 from stic.compiler.package.kernels import GpuProgram, generate
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
-from stic.compiler.sharding import Geometry
-from stic.runtime.format import BLOCK, LEVEL_BITS, row_stride
+from stic.runtime.format import BLOCK, row_stride
 from stic.runtime.native import cache_dir, find_library
 from stic.runtime.trace import Trace
 from stic.targets.storage import fit
 from stic.targets.target import Target
 
-DEFAULT_LANES = 2  # phone flash gains nothing from more (FlexInfer, arXiv 2503.03777)
 WARM_RUNS, RESIDENT_RUNS, STREAMED_RUNS = 3, 25, 10
 PARTIAL_BITS = 4  # the layer with half the slices
 MIN_STREAMED_BYTES = 64 << 20  # over all streamed runs: less is over before a throttled device settles
@@ -43,31 +41,22 @@ MIN_STREAMED_BYTES = 64 << 20  # over all streamed runs: less is over before a t
 
 def measure(
     target: Target,
-    geometry: Geometry,
-    activation: Activation,
-    full_bits: int,
-    rows: int,
-    threads: int,
-    lanes: int,
+    workload: Workload,
     folder: Path,
     tick: Tick = lambda done, total: None,
-    epsilon: float = 1e-12,
     survey: tuple[int, ...] = (),
     runner: Runner | None = None,
 ) -> dict[str, Any]:
-    """Measure `geometry` for inputs of `rows` tokens on `runner`'s device; returns a profile (cost_model's JSON).
+    """Measure a workload on `runner`'s device; returns a device profile (JSON of `planner.costs`).
 
-    Packages are written in `folder`; without a runner they are run here, and read from there. With `epsilon` of the
-    model's norms the kernels are the model's own, compiled once. `survey` names further numbers of lanes to measure
-    bare reads with: for people, since no plan needs them.
+    Packages are written in `folder`; without a runner they are run here, and read from there. `survey` names further
+    numbers of lanes to measure bare reads with: for people, since no plan needs them.
     """
     steps = 4
     where = runner or HostRunner(folder)
     tick(0, steps)
-    bits = LEVEL_BITS + ((full_bits,) if full_bits else ())
-    layers = len(bits) + 1
-    quantized = synthetic(replace(geometry, layers=layers), activation, rows, epsilon=epsilon)
-    materials = collect(quantized, full_bits, rows, threads, lanes)
+    bits, lanes = workload.bits, workload.lanes
+    materials = probe_materials(workload)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".stic-probe-") as name:
         kernels = Path(name) / "kernels.so"
         generate(materials.kernel_shape, target, kernels)
@@ -82,14 +71,21 @@ def measure(
         "format": 1,
         "device": f"{where.name}, {target.description}",
         "io": {**storage, "lanes": lanes, **io},
-        "compute": {"threads": threads, "shapes": [{**shape_facts(geometry, rows), **compute}]},
+        "compute": {"threads": workload.threads, "shapes": [{**shape_facts(workload), **compute}]},
     }
 
 
-def shape_facts(geometry: Geometry, rows: int) -> dict[str, Any]:
-    """What a profile says of the shape that was measured."""
+def probe_materials(workload: Workload) -> Materials:
+    """Random weights for as many layers as `layers_of` measures."""
+    geometry = replace(workload.geometry, layers=len(workload.bits) + 1)
+    quantized = synthetic(geometry, workload.activation, workload.max_length, epsilon=workload.epsilon)
+    return collect(quantized, workload.full_bits, workload.max_length, workload.threads, workload.lanes)
+
+
+def shape_facts(workload: Workload) -> dict[str, Any]:
+    """What a device profile says of the shape that was measured."""
     names = ("hidden", "heads_per_slice", "head_dim", "neurons_per_slice", "slices")
-    return {**{name: getattr(geometry, name) for name in names}, "rows": rows}
+    return {**{name: getattr(workload.geometry, name) for name in names}, "rows": workload.max_length}
 
 
 def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -127,7 +123,7 @@ def write_probe(
     """Write a package that runs `layers` of random weights; `resident`: the word table stays in memory."""
     proof = Proof("heuristic", 0.0, None, 0.0)
     plan = Plan("probe", layers, resident, len(layers), True, Budget(), 0.0, proof)
-    write_package(assemble_package(materials, plan, target, kernels, program=program), output)
+    write_package(assemble_package(materials, (Planned(plan),), target, kernels, program), output)
 
 
 def layers_of(bits: tuple[int, ...], slices: int) -> tuple[LayerPlan, ...]:

@@ -18,18 +18,16 @@ from stic.compiler.device.measure import (
     WARM_RUNS,
     fitted,
     layers_of,
+    probe_materials,
     random_ids,
     shape_facts,
     write_probe,
 )
 from stic.compiler.device.runner import HostRunner, Runner
-from stic.compiler.device.synthetic import synthetic
-from stic.compiler.model import Activation
-from stic.compiler.package.assembly import Materials, collect
+from stic.compiler.device.workload import Workload
+from stic.compiler.package.assembly import Materials
 from stic.compiler.package.kernels import GpuProgram, generate, generate_program
-from stic.compiler.sharding import Geometry
 from stic.runtime.errors import EngineError
-from stic.runtime.format import LEVEL_BITS
 from stic.runtime.gpu_format import PROGRAM_FILE, Storage
 from stic.runtime.trace import COMPUTE, GPU, Event, Trace
 from stic.schedules.pack import interleave
@@ -37,28 +35,16 @@ from stic.targets.target import Target
 
 
 def measure_gpu(
-    target: Target,
-    geometry: Geometry,
-    activation: Activation,
-    full_bits: int,
-    rows: int,
-    threads: int,
-    lanes: int,
-    folder: Path,
-    storage: Storage = "float16",
-    epsilon: float = 1e-12,
-    runner: Runner | None = None,
+    target: Target, workload: Workload, folder: Path, storage: Storage = "float16", runner: Runner | None = None
 ) -> dict[str, Any]:
-    """Measure `geometry` for inputs of `rows` tokens with kernels for the target's GPU, by default on this machine's.
+    """Measure a workload with kernels for the target's GPU, by default on this machine's.
 
-    Returns "gpu" of a profile (cost_model's JSON). Packages are written in `folder`. Raises EngineError where layers do
-    not run on a GPU there, saying why.
+    Returns "gpu" of a device profile (JSON of `planner.costs`). Packages are written in `folder`. Raises EngineError
+    where layers do not run on a GPU there, saying why.
     """
     if target.gpu is None:
         raise ValueError(f"target {target.name} has no GPU to be measured")
-    bits = LEVEL_BITS + ((full_bits,) if full_bits else ())
-    quantized = synthetic(replace(geometry, layers=len(bits) + 1), activation, rows, epsilon=epsilon)
-    materials = collect(quantized, full_bits, rows, threads, lanes)
+    bits, materials = workload.bits, probe_materials(workload)
     slices = materials.sizes.slices
     runner = runner or HostRunner(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".stic-probe-") as name:
@@ -69,7 +55,7 @@ def measure_gpu(
         mixed, _ = _traces(runner, materials, target, kernels, program, Path(name) / "mixed", bits, every=2)
     ends = [_ends(trace, len(bits) + 1) for trace in alone]
     shape = {
-        **shape_facts(geometry, rows),
+        **shape_facts(workload),
         **fitted({k: [end[k + 1] - end[k] for end in ends] for k in range(len(bits) + 1)}, bits, slices),
         "embed_us": statistics.median(end[0] for end in ends),
         "head_us": statistics.median(_spent(trace, "head") for trace in alone),

@@ -5,73 +5,46 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stic.compiler.array_cache import Note
-from stic.compiler.device.measure import DEFAULT_LANES, measure
+from stic.compiler.device.measure import measure
 from stic.compiler.device.measure_gpu import measure_gpu
 from stic.compiler.device.runner import RemoteRunner, Runner, Tick
-from stic.compiler.model import Activation, Model
+from stic.compiler.device.workload import Workload
 from stic.compiler.package.assembly import ROW_LANES
 from stic.compiler.progress import Progress
-from stic.compiler.sharding import Geometry
 from stic.runtime.errors import EngineError, TargetError
 from stic.runtime.gpu_format import Storage
 from stic.targets.remote_device import remote_device
 from stic.targets.rpc import Place
 from stic.targets.target import Target
 
-SMALL_ENCODER = (384, 12, 32, 1536)  # hidden, heads, head_dim, FFN of the MiniLM family
 
+def probe(
+    target: Target,
+    workload: Workload,
+    folder: Path,
+    tick: Tick,
+    note: Note,
+    runner: Runner | None = None,
+    wide: bool = False,
+    gpu_storage: Storage = "float16",
+) -> dict[str, Any]:
+    """`measure`, and `measure_gpu` where the target has a GPU: a device profile as `stic probe` writes it.
 
-@dataclass(frozen=True)
-class Layers:
-    """What is measured: the shape of the layers, and how they are run."""
-
-    geometry: Geometry
-    activation: Activation
-    max_length: int
-    full_bits: int = 16
-    epsilon: float = 1e-12  # of the norms
-
-    @classmethod
-    def of(cls, model: Model | None, max_length: int, slices: int | None, full_bits: int = 16) -> Layers:
-        """Those of a model, or without one of a small encoder; by default a slice for each head."""
-        if model is None:
-            return cls(Geometry(1, *SMALL_ENCODER, slices or SMALL_ENCODER[1]), "gelu", max_length, full_bits)
-        geometry = Geometry(1, model.hidden, model.heads, model.head_dim, model.ffn, slices or model.heads)
-        length = min(max_length, model.max_length)
-        return cls(geometry, model.activation, length, full_bits, model.embeddings.norm.epsilon)
-
-    def measure(
-        self,
-        target: Target,
-        threads: int | None,
-        lanes: int | None,
-        folder: Path,
-        tick: Tick,
-        note: Note,
-        runner: Runner | None = None,
-        wide: bool = False,
-        gpu_storage: Storage = "float16",
-    ) -> dict[str, Any]:
-        """`measure` with the target's defaults, and `measure_gpu` where the target has a GPU.
-
-        wide: also bare reads with other numbers of lanes. Where layers do not run on the device's GPU, `note` is told
-        why, and the profile has no "gpu".
-        """
-        threads, lanes = threads or target.threads, lanes or DEFAULT_LANES
-        sizes = (self.geometry, self.activation, self.full_bits, self.max_length, threads, lanes)
-        survey = (1, 2 * lanes, ROW_LANES) if wide else ()
-        data = measure(target, *sizes, folder, tick, epsilon=self.epsilon, survey=survey, runner=runner)
-        if target.gpu is not None:
-            try:
-                data["gpu"] = measure_gpu(target, *sizes, folder, gpu_storage, self.epsilon, runner)
-            except EngineError as error:
-                note(str(error))
-        return data
+    wide: also bare reads with other numbers of lanes. Where layers do not run on the device's GPU, `note` is told
+    why, and the profile has no "gpu".
+    """
+    survey = (1, 2 * workload.lanes, ROW_LANES) if wide else ()
+    data = measure(target, workload, folder, tick, survey, runner)
+    if target.gpu is not None:
+        try:
+            data["gpu"] = measure_gpu(target, workload, folder, gpu_storage, runner)
+        except EngineError as error:
+            note(str(error))
+    return data
 
 
 @contextmanager

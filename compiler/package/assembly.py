@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from stic.compiler.memory.check import verify_extents, verify_family, verify_regions, verify_state, verify_weights
 from stic.compiler.memory.gpu import gpu_bytes, gpu_state
 from stic.compiler.memory.placement import Placement, Sizes, fixed_bytes, place_extents, regions
-from stic.compiler.package.index import Alternative, GpuParts, Parts
+from stic.compiler.package.index import GpuParts, Parts, PlacedPlan
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.trunk import Trunk, build_embeddings, build_trunk
 from stic.compiler.plan import Plan
@@ -59,8 +60,8 @@ class Planned:
     """A plan, and its replay."""
 
     plan: Plan
-    predicted_us: int
-    timeline: tuple[dict[str, Any], ...]
+    predicted_us: int = 0
+    timeline: tuple[dict[str, Any], ...] = ()
 
 
 def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int) -> Materials:
@@ -109,36 +110,32 @@ def claim(materials: Materials, plan: Plan, placement: Placement, storage: Stora
 
 def assemble_package(
     materials: Materials,
-    plan: Plan,
+    planned: Sequence[Planned],
     target: Target,
     kernels: Path,
-    predicted_us: int = 0,
-    timeline: tuple[dict[str, Any], ...] = (),
-    labels: tuple[str, ...] = (),
     program: GpuProgram | None = None,
     fallback: bool = True,
-    also: tuple[Planned, ...] = (),
+    labels: tuple[str, ...] = (),
 ) -> Parts:
-    """Place everything that `plan` decides and verify the placement; the result is ready for `write_package`.
+    """Place everything that the plans decide and verify the placement; the result is ready for `write_package`.
 
-    `also` are further plans that the package carries, for an engine to switch between; all must agree on whether the
-    embedding table is resident. Full precision is stored only if a plan uses it. A plan with layers on the GPU needs
-    `program`; `fallback` says whether it still holds with these on the CPU. Raises TargetError where the GPU allows no
-    buffer as large as the plan needs, or no work-group as a kernel needs; InputError where further plans meet a GPU,
-    or are more than a package may carry.
+    `planned` are the plans that the package carries, at least one, for an engine to switch between; the first is the
+    default. All must agree on whether the embedding table is resident. Full precision is stored only if a plan uses it.
+    A plan with layers on the GPU needs `program`; `fallback` says whether it still holds with these on the CPU. Raises
+    TargetError where the GPU allows no buffer as large as the plan needs, or no work-group as a kernel needs, and
+    InputError where several plans meet a GPU, or are more than a package may carry.
     """
-    planned = (Planned(plan, predicted_us, timeline), *also)
     _check_family(planned)
     store, sizes = materials.store, materials.sizes
     if not any(layer.full for one in planned for layer in one.plan.layers):
         store = store.without_full()
     storage = program.storage if program is not None else "float16"
     placed = tuple(_place(materials, store, one, storage, len(planned)) for one in planned)
-    if also:
+    if len(placed) > 1:
         verify_family([one.placement for one in placed], [one.regions for one in placed])
     default = placed[0]
     gpu = None
-    if plan.on_gpu:
+    if default.plan.on_gpu:
         if program is None or target.gpu is None:
             raise ValueError("a plan with layers on the GPU needs a target with one, and its kernels")
         gpu = GpuParts(target.gpu.name, program, gpu_state(sizes, program.storage), fallback)
@@ -151,13 +148,7 @@ def assemble_package(
         store=store,
         trunk=materials.trunk,
         embeddings=materials.embeddings,
-        plan=plan,
-        placement=default.placement,
-        regions=default.regions,
-        arena_bytes=default.arena_bytes,
-        claimed_bytes=default.claimed_bytes,
-        predicted_us=predicted_us,
-        timeline=default.timeline,
+        plans=placed,
         target=target,
         kernels=kernels,
         max_length=sizes.max_length,
@@ -168,11 +159,12 @@ def assemble_package(
         stack_bytes=sizes.stack_bytes,
         labels=labels,
         gpu=gpu,
-        family=placed if also else (),
     )
 
 
-def _check_family(planned: tuple[Planned, ...]) -> None:
+def _check_family(planned: Sequence[Planned]) -> None:
+    if not planned:
+        raise ValueError("a package holds at least one plan")
     if len(planned) == 1:
         return
     plans = [one.plan for one in planned]
@@ -187,7 +179,7 @@ def _check_family(planned: tuple[Planned, ...]) -> None:
         raise ValueError("a plan of a family has no finite quality to be chosen by")
 
 
-def _place(materials: Materials, store: Store, one: Planned, storage: Storage, plans: int) -> Alternative:
+def _place(materials: Materials, store: Store, one: Planned, storage: Storage, plans: int) -> PlacedPlan:
     """One of so many plans, placed; verified as if it were alone."""
     plan = one.plan
     placement = place_extents(plan, store)
@@ -197,7 +189,7 @@ def _place(materials: Materials, store: Store, one: Planned, storage: Storage, p
     verify_extents(plan, store, placement)
     verify_regions(placed, arena)
     claimed = claim(materials, plan, placement, storage, plans)
-    return Alternative(plan, placement, placed, arena, claimed, one.predicted_us, list(one.timeline))
+    return PlacedPlan(plan, placement, placed, arena, claimed, one.predicted_us, list(one.timeline))
 
 
 def _check_allocations(gpu: Gpu, placement: Placement, parts: GpuParts) -> None:

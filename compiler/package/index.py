@@ -52,8 +52,8 @@ class GpuParts:
 
 
 @dataclass(frozen=True, eq=False)
-class Alternative:
-    """One of several plans of a package, placed."""
+class PlacedPlan:
+    """A plan of a package: what it decides, where its bytes lie, and its replay."""
 
     plan: Plan
     placement: Placement
@@ -72,13 +72,7 @@ class Parts:
     store: Store
     trunk: Trunk
     embeddings: bytes
-    plan: Plan
-    placement: Placement
-    regions: dict[str, tuple[int, int]]  # name -> (offset, bytes)
-    arena_bytes: int
-    claimed_bytes: int
-    predicted_us: int
-    timeline: list[dict[str, Any]]
+    plans: tuple[PlacedPlan, ...]  # at least one; the first is the default
     target: Target
     kernels: Path  # kernels.so
     max_length: int
@@ -89,7 +83,11 @@ class Parts:
     stack_bytes: int
     labels: tuple[str, ...] = ()
     gpu: GpuParts | None = None
-    family: tuple[Alternative, ...] = ()  # all plans, this one first; empty: this one is the only one
+
+    @property
+    def default(self) -> PlacedPlan:
+        """The plan that is used unless a budget is given."""
+        return self.plans[0]
 
 
 def _region_table(names: tuple[str, ...], placed: Mapping[str, tuple[int, int]]) -> NDArray[Any]:
@@ -135,9 +133,9 @@ def _extents(placement: Placement, regions: Mapping[str, tuple[int, int]]) -> ND
 
 def _plan_table(parts: Parts, bits_at: int, extents_at: int, append: Callable[[NDArray[Any]], int]) -> NDArray[Any]:
     """Table `plans`; the first plan's tables are the header's, those of the others are put in by `append`."""
-    table = np.zeros(len(parts.family), PLAN)
+    table = np.zeros(len(parts.plans), PLAN)
     slices = parts.quantized.sharded.geometry.slices
-    for number, (entry, one) in enumerate(zip(table, parts.family, strict=True)):
+    for number, (entry, one) in enumerate(zip(table, parts.plans, strict=True)):
         entry["bits_at"] = append(_bits(one.plan, slices)) if number else bits_at
         entry["extents_at"] = append(_extents(one.placement, one.regions)) if number else extents_at
         entry["extents"] = len(one.placement.resident) + len(one.placement.streamed)
@@ -167,15 +165,16 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
     `crcs` has the CRC of every record, (layers, LEVELS, slices); all other files lie in `folder`, and `known` has the
     CRCs of some of them.
     """
-    store, plan, geometry = parts.store, parts.plan, parts.quantized.sharded.geometry
+    store, default, geometry = parts.store, parts.default, parts.quantized.sharded.geometry
+    plan = default.plan
     model = parts.quantized.sharded.model
     layers = parts.trunk.layers.copy()
     for number, decided in enumerate(plan.layers):
         layers[number]["slices"], layers[number]["full"] = len(decided.bits), decided.full
     records = np.zeros((geometry.layers, LEVELS, geometry.slices), RECORD)
     records["offset"], records["bytes"], records["crc"] = store.offset, store.bytes, crcs
-    extents = _extents(parts.placement, parts.regions)
-    regions = _region_table(REGIONS, parts.regions)
+    extents = _extents(default.placement, default.regions)
+    regions = _region_table(REGIONS, default.regions)
     files = _file_table(folder, known or {})
     head = model.head
     types = model.embeddings.token_type
@@ -214,12 +213,12 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         **parts.trunk.header,
         "files": len(files),
         "extents": len(extents),
-        "resident_extents": len(parts.placement.resident),
+        "resident_extents": len(default.placement.resident),
         "dense": len(parts.trunk.dense),
-        "arena_bytes": parts.arena_bytes,
-        "claimed_bytes": parts.claimed_bytes,
+        "arena_bytes": default.arena_bytes,
+        "claimed_bytes": default.claimed_bytes,
         "deadline_us": plan.budget.latency_us or 0,
-        "predicted_us": parts.predicted_us,
+        "predicted_us": default.predicted_us,
     }
     tables = {
         "files_at": files,
@@ -244,7 +243,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         values[name] = append(table)
     if parts.gpu is not None:
         values["gpu_at"] = append(_gpu(parts.gpu, plan, append))
-    if parts.family:
+    if len(parts.plans) > 1:
         table = _plan_table(parts, values["bits_at"], values["extents_at"], append)
         values["plans_at"], values["plans"] = append(table), len(table)
     for name, value in values.items():

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.package.index import Alternative, Parts, index
+from stic.compiler.package.index import Parts, PlacedPlan, index
 from stic.compiler.plan import to_json
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import shard_matrices
@@ -239,16 +239,13 @@ def _description(parts: Parts) -> dict[str, Any]:
         "target": parts.target.name,
         **({} if parts.gpu is None else {"gpu": parts.gpu.name}),
         "quantizer": parts.quantized.quantizer,
-        "plan": to_json(parts.plan),
-        "predicted_us": parts.predicted_us,
-        "claimed_bytes": parts.claimed_bytes,
-        "timeline": parts.timeline,
-        **({"family": [_alternative(one) for one in parts.family]} if parts.family else {}),
+        **_described(parts.default),
+        **({"family": [_described(one) for one in parts.plans]} if len(parts.plans) > 1 else {}),
     }
 
 
-def _alternative(one: Alternative) -> dict[str, Any]:
-    """A plan of a family in plan.json."""
+def _described(one: PlacedPlan) -> dict[str, Any]:
+    """A plan in plan.json."""
     return {
         "plan": to_json(one.plan),
         "predicted_us": one.predicted_us,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +285,31 @@ def estimate(
     io = IoCost(request_us, speed * derating, REQUEST_BYTES, row_us)
     compute = ComputeCost(layer_us, slice_us, layer_us, layer_us, 50.0)
     return Costs(io, compute, False, (f"times are estimated from facts about {target.name}, nothing was measured",))
+
+
+def costs_to_json(costs: Costs) -> dict[str, Any]:
+    """Costs as plain data."""
+    return asdict(costs)
+
+
+def costs_from_json(data: Mapping[str, Any]) -> Costs:
+    """Inverse of `costs_to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+
+    def compute(entry: Mapping[str, Any]) -> ComputeCost:
+        slice_us = {int(bits): float(us) for bits, us in entry["slice_us"].items()}
+        return ComputeCost(**{**entry, "slice_us": slice_us})
+
+    gpu = None if data["gpu"] is None else compute(data["gpu"])
+    fields = {
+        "io": IoCost(**data["io"]),
+        "compute": compute(data["compute"]),
+        "gpu": gpu,
+        "notes": tuple(data["notes"]),
+    }
+    found = Costs(**{**data, **fields})
+    times = (found.io.request_us, found.io.row_us, found.hop_us, *_times(found.compute), *(_times(gpu) if gpu else ()))
+    if not (
+        found.io.bytes_per_s > 0 and found.io.request_bytes > 0 and all(math.isfinite(t) and t >= 0 for t in times)
+    ):
+        raise ValueError("it holds a negative or infinite time")
+    return found

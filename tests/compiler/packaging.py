@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stic.compiler.device.synthetic import synthetic
-from stic.compiler.package.assembly import Materials, assemble_package, collect
+from stic.compiler.package.assembly import Materials, Planned, assemble_package, collect
 from stic.compiler.package.index import Parts
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.quantization.quantize import quantize
@@ -40,13 +40,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """Parts whose kernels are never loaded."""
     kernels = tmp_path_factory.mktemp("kernels") / "kernels.so"
     kernels.write_bytes(b"no code")
-    return assemble_package(materials_for("nested"), plan_of(BITS, RESIDENT), load("host"), kernels)
+    return assemble_package(materials_for("nested"), (Planned(plan_of(BITS, RESIDENT)),), load("host"), kernels)
 
 
 @pytest.fixture(scope="module")
 def other(parts: Parts) -> Parts:
     """The same model with another forecast: another package."""
-    return replace(parts, predicted_us=123)
+    return replace(parts, plans=(replace(parts.default, predicted_us=123),))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,17 +12,17 @@ from stic.compiler.importance.evaluate import Evaluator
 from stic.compiler.importance.examples import built_in_examples
 from stic.compiler.importance.jobs import LossJob
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import ProfileSettings
+from stic.compiler.importance.measure import Importance, ProfileSettings
 from stic.compiler.inputs import read_model
-from stic.compiler.options import CompileOptions
-from stic.compiler.pipeline import CompileResult, plan_model
 from stic.compiler.plan import Budget, LayerPlan, Plan, Problem, Proof, SubmodelPath
 from stic.compiler.planner import solve
 from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.quantization.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
+from stic.compiler.stages import Decided, Solver
 from stic.runtime.errors import InfeasibleError
 from stic.runtime.format import Shape
+from tests.compiler.planning import planned
 from tests.compiler.profiling import ONE, one_thread
 
 __all__ = ["one_thread"]
@@ -145,23 +145,16 @@ def test_shards_left_out_are_left_out_on_trial(quantized: QuantizedModel, tmp_pa
     assert found.loss == pytest.approx(loss_of(found, trial))
 
 
-def planned(model: Path, **more: object) -> CompileResult:
-    options = CompileOptions(
-        model, "odroid-n2plus", Budget(), calibration_tokens=40, trial_tokens=100, max_length=16, jobs=1
-    )
-    return plan_model(replace(options, **more))
-
-
 def test_only_the_ilp_is_tried_and_not_without_tokens(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STIC_CACHE", str(tmp_path))
-    tried, untried = planned(tiny_dir), planned(tiny_dir, trial_tokens=0)
-    assert tried.plan is not None and untried.plan is not None
-    assert tried.plan.loss is not None and tried.plan.quality == -tried.plan.loss
-    assert tried.trial is not None and tried.importance is not None
-    assert tried.trial.setup.objective == tried.importance.objective
-    assert untried.trial is None and untried.plan.loss is None and untried.plan.planner == "ilp"
+    tried, untried = (planned(tiny_dir, planner={"trial_tokens": tokens}) for tokens in (100, 0))
+    plan, trial = tried[Decided].default, tried[Solver].trial
+    assert plan.loss is not None and plan.quality == -plan.loss
+    assert trial is not None and trial.setup.objective == tried[Importance].objective
+    assert untried[Solver].trial is None
+    assert untried[Decided].default.loss is None and untried[Decided].default.planner == "ilp"
     for planner, bits in (("greedy", None), ("preload", 4)):
-        other = planned(tiny_dir, planner=planner, bits=bits).plan
-        assert other is not None and other.loss is None and other.planner == planner
+        other = planned(tiny_dir, planner={"name": planner, "bits": bits, "trial_tokens": 100})[Decided].default
+        assert other.loss is None and other.planner == planner

@@ -1,6 +1,5 @@
 """Another budget for the same model: neither ordered nor quantised again; the same budget: not planned again."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,13 @@ import pytest
 from stic.compiler import stage_cache
 from stic.compiler.importance.log import digest
 from stic.compiler.inputs import read_model
-from stic.compiler.options import CompileOptions
-from stic.compiler.pipeline import CompileResult, plan_model
+from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Budget, Plan, Problem, Proof
 from stic.compiler.quantization.quantize import QUANTIZERS, Quantizer
 from stic.compiler.sharding import shard
 from stic.compiler.stage_cache import quantized_model, solved
+from stic.compiler.stages import Decided, Replays
+from tests.compiler.planning import planned
 
 CALLED = ("unit_order", "quantize", "solve")
 EITHER = ["solve", "solve"]  # ilp's plan and greedy's, of which the better one is kept
@@ -35,42 +35,36 @@ def computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return names
 
 
-def planned(model: Path, memory_bytes: int | None, **more: object) -> CompileResult:
-    options = CompileOptions(
-        model, "odroid-n2plus", Budget(memory_bytes=memory_bytes), calibration_tokens=40, max_length=16, jobs=1
-    )
-    return plan_model(replace(options, **more))
-
-
 def test_only_what_changes_is_computed_again(computed: list[str], tiny_dir: Path) -> None:
-    first = planned(tiny_dir, None)
+    first = planned(tiny_dir)
     assert computed == ["unit_order", "quantize", *EITHER] and not first.notes
-    assert first.plan is not None and first.timeline is not None
 
     computed.clear()
-    again = planned(tiny_dir, None)
-    assert computed == [] and again.plan == first.plan and again.timeline == first.timeline
-    assert digest(again.materials) == digest(first.materials)
+    again = planned(tiny_dir)
+    assert computed == [] and again[Decided].plans == first[Decided].plans
+    assert again[Replays].timelines == first[Replays].timelines
+    assert digest(again[Materials]) == digest(first[Materials])
 
-    other = planned(tiny_dir, first.timeline.peak_bytes - 1)
-    assert computed == EITHER and other.plan is not None
+    least = Budget(memory_bytes=first[Replays].timelines[0].peak_bytes - 1)
+    planned(tiny_dir, budget={"main": least})
+    assert computed == EITHER
     computed.clear()
-    planned(tiny_dir, None, slices=2)
+    planned(tiny_dir, shards={"slices": 2})
     assert computed == ["quantize", *EITHER]
     computed.clear()
-    planned(tiny_dir, None, calibration_tokens=200)
+    planned(tiny_dir, importance={"tokens": 200})
     assert computed == ["unit_order", "quantize", *EITHER]
 
 
 def test_a_damaged_cache_is_a_note(computed: list[str], tiny_dir: Path, tmp_path: Path) -> None:
-    first = planned(tiny_dir, None)
+    first = planned(tiny_dir)
     (path,) = (tmp_path / "cache" / "quantized").iterdir()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     computed.clear()
-    again = planned(tiny_dir, None)
-    assert computed == ["quantize"] and digest(again.materials) == digest(first.materials)
+    again = planned(tiny_dir)
+    assert computed == ["quantize"] and digest(again[Materials]) == digest(first[Materials])
     assert len(again.notes) == 1 and "it is damaged" in again.notes[0]
 
 
@@ -101,8 +95,7 @@ def test_what_is_read_is_what_was_made(quantizer: Quantizer, tiny_dir: Path, tmp
 def test_a_search_that_ran_out_of_time_is_not_kept(
     status: str, gap_limit: float, searches: int, monkeypatch: pytest.MonkeyPatch, tiny_dir: Path, tmp_path: Path
 ) -> None:
-    problem = planned(tiny_dir, None, planner="greedy").problem
-    assert problem is not None
+    problem = planned(tiny_dir, planner={"name": "greedy"})[Problem]
     plan = Plan("ilp", (), False, 0, True, Budget(), 0.0, Proof(status, 1.0, 1.02, 0.5, gap_limit))
     asked: list[Problem] = []
     monkeypatch.setattr(stage_cache, "solve", lambda problem, *_, **__: asked.append(problem) or plan)

@@ -85,8 +85,7 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
             program = GpuProgram(text, chosen.gpu.style, gpu_storage, np.zeros(0, LAUNCH))
         output = folder / "model.stic"
         family = tuple(Planned(planned(other, i), 1000 * (i + 1), ()) for i, other in enumerate(further, 1))
-        options = {"program": program, "fallback": fallback, "also": family}
-        parts = assemble_package(materials, plan, chosen, kernels, 1000, **options)
+        parts = assemble_package(materials, (Planned(plan, 1000), *family), chosen, kernels, program, fallback)
         write_package(parts, output)
         return output
 

@@ -8,7 +8,7 @@ import pytest
 
 from stic.compiler.device.synthetic import synthetic
 from stic.compiler.model import Array, Dense, Head, HeadActivation, Linear
-from stic.compiler.package.assembly import assemble_package, collect
+from stic.compiler.package.assembly import Planned, assemble_package, collect
 from stic.compiler.package.kernels import generate
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
@@ -51,7 +51,7 @@ def write(folder: Path, head: Head, types: int, quantizer: Quantizer) -> Path:
     plan = Plan("test", layers, False, 1, True, Budget(), 0.0, Proof("heuristic", 0.0, None, 0.0))
     target = load("host")
     generate(materials.kernel_shape, target, folder / "kernels.so")
-    write_package(assemble_package(materials, plan, target, folder / "kernels.so"), folder / "model.stic")
+    write_package(assemble_package(materials, (Planned(plan),), target, folder / "kernels.so"), folder / "model.stic")
     return folder / "model.stic"
 
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("tvm", reason="needs apache-tvm")
 
 from stic.compiler.device.measure_gpu import _hand_overs, measure_gpu
+from stic.compiler.device.workload import Workload
 from stic.compiler.planner.costs import costs, parse
 from stic.compiler.sharding import Geometry
 from stic.runtime import trace
@@ -18,13 +19,13 @@ from stic.runtime.errors import EngineError
 from stic.runtime.format import Shape
 from stic.targets.target import load
 
-GEOMETRY = Geometry(1, 64, 4, 16, 128, 2)
+WORKLOAD = Workload(Geometry(1, 64, 4, 16, 128, 2), "gelu", 32, 2, 2, full_bits=0)
 IO = {"direct": True, "lanes": 2, "request_us": 50.0, "bytes_per_s": 5e8, "row_us": 20.0}
 
 
 def test_layers_are_measured_on_whatever_opencl_finds(tmp_path: Path) -> None:
     try:
-        found = measure_gpu(load("host", "mali"), GEOMETRY, "gelu", 0, 32, 2, 2, tmp_path)
+        found = measure_gpu(load("host", "mali"), WORKLOAD, tmp_path)
     except EngineError as error:
         pytest.skip(f"needs an OpenCL device, for example PoCL: {error}")
     assert not list(tmp_path.iterdir())
@@ -41,9 +42,10 @@ def test_layers_are_measured_on_whatever_opencl_finds(tmp_path: Path) -> None:
 def test_without_opencl_the_reason_is_said(tmp_path: Path) -> None:
     # In a process of its own, since one that has found OpenCL keeps it.
     code = (
-        "from pathlib import Path; from stic.compiler.gpu_device import measure_gpu\n"
-        "from stic.compiler.sharding import Geometry; from stic.targets.target import load\n"
-        f"measure_gpu(load('host', 'mali'), {GEOMETRY!r}, 'gelu', 0, 32, 2, 2, Path('.'))\n"
+        "from pathlib import Path; from stic.compiler.device.measure_gpu import measure_gpu\n"
+        "from stic.compiler.device.workload import Workload; from stic.compiler.sharding import Geometry\n"
+        "from stic.targets.target import load\n"
+        f"measure_gpu(load('host', 'mali'), {WORKLOAD!r}, Path('.'))\n"
     )
     environment = {**os.environ, "STIC_OPENCL": str(tmp_path / "libnothing.so")}
     command = [sys.executable, "-c", code]

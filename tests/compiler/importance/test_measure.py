@@ -20,10 +20,11 @@ from stic.compiler.importance.jobs import ErrorJob, LossJob, Workers
 from stic.compiler.importance.log import EvaluationLog
 from stic.compiler.importance.measure import Importance, ProfileSettings, profile
 from stic.compiler.importance.submodels import submodel_path
-from stic.compiler.options import CompileOptions
+from stic.compiler.options import CompileOptions, ImportanceOptions, ModelOptions, PlannerOptions, TargetOptions
 from stic.compiler.pipeline import plan_model
-from stic.compiler.plan import Budget, SubmodelPath
+from stic.compiler.plan import Problem, SubmodelPath
 from stic.compiler.quantization.quantize import QuantizedModel
+from stic.compiler.stages import Decided
 from stic.runtime.errors import InputError
 from tests.compiler.profiling import ONE, SETTINGS, classifier, encoder, labelled, one_thread
 
@@ -118,7 +119,7 @@ def test_additivity(found: Importance) -> None:
 
 
 def test_layer_factors_are_checked_on_new_plans(encoder: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stic.compiler.importance.GOOD_RHO", 1.1)
+    monkeypatch.setattr("stic.compiler.importance.measure.GOOD_RHO", 1.1)
     again = profile(encoder, settings=SETTINGS, workers=ONE)
     assert len(again.additivity) == 2 and all(abs(entry.rho) <= 1 + ROUNDING for entry in again.additivity)
     assert np.mean(again.layer_factor) == pytest.approx(1.0) and min(again.layer_factor) > 0
@@ -170,16 +171,18 @@ def test_the_path_of_an_elastic_model_is_nothing_to_one_that_is_not(
 ) -> None:
     monkeypatch.setenv("STIC_CACHE", str(tmp_path / "cache"))
     options = CompileOptions(
-        tiny_dir, "odroid-n2plus", Budget(), planner="greedy", calibration_tokens=40, max_length=16, jobs=1
+        ModelOptions(tiny_dir, max_length=16),
+        TargetOptions("odroid-n2plus"),
+        importance=ImportanceOptions(tokens=40, jobs=1),
+        planner=PlannerOptions("greedy"),
     )
     made = plan_model(options)
-    assert made.importance is not None and made.plan is not None
-    shape = made.importance.presence.shape
+    shape = made[Importance].presence.shape
     path = SubmodelPath(tuple(np.ndindex(shape)), np.ones(shape))
-    save(replace(made.importance, path=path), tmp_path / "importance.json")
-    again = plan_model(replace(options, importance=tmp_path / "importance.json"))
-    assert again.problem is not None and again.problem.path is None and again.plan is not None
-    assert again.plan.layers == made.plan.layers
+    save(replace(made[Importance], path=path), tmp_path / "importance.json")
+    read = replace(options.importance, file=tmp_path / "importance.json")
+    again = plan_model(replace(options, importance=read))
+    assert again[Problem].path is None and again[Decided].default.layers == made[Decided].default.layers
 
 
 def test_the_published_ranking(classifier: QuantizedModel) -> None:

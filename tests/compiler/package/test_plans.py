@@ -32,7 +32,7 @@ def family_of(plans: int) -> tuple[Planned, ...]:
 
 def test_a_family_is_described(parts: Parts, tmp_path: Path) -> None:
     materials, plan = materials_for("nested"), plan_of(BITS, RESIDENT)
-    several = assemble_package(materials, plan, load("host"), parts.kernels, 900, also=family_of(3))
+    several = assemble_package(materials, (Planned(plan, 900), *family_of(3)), load("host"), parts.kernels)
     write_package(several, tmp_path / "m")
     package = Package.open(tmp_path / "m")
     package.verify()
@@ -44,7 +44,7 @@ def test_a_family_is_described(parts: Parts, tmp_path: Path) -> None:
     assert [from_json(one["plan"]) for one in described] == [plan, *(one.plan for one in family_of(3))]
     fixed = materials.fixed_bytes(4)
     assert materials.fixed_bytes() <= fixed < materials.fixed_bytes(64)
-    for one, entry in zip(several.family, package.plans, strict=True):
+    for one, entry in zip(several.plans, package.plans, strict=True):
         weights = one.placement.preload_bytes + one.placement.working_bytes
         assert entry.claimed_bytes == one.claimed_bytes == fixed + weights
 
@@ -53,15 +53,15 @@ def test_families_that_no_package_can_hold(parts: Parts) -> None:
     materials, plan = materials_for("nested"), plan_of(BITS, RESIDENT)
     rest = (load("host"), parts.kernels)
     with pytest.raises(InputError, match="66 plans are more than a package holds"):
-        assemble_package(materials, plan, *rest, also=family_of(65))
+        assemble_package(materials, (Planned(plan), *family_of(65)), *rest)
     on_gpu = replace(plan, layers=tuple(replace(layer, place="gpu") for layer in plan.layers))
     with pytest.raises(InputError, match="holds one plan"):
-        assemble_package(materials, on_gpu, *rest, also=family_of(1))
+        assemble_package(materials, (Planned(on_gpu), *family_of(1)), *rest)
     with pytest.raises(ValueError, match="whether the embedding table is resident"):
-        assemble_package(materials, replace(plan, table_resident=True), *rest, also=family_of(1))
+        assemble_package(materials, (Planned(replace(plan, table_resident=True)), *family_of(1)), *rest)
     boundless = replace(plan, proof=replace(plan.proof, objective=float("inf")))
     with pytest.raises(ValueError, match="no finite quality"):
-        assemble_package(materials, boundless, *rest, also=family_of(1))
+        assemble_package(materials, (Planned(boundless), *family_of(1)), *rest)
 
 
 LENT = ("shards.bin", "trunk.bin", "embeddings.bin", "kernels.so")
@@ -72,7 +72,7 @@ def test_a_twin_lends_its_files(parts: Parts, tmp_path: Path) -> None:
     materials, target = materials_for("nested"), load("host")
     streamed, coarse = plan_of(BITS, ((0,) * 4, (0,) * 3)), plan_of(((4, 2), (3,)), ((4, 0), (0,)))
     for number, plan in enumerate((streamed, coarse)):
-        other = assemble_package(materials, plan, target, parts.kernels)
+        other = assemble_package(materials, (Planned(plan),), target, parts.kernels)
         write_package(other, tmp_path / f"linked{number}", twin=tmp_path / "twin")
         linked = Package.open(tmp_path / f"linked{number}")
         linked.verify()
@@ -122,8 +122,11 @@ def test_a_package_of_something_else_is_no_twin(parts: Parts, tmp_path: Path) ->
     embeddings = build_embeddings(word.word)
     assert embeddings != materials.embeddings
     twins = {
-        "no full precision": (assemble_package(materials, coarse, target, parts.kernels), "shards.bin"),
-        "other quantizer": (assemble_package(materials_for("gobo"), plan, target, parts.kernels), "shards.bin"),
+        "no full precision": (assemble_package(materials, (Planned(coarse),), target, parts.kernels), "shards.bin"),
+        "other quantizer": (
+            assemble_package(materials_for("gobo"), (Planned(plan),), target, parts.kernels),
+            "shards.bin",
+        ),
         "other seed": (replace(parts, trunk=replace(parts.trunk, data=bytes(len(parts.trunk.data)))), "trunk.bin"),
         "other words": (replace(parts, embeddings=embeddings), "embeddings.bin"),
         "other kernels": (replace(parts, kernels=other_kernels), "kernels.so"),

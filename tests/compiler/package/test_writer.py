@@ -78,7 +78,9 @@ def test_weights_read_back(quantizer: str, target: str, tmp_path: Path, parts: P
     materials = materials_for(quantizer)
     quantized, store = materials.quantized, materials.store
     assert store.nested == (quantizer == "nested")
-    write_package(assemble_package(materials, plan_of(BITS, RESIDENT), load(target), parts.kernels), tmp_path / "m")
+    write_package(
+        assemble_package(materials, (Planned(plan_of(BITS, RESIDENT)),), load(target), parts.kernels), tmp_path / "m"
+    )
     package = Package.open(tmp_path / "m")
     package.verify()
     assert package.nested == store.nested and package.plan["quantizer"] == quantizer
@@ -108,19 +110,19 @@ def test_the_engine_runs_what_was_written(quantizer: str, tmp_path: Path) -> Non
     materials, target = materials_for(quantizer), load("host")
     generate(materials.kernel_shape, target, tmp_path / "kernels.so")
     plan = plan_of(BITS, RESIDENT)
-    parts = assemble_package(materials, plan, target, tmp_path / "kernels.so")
-    assert parts.claimed_bytes == claim(materials, plan, place_extents(plan, materials.store))
+    parts = assemble_package(materials, (Planned(plan),), target, tmp_path / "kernels.so")
+    assert parts.default.claimed_bytes == claim(materials, plan, place_extents(plan, materials.store))
     write_package(parts, tmp_path / "model.stic")
     reference = Reference(Package.open(tmp_path / "model.stic"))
     random = np.random.default_rng(3)
     errors = []
     with Session(tmp_path / "model.stic") as session:
-        assert session.info.claimed_bytes == parts.claimed_bytes
+        assert session.info.claimed_bytes == parts.default.claimed_bytes
         for tokens in (1, 15, 16, 17, 40):
             ids = random.integers(0, 1024, tokens)
             want = reference.run(ids)
             errors.append(float(np.abs(session.run(ids) - want).max() / np.abs(want).max()))
-        assert session.stats().peak_bytes <= parts.claimed_bytes
+        assert session.stats().peak_bytes <= parts.default.claimed_bytes
     assert max(errors) < 1e-5
 
 
@@ -244,10 +246,10 @@ def test_the_old_package_comes_back_if_the_new_one_cannot_stand(
 def test_full_precision_is_stored_only_where_a_plan_uses_it(parts: Parts, tmp_path: Path) -> None:
     materials, target = materials_for("nested"), load("host")
     coarse = plan_of(((8, 8, 5, 2), (6, 4, 3)), ((8, 8, 5, 0), (6, 0, 0)))
-    write_package(assemble_package(materials, coarse, target, parts.kernels), tmp_path / "coarse")
+    write_package(assemble_package(materials, (Planned(coarse),), target, parts.kernels), tmp_path / "coarse")
     write_package(parts, tmp_path / "fine")
-    fine = Planned(plan_of(BITS, RESIDENT), 0, ())
-    write_package(assemble_package(materials, coarse, target, parts.kernels, also=(fine,)), tmp_path / "both")
+    both = (Planned(coarse), Planned(plan_of(BITS, RESIDENT)))
+    write_package(assemble_package(materials, both, target, parts.kernels), tmp_path / "both")
     stored = {name: (tmp_path / name / "shards.bin").read_bytes() for name in ("coarse", "fine", "both")}
     assert stored["fine"] == stored["both"] and len(stored["fine"]) > len(stored["coarse"])
     assert stored["fine"].startswith(stored["coarse"])
@@ -261,6 +263,6 @@ def test_a_store_without_full_precision_has_no_such_records(parts: Parts, tmp_pa
     materials = collect(parts.quantized, 0, MAX_LENGTH, 2, 2)
     assert not materials.store.bytes[:, FULL].any()
     plan = plan_of(((8, 8, 5, 2), (6, 4, 3)), ((8, 8, 5, 0), (6, 0, 0)))
-    write_package(assemble_package(materials, plan, load("host"), parts.kernels), tmp_path / "m")
+    write_package(assemble_package(materials, (Planned(plan),), load("host"), parts.kernels), tmp_path / "m")
     Package.open(tmp_path / "m").verify()
     assert (tmp_path / "m" / "shards.bin").stat().st_size == materials.store.total_bytes < parts.store.total_bytes

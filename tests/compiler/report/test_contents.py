@@ -33,12 +33,14 @@ def write(tmp_path_factory):
     (folder / "kernels.cl").write_bytes(b"no code")
     none = np.zeros(0, LAUNCH)
 
-    def make(name, gpu=(), launches=none, **options):
+    def make(name, gpu=(), launches=none, labels=(), also=(), timeline=(EVENT,), fallback=True):
         placed = tuple(replace(layer, place="gpu" if k in gpu else "cpu") for k, layer in enumerate(layers))
         program = GpuProgram(folder / "kernels.cl", "mali", "float16", launches)
-        options |= {"program": program} if gpu else {}
         target = load("host", "mali-g52" if gpu else None)
-        parts = assemble_package(materials, replace(plan, layers=placed), target, folder / "kernels.so", **options)
+        planned = (Planned(replace(plan, layers=placed), 57_000, timeline), *also)
+        parts = assemble_package(
+            materials, planned, target, folder / "kernels.so", program if gpu else None, fallback, labels
+        )
         write_package(parts, folder / name)
         return Package.open(folder / name)
 
@@ -47,7 +49,7 @@ def write(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def package(write):
-    return write("model.stic", predicted_us=57_000, timeline=(EVENT,), labels=("no", "yes"))
+    return write("model.stic", labels=("no", "yes"))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def family(write):
     layers = tuple(LayerPlan((2,) * len(b), (0,) * len(b)) for b in BITS)
     plan = Plan("test", layers, False, 1, True, Budget(None, 6 << 20), 0.05, Proof("heuristic", 0.25, None, 0.0))
     also = (Planned(plan, 71_000, ({**EVENT, "end_us": 7.0},)),)
-    return write("family.stic", predicted_us=57_000, timeline=(EVENT,), also=also)
+    return write("family.stic", also=also)
 
 
 def test_plans_of_a_family_are_told_apart(package, family):
