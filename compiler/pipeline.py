@@ -26,6 +26,7 @@ from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance, ProfileSettings, sample
 from stic.compiler.importance.measure import profile as measure_importance
+from stic.compiler.importance.tokens import Tables
 from stic.compiler.inputs import (
     calibration_examples,
     class_names,
@@ -36,7 +37,7 @@ from stic.compiler.inputs import (
 )
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
-from stic.compiler.options import CompileOptions
+from stic.compiler.options import CompileOptions, longest_input
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
 from stic.compiler.package.kernels import GpuProgram, generate, generate_program
 from stic.compiler.package.writer import check_output, write_package
@@ -148,11 +149,11 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     result = CompileResult(model, target)
     try:
         run.finished("load", _describe(model))
-        length = min(options.max_length, model.max_length)
+        length = longest_input(options.max_length, model.max_length)
         calibration = calibration_examples(options, model)
         bits = offered_bits(options)
         settings = profile_settings(options, model, bits, length)
-        examples, batches = sample(calibration, model.tokenizer or Path(), length, settings)
+        examples, batches = sample(calibration, model.tokenizer or Path(), length, settings, Tables.of(model))
 
         sharded = run.stage("shard", lambda _: _shard(options, model, batches, run.notes.append))
         run.finished("shard", asdict(sharded.geometry))

@@ -59,7 +59,7 @@ def _costs(
     def work() -> dict[str, Any]:
         return measure(target, *measured, folder, tick, epsilon=model.embeddings.norm.epsilon)
 
-    data = cached((*measured, kernels, folder.stat().st_dev), work)
+    data = cached((*measured, kernels, folder.stat().st_dev), work, note)
     if target.gpu is not None:
         data = {**data, "gpu": _gpu_times(target, materials, measured, options.gpu_storage, folder, note) or None}
     return costs(parse(data), *shape, bits)
@@ -81,4 +81,4 @@ def _gpu_times(
             note(f"{error}; what the GPU takes is estimated")
             return {}
 
-    return cached(("gpu", *measured, kernels_key(shape, target), text, *drivers), work)
+    return cached(("gpu", *measured, kernels_key(shape, target), text, *drivers), work, note)
