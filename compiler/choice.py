@@ -19,6 +19,7 @@ from stic.compiler.importance.jobs import LossJob, Workers, run_jobs
 from stic.compiler.importance.log import EvaluationLog
 from stic.compiler.importance.measure import ProfileSettings, measurement_key, sample
 from stic.compiler.importance.objectives import default_objective
+from stic.compiler.importance.tokens import Tables
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.stage_cache import solved
@@ -69,7 +70,7 @@ def trial_on(
     """A trial on a sample of calibration examples, drawn and judged as `settings` say; losses are kept in `cache`."""
     model = quantized.sharded.model
     length = min(settings.max_length, model.max_length)
-    examples, batches = sample(examples, model.tokenizer or Path(), length, settings)
+    examples, batches = sample(examples, model.tokenizer or Path(), length, settings, Tables.of(model))
     objective = settings.objective or default_objective(model, examples)
     key = measurement_key(quantized, examples, batches, objective)
     base = uniform_assignment(quantized, settings.level)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from stic.compiler import __version__
+from stic.compiler.commands.encoding import readable_output
 from stic.runtime.errors import SticError
 
 # command -> (module, one sentence): what `stic --help` shows without importing any of them
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 1 refused with a sentence, 2 wrong usage, 130 interrupted.
     """
+    readable_output()
     try:
         # Not cli.main(): it answers Ctrl-C and a closed pipe in its own way.
         with cli.make_context("stic", list(sys.argv[1:] if arguments is None else arguments)) as context:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.model import Array, Head, Layer, Linear, Model, Norm
+from stic.compiler.model import Array, Embeddings, Head, Layer, Linear, Model, Norm
 
 Ints = NDArray[np.int64]
 Width = tuple[int, int] | None  # (heads kept, neurons kept); None: all; (0, 0): the layer is left out
@@ -99,14 +99,23 @@ def _apply(linear: Linear, x: Array) -> Array:
     return y
 
 
+def position_rows(tables: Embeddings, ids: Ints) -> NDArray[np.intp]:
+    """Return the row of the position table that each of `ids` (batch, tokens) gets."""
+    if tables.padding is None:
+        return np.broadcast_to(tables.position_offset + np.arange(ids.shape[1]), ids.shape)
+    counted = ids != tables.padding
+    return np.asarray(tables.position_offset - 1 + np.cumsum(counted, axis=1) * counted)
+
+
 def embed(model: Model, ids: Ints, token_types: Ints | None = None) -> Array:
     """Return the hidden states before layer 0, (batch, tokens, hidden); `ids` is (batch, tokens)."""
     tables = model.embeddings
     batch, tokens = ids.shape
     x = tables.word[ids]
-    x += tables.position[tables.position_offset : tables.position_offset + tokens]
+    x += tables.position[position_rows(tables, ids)]
     if tables.token_type is not None:
-        x += tables.token_type[np.zeros_like(ids) if token_types is None else token_types]
+        single = token_types is None or len(tables.token_type) == 1
+        x += tables.token_type[np.zeros_like(ids) if single else token_types]
     return normalise(x.reshape(batch * tokens, -1), tables.norm).reshape(x.shape)
 
 

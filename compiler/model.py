@@ -37,13 +37,17 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Word + position (+ token type) rows, then a norm. Position of token t is row `position_offset + t`."""
+    """Word + position (+ token type) rows, then a norm. Position of token t is row `position_offset + t`.
+
+    Where `padding` is an id, t counts the other tokens, and tokens of that id have row `position_offset - 1`.
+    """
 
     word: Array  # (vocabulary, hidden)
     position: Array  # (positions, hidden)
-    token_type: Array | None  # (types, hidden); None: the model has none
+    token_type: Array | None  # (types, hidden); None: the model has none; one row: every token has it
     norm: Norm
     position_offset: int = 0  # 2 for RoBERTa, whose first positions belong to padding
+    padding: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from stic.runtime.errors import InputError
 from stic.runtime.format import LIMITS
 from stic.runtime.gpu_format import Storage
 
+DEFAULT_LENGTH = 128  # tokens of the longest input, where the model has positions for them
 ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu"
 
 Method = Literal["curves", "sti"]
@@ -37,10 +38,10 @@ class ModelOptions:
 
     path: Path  # an .onnx file or a Hugging Face directory
     output: str | None = None  # which of the graph's outputs; None: the first
-    max_length: int = 128  # longest input, tokens
+    max_length: int | None = None  # longest input, tokens; None: see `longest_input`
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
+        if self.max_length is not None and self.max_length < 1:
             raise InputError(f"--max-length is {self.max_length}: an input has at least one token")
 
 
@@ -139,6 +140,18 @@ class StageOptions:
     def __post_init__(self) -> None:
         if self.start is not None and self.dump is None:
             raise InputError("--from starts from what an earlier run kept: name its folder with --dump")
+
+
+def longest_input(asked: int | None, positions: int) -> int:
+    """Tokens of the longest input: as asked, or by default DEFAULT_LENGTH, fewer where the model has fewer positions.
+
+    Raises InputError where more is asked than there are positions, or than a package can hold.
+    """
+    most = min(positions, LIMITS["max_length"])
+    if asked is not None and asked > most:
+        whose = "the model has positions for" if most == positions else "a package is made for at most"
+        raise InputError(f"--max-length is {asked}, but {whose} {most} tokens: give at most {most}, or leave it out")
+    return min(DEFAULT_LENGTH, most) if asked is None else asked
 
 
 @dataclass(frozen=True)

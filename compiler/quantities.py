@@ -79,5 +79,32 @@ def format_bytes(size: float) -> str:
     return _signed(size) + "B"
 
 
+def quote_time(us: float) -> str:
+    """A limit as people give it: the shortest text that `parse_time_us` reads as just these whole microseconds."""
+    return _shortest(round(us), {unit: TIMES_US[unit] for unit in ("s", "ms", "us")})
+
+
+def quote_bytes(size: int) -> str:
+    """A limit as people give it, `3.3MiB` or `100MB`: the shortest text that `parse_bytes` reads as just this size."""
+    return _shortest(size, {unit: SIZES[unit] for unit in ("GiB", "MiB", "KiB", "GB", "MB", "kB", "B")})
+
+
+def _shortest(value: int, units: dict[str, int]) -> str:
+    """The fewest digits at any unit that is not larger than the value; of equal ones the first unit's.
+
+    A bare count of the smallest unit, without a fraction, always reads back.
+    """
+    found: list[tuple[int, str]] = []
+    for unit, factor in units.items():
+        if factor > max(value, 1):
+            continue
+        for digits in range(len(str(factor))):
+            number = f"{Decimal(value) / factor:.{digits}f}"
+            if int((Decimal(number) * factor).to_integral_value(ROUND_HALF_EVEN)) == value:
+                found.append((len(number.replace(".", "")), number + unit))
+                break
+    return min(found, key=lambda text: text[0])[1]
+
+
 def _signed(value: float) -> str:
     return ("-" if value < 0 else "") + _round(abs(value))

@@ -16,6 +16,7 @@ from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance, ProfileSettings, sample
 from stic.compiler.importance.measure import profile as measure_importance
+from stic.compiler.importance.tokens import Tables
 from stic.compiler.inputs import calibration_examples, class_names, profile_settings
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
@@ -26,6 +27,7 @@ from stic.compiler.options import (
     PlannerOptions,
     Quantizer,
     TargetOptions,
+    longest_input,
 )
 from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
@@ -111,10 +113,10 @@ class Written:
 
 def calibrate(model: Model, options: ModelOptions, importance: ImportanceOptions, bits: tuple[int, ...]) -> Calibration:
     """Draw calibration examples and turn them into tokens; `bits` are those that a plan may choose from."""
-    length = min(options.max_length, model.max_length)
+    length = longest_input(options.max_length, model.max_length)
     examples = calibration_examples(model, importance.calibration)
     settings = profile_settings(importance, model, bits, length)
-    sampled, batches = sample(examples, model.tokenizer or Path(), length, settings)
+    sampled, batches = sample(examples, model.tokenizer or Path(), length, settings, Tables.of(model))
     return Calibration(examples, sampled, batches, settings)
 
 

@@ -78,10 +78,13 @@ value: products take every code as it is, and the outliers then add value - scal
 CRC of what precedes. A row never straddles a 4096-byte block unless it is longer than one, and then starts
 at one.
 
-**Trunk**: tensors at multiples of 64 bytes. position float16 (max_length, HP), token_type float16
-(max(types, 1), HP), embedding gamma and beta float32 (HP); per layer float32: qkv_scale, qkv_bias (slices,
-3A), out_scale, out_bias (HP), up_scale, up_bias (slices, FP), down_scale, down_bias (HP), two norms' gamma
-and beta (HP); head: weight float16 (pad16(out), pad16(in)), bias float32 (pad16(out)).
+**Positions.** Token t has position row t. Where `padding` is not 0, tokens whose id is padding - 1 have position row
+max_length, and row t belongs to the t-th of the others, counted from 0.
+
+**Trunk**: tensors at multiples of 64 bytes. position float16 (max_length, or max_length + 1 where `padding` is not 0,
+HP), token_type float16 (max(types, 1), HP), embedding gamma and beta float32 (HP); per layer float32: qkv_scale,
+qkv_bias (slices, 3A), out_scale, out_bias (HP), up_scale, up_bias (slices, FP), down_scale, down_bias (HP), two norms'
+gamma and beta (HP); head: weight float16 (pad16(out), pad16(in)), bias float32 (pad16(out)).
 
 **Extent**: slices first .. first+count-1 of one (layer, level), read from `file_offset` (multiple of 4096)
 for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zeros to one) to arena offset
@@ -96,7 +99,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 2, 3  # 1: a package may have a GPU part; 2: a plan family; 3: lanes for embedding rows
+MAJOR, MINOR = 2, 4  # 1: a package may have a GPU part; 2: a plan family; 3: lanes for embedding rows; 4: padding
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
@@ -205,6 +208,7 @@ HEADER = np.dtype(
         ("plans_at", "<u4"),
         ("plans", "<u4"),  # of a plan family; 0: the header's plan is the only one
         ("row_lanes", "<u4"),  # IO lanes that read embedding rows, `lanes` of which read extents; 0: as many
+        ("padding", "<u4"),  # token id + 1 that positions skip; 0: none
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])

@@ -148,6 +148,8 @@ class Package:
         for name in ("max_length", "threads", "lanes", "output_features"):
             if head[name] == 0:
                 raise self._refuse(f"{name} is 0")
+        if head["padding"] > head["vocabulary"]:
+            raise self._refuse(f"the padding is token {head['padding'] - 1} of {head['vocabulary']}")
         if 0 < head["row_lanes"] < head["lanes"]:
             raise self._refuse(f"{head['row_lanes']} lanes read rows and {head['lanes']} extents")
         if head["full_bits"] not in (0, 16, 32):

@@ -26,11 +26,14 @@ class Layers:
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Floats:
         """Look up (tokens,) ids and types in the tables; returns normalised (hidden, tokens)."""
         package, head, width = self.package, self.package.header, self.shape.padded_hidden
-        position = package.tensor(int(head["position_at"]), "<f2", int(head["max_length"]), width)
+        length, padding = int(head["max_length"]), int(head["padding"])
+        position = package.tensor(int(head["position_at"]), "<f2", length + (padding > 0), width)
+        skipped = ids == padding - 1
+        rows = np.where(skipped, length, np.cumsum(~skipped) - 1)
         token_type = package.tensor(int(head["token_type_at"]), "<f2", max(1, int(head["types"])), width)
         h = self.shape.hidden
         codes, scales = package.embedding_rows(ids)
-        place = position[: len(ids), :h].astype(np.float32) + token_type[types, :h].astype(np.float32)
+        place = position[rows, :h].astype(np.float32) + token_type[types, :h].astype(np.float32)
         x = fma(codes.astype(np.float32), scales[:, None], place).T
         gamma, beta = self._vector(head["embedding_gamma_at"]), self._vector(head["embedding_beta_at"])
         return self.keep(layer_norm(x, gamma, beta, self.epsilon))

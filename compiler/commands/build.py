@@ -13,7 +13,9 @@ from stic.compiler.commands.deploy import ask, deploy, say
 from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options
 from stic.compiler.commands.parameters import (
     FILE,
+    NAME,
     PICTURE,
+    SENTENCE,
     SIZES,
     TIMES,
     also_option,
@@ -83,7 +85,7 @@ def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> Co
     help="What the output is made of; default: what the directory's own files say.",
 )
 def export_command(directory: Path, output: Path, pooling: str | None) -> None:
-    """Write ONNX from a Hugging Face DIRECTORY (config.json and model.safetensors), without torch.
+    """Write ONNX from a Hugging Face DIRECTORY (config.json and model.safetensors, or its shards), without torch.
 
     tokenizer.json is copied beside the model, so that a package compiled from it takes text.
 
@@ -101,7 +103,9 @@ def export_command(directory: Path, output: Path, pooling: str | None) -> None:
 
 @click.command("plan")
 @click.argument("model", type=FILE)
-@click.option("--target", required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...).")
+@click.option(
+    "--target", type=NAME, required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...)."
+)
 @budget_options
 @model_options
 @click.option("--sweep", is_flag=True, help="Plan for a grid of budgets and print what each buys.")
@@ -153,14 +157,15 @@ def plan_command(
 
         plan_file.write_text(dumps(plan))
     if sweep:
+        from stic.compiler.quantities import format_bytes, format_time, parse_bytes, parse_time_us
         from stic.compiler.report.sweep import draw, grid_around, sweep_plans
 
         with progress_bar() as progress:
             points = sweep_plans(
                 made[Decided].problem,
                 made[Solver].solve,
-                latencies or grid_around(asked.latency_us or claim[0]),
-                memories or grid_around(asked.memory_bytes or claim[1]),
+                latencies or grid_around(asked.latency_us or parse_time_us(format_time(claim[0]))),
+                memories or grid_around(asked.memory_bytes or parse_bytes(format_bytes(claim[1]))),
                 progress,
             )
         if figure is not None:
@@ -181,26 +186,35 @@ def plan_command(
 
 @click.command("compile")
 @click.argument("model", type=FILE)
-@click.option("--target", required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...).")
+@click.option(
+    "--target", type=NAME, required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...)."
+)
 @budget_options
 @also_option
 @click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write.")
 @model_options
 @click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
-@click.option("--until", metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
+@click.option("--until", type=NAME, metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
 @click.option("--dump", type=FILE, metavar="DIR", help="Keep what each stage made here.")
 @click.option(
-    "--from", "start", metavar="STAGE", help="Begin with this stage; take what earlier ones made from --dump."
+    "--from",
+    "start",
+    type=NAME,
+    metavar="STAGE",
+    help="Begin with this stage; take what earlier ones made from --dump.",
 )
 @click.option(
     "--deploy",
     "tracker",
+    type=NAME,
     metavar="HOST:PORT",
     help="Probe a device behind this TVM RPC tracker (unless --device-profile is given), compile for it, send it.",
 )
 @lease_options
 @directory_option
-@click.option("--run", "texts", multiple=True, metavar="TEXT", help="With --deploy: then run this sentence there.")
+@click.option(
+    "--run", "texts", type=SENTENCE, multiple=True, metavar="TEXT", help="With --deploy: then run this sentence there."
+)
 @json_option
 def compile_command(
     model: Path,
@@ -214,8 +228,9 @@ def compile_command(
 ) -> None:
     """Compile MODEL into a package that meets a latency and a memory budget.
 
-    MODEL is an .onnx file of an encoder of the BERT family, or a Hugging Face directory (config.json,
-    model.safetensors, tokenizer.json), which is exported on the fly. The package is a directory; copy it to the
+    MODEL is an .onnx file of an encoder of the BERT family, or a directory: config.json with model.safetensors, or
+    with its shards, which are exported on the fly; or model.onnx, there or in its folder onnx. tokenizer.json and
+    config.json are taken from the directory. The package is a directory; copy it to the
     device as it is, or have it sent by --deploy, which takes devices of one key to be alike.
 
     With --also the package holds several plans, of which it runs the first unless a budget is given when it is opened.

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options
-from stic.compiler.commands.parameters import FILE, gpu_use_option, json_option, storage_option
+from stic.compiler.commands.parameters import (
+    FILE,
+    LENGTH,
+    NAME,
+    ROUNDS,
+    THREADS,
+    gpu_use_option,
+    json_option,
+    storage_option,
+)
 from stic.compiler.commands.running import Question, answer, input_options, result_options
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.emulated import EmulatedStorage
@@ -75,17 +84,21 @@ def say(as_json: bool, more: Mapping[str, Any] | None = None) -> Callable[[Deplo
 
 @click.command("deploy")
 @click.argument("package", type=FILE)
-@click.option("--tracker", metavar="HOST:PORT", required=True, help="The TVM RPC tracker that knows the device.")
+@click.option(
+    "--tracker", type=NAME, metavar="HOST:PORT", required=True, help="The TVM RPC tracker that knows the device."
+)
 @lease_options
 @directory_option
 @click.option("--run", is_flag=True, help="Then run it there, on --text or --ids.")
 @click.option("--bench", is_flag=True, help="Then measure its latency and memory there, as stic bench does.")
 @input_options
 @result_options
-@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Runs of --bench.")
-@click.option("--length", type=click.IntRange(1), metavar="N", help="Tokens of --bench; default: as planned for.")
+@click.option(
+    "--runs", type=click.IntRange(1, ROUNDS), default=20, show_default=True, metavar="N", help="Runs of --bench."
+)
+@click.option("--length", type=LENGTH, metavar="N", help="Tokens of --bench; default: as planned for.")
 @click.option("--cold", is_flag=True, help="Empty the preload buffer before every run of --bench.")
-@click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
 @storage_option
 @gpu_use_option
 @json_option
@@ -141,7 +154,7 @@ def deploy_command(
 
 
 @click.command("devices")
-@click.option("--tracker", metavar="HOST:PORT", required=True, help="The TVM RPC tracker to ask.")
+@click.option("--tracker", type=NAME, metavar="HOST:PORT", required=True, help="The TVM RPC tracker to ask.")
 @json_option
 def devices_command(tracker: str, as_json: bool) -> None:
     """List the devices behind a TVM RPC tracker: how many of each key, how many are free, who waits.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stic.compiler.commands.parameters import TIME, compose
+from stic.compiler.commands.parameters import NAME, PATIENCE, compose
 
 if TYPE_CHECKING:
     from stic.targets.rpc import Place
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 _SYSTEMS = ("linux-gnu", "linux-musl", "android")
 
 tracker_option = click.option(
-    "--tracker", metavar="HOST:PORT", help="A TVM RPC tracker: use a device behind it, not this machine."
+    "--tracker", type=NAME, metavar="HOST:PORT", help="A TVM RPC tracker: use a device behind it, not this machine."
 )
-key_option = click.option("--key", metavar="KEY", help="The device's key at the tracker; default: the target's name.")
+key_option = click.option(
+    "--key", type=NAME, metavar="KEY", help="The device's key at the tracker; default: the target's name."
+)
 lease_options = compose(
     (
         key_option,
         click.option(
             "--wait",
             "wait_us",
-            type=TIME,
+            type=PATIENCE,
             default="60s",
             show_default=True,
             metavar="TIME",
@@ -34,7 +36,7 @@ lease_options = compose(
         click.option(
             "--timeout",
             "timeout_us",
-            type=TIME,
+            type=PATIENCE,
             default="10s",
             show_default=True,
             metavar="TIME",
@@ -49,6 +51,7 @@ lease_options = compose(
 )
 directory_option = click.option(
     "--directory",
+    type=NAME,
     metavar="DIR",
     help="Keep packages in this directory of the device; default: /data/local/tmp/stic or /var/tmp/stic.",
 )

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from stic.compiler.commands.parameters import FILE, json_option
+from stic.compiler.commands.parameters import FILE, NAME, json_option
 from stic.compiler.commands.terminal import console
 from stic.targets.toolchain import SYSTEMS
 
 
 @click.command("engine")
-@click.option("--target", required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...).")
+@click.option(
+    "--target", type=NAME, required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...)."
+)
 @click.option(
     "--system",
     type=click.Choice(SYSTEMS),

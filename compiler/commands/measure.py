@@ -11,7 +11,17 @@ from typing import Any
 import click
 
 from stic.compiler.commands.device_options import DeviceChoice, lease_options, tracker_option
-from stic.compiler.commands.parameters import FILE, json_option, shard_options
+from stic.compiler.commands.parameters import (
+    FILE,
+    LANES,
+    LENGTH,
+    NAME,
+    ROUNDS,
+    SLICES,
+    THREADS,
+    json_option,
+    shard_options,
+)
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
 from stic.compiler.options import (
     CompileOptions,
@@ -30,7 +40,7 @@ from stic.runtime.errors import TargetError
 @shard_options
 @click.option(
     "--checks",
-    type=click.IntRange(0),
+    type=click.IntRange(0, ROUNDS),
     default=50,
     show_default=True,
     metavar="N",
@@ -74,10 +84,13 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
 
 @click.command("probe")
 @click.argument("model", type=FILE, required=False)
-@click.option("--target", default="host", show_default=True, metavar="NAME", help="Whose kernels to measure.")
+@click.option(
+    "--target", type=NAME, default="host", show_default=True, metavar="NAME", help="Whose kernels to measure."
+)
 @click.option("-o", "--output", type=FILE, metavar="FILE.json", help="Write what was measured here.")
 @click.option(
     "--gpu",
+    type=NAME,
     metavar="NAME|none",
     help="Also measure layers on the device's GPU, with the kernels of target NAME; default: the target's own.",
 )
@@ -90,10 +103,15 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
     help="Measure the storage that holds this directory; default: the one of the output, or this one; with --tracker"
     " where packages are kept there.",
 )
-@click.option("--max-length", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Tokens.")
-@click.option("--slices", type=click.IntRange(1), metavar="M", help="Slices per layer; default: the number of heads.")
-@click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: the target's.")
-@click.option("--lanes", type=click.IntRange(1), metavar="K", help="IO lanes; default: the target's.")
+@click.option(
+    "--max-length",
+    type=LENGTH,
+    metavar="N",
+    help="Tokens; default: 128, or the model's positions where they are fewer.",
+)
+@click.option("--slices", type=SLICES, metavar="M", help="Slices per layer; default: the number of heads.")
+@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: the target's.")
+@click.option("--lanes", type=LANES, metavar="K", help="IO lanes; default: the target's.")
 @json_option
 def probe_command(
     model: Path | None,
@@ -101,7 +119,7 @@ def probe_command(
     output: Path | None,
     gpu: str | None,
     directory: Path | None,
-    max_length: int,
+    max_length: int | None,
     slices: int | None,
     threads: int | None,
     lanes: int | None,

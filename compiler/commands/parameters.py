@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import click
 from stic.compiler.quantities import parse_bytes, parse_storage, parse_time_us
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
+from stic.runtime.format import LIMITS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,19 +24,72 @@ PICTURES = (".svg", ".png", ".pdf")
 
 
 class Quantity(click.ParamType):
-    """A time or a size, handed on as an integer."""
+    """A time or a size up to `most`, handed on as an integer."""
 
-    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], int], most: str) -> None:
         self.name = name
-        self._parse = parse
+        self._parse, self._most = parse, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         try:
-            return self._parse(value)
+            found = self._parse(_readable(value))
         except InputError as error:
             self.fail(str(error), param, ctx)
+        if found > self._parse(self._most):
+            self.fail(f"'{value}' is too much: {self._most} is the most that stic takes here", param, ctx)
+        return found
+
+
+class Text(click.ParamType):
+    """Text, as tokenizers, JSON and sockets take it; a name must not be empty."""
+
+    def __init__(self, name: str, may_be_empty: bool = False) -> None:
+        self.name = name
+        self._may_be_empty = may_be_empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            text = _readable(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        if not text.strip() and not self._may_be_empty:
+            self.fail("it is empty: write a name, or leave the option out", param, ctx)
+        return text
+
+
+class File(click.ParamType):
+    """The path of a file or a directory, there or to be made; bytes that are no text may be in it."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        text = os.fspath(value)
+        try:
+            named = os.fsencode(text)
+        except UnicodeEncodeError:
+            named = b""
+        if not named.strip() or b"\0" in named:
+            self.fail(f"{text!a} cannot be the path of a file: write one", param, ctx)
+        return Path(text)
+
+
+def _readable(text: str) -> str:
+    """`text`, if it is one: Python hides bytes of the command line that its locale cannot read in lone surrogates.
+
+    Where the locale is a narrower one, UTF-8 is read nevertheless. Raises InputError.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            text = os.fsencode(text).decode()
+        except UnicodeError as error:
+            raise InputError(f"{text!a} holds bytes that are no text: write it in UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{text!a} holds a zero byte, which no text does: leave it out")
+    return text
 
 
 class Storage(click.ParamType):
@@ -46,7 +101,7 @@ class Storage(click.ParamType):
         if isinstance(value, EmulatedStorage):
             return value
         try:
-            return parse_storage(value)
+            return parse_storage(_readable(value))
         except InputError as error:
             self.fail(str(error), param, ctx)
 
@@ -89,19 +144,29 @@ class Picture(click.ParamType):
     name = "picture"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(value)
+        path = FILE.convert(value, param, ctx)
         if path.suffix not in PICTURES and str(path) != "-":
             self.fail(f"'{value}' is not the name of a picture: it must end in {', '.join(PICTURES)}", param, ctx)
         return path
 
 
+FILE = File()
 PICTURE = Picture()
-TIME = Quantity("time", parse_time_us)
-SIZE = Quantity("size", parse_bytes)
+NAME = Text("name")
+SENTENCE = Text("text", may_be_empty=True)
+TIME = Quantity("time", parse_time_us, "60min")  # packages hold deadlines as 32-bit microseconds
+PATIENCE = Quantity("time", parse_time_us, "10000min")  # sockets and the solver wait no longer than some weeks
+SIZE = Quantity("size", parse_bytes, "1024GiB")  # beyond any memory, and the solver's sums stay exact
 STORAGE = Storage()
 TIMES = Several(TIME)
 SIZES = Several(SIZE)
-FILE = click.Path(path_type=Path)
+# Numbers that reach the engine, the package's index or a list of that length are bounded here.
+THREADS = click.IntRange(1, LIMITS["threads"])
+LANES = click.IntRange(1, LIMITS["lanes"])
+SLICES = click.IntRange(1, LIMITS["slices"])
+LENGTH = click.IntRange(1, LIMITS["max_length"])
+PROCESSES = click.IntRange(1, 1024)
+ROUNDS = 10**6  # of anything that is measured again and again
 
 
 def compose(options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
@@ -192,15 +257,22 @@ _IMPORTANCE = (
         help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
     ),
     click.option("--exact", is_flag=True, help="Measure every bitwidth; else four, the others follow local errors."),
-    click.option("--jobs", type=int, metavar="K", help="Processes that measure importance; default: one a core."),
-    click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler (tcp://host:port) that measures it instead."),
+    click.option("--jobs", type=PROCESSES, metavar="K", help="Processes that measure importance; default: one a core."),
+    click.option(
+        "--cluster", type=NAME, metavar="ADDRESS", help="A Dask scheduler (tcp://host:port) that measures it instead."
+    ),
 )
 _SHARDS = (
-    click.option("--model-output", metavar="NAME", help="Which of the graph's outputs is wanted; default: the first."),
     click.option(
-        "--max-length", type=int, default=128, show_default=True, metavar="N", help="Longest input, in tokens."
+        "--model-output", type=NAME, metavar="NAME", help="Which of the graph's outputs is wanted; default: the first."
     ),
-    click.option("--slices", type=int, metavar="M", help="Slices per layer; default: the number of heads."),
+    click.option(
+        "--max-length",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Longest input, in tokens; default: 128, or the model's positions where they are fewer.",
+    ),
+    click.option("--slices", type=SLICES, metavar="M", help="Slices per layer; default: the number of heads."),
     click.option(
         "--quantizer",
         type=click.Choice(["nested", "gobo"]),
@@ -226,6 +298,7 @@ gpu_use_option = click.option(
 _GPU = (
     click.option(
         "--gpu",
+        type=NAME,
         metavar="NAME|none",
         help="Put the GPU of target NAME beside the CPU of --target; default: the target's own, if it has one.",
     ),
@@ -262,7 +335,7 @@ model_options = compose(
         ),
         click.option(
             "--time-limit",
-            type=TIME,
+            type=PATIENCE,
             default="10s",
             show_default=True,
             metavar="TIME",
@@ -294,8 +367,8 @@ model_options = compose(
         ),
         *_GPU,
         *_SHARDS,
-        click.option("--threads", type=int, metavar="K", help="Compute threads; default: the target's."),
-        click.option("--lanes", type=int, metavar="K", help="IO lanes; default: the target's."),
+        click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: the target's."),
+        click.option("--lanes", type=LANES, metavar="K", help="IO lanes; default: the target's."),
         click.option(
             "--device-profile",
             "--device",

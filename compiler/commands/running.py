@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stic.compiler.commands.parameters import FILE, PICTURE, compose
+from stic.compiler.commands.parameters import FILE, NAME, PICTURE, SENTENCE, compose
 from stic.compiler.commands.terminal import console, print_notes
 from stic.runtime.errors import InputError
+from stic.runtime.format import LIMITS
 
 if TYPE_CHECKING:
     from stic.compiler.device.runner import Running
@@ -21,12 +22,24 @@ if TYPE_CHECKING:
 
 input_options = compose(
     (
-        click.option("--text", "texts", multiple=True, metavar="TEXT", help="A sentence; repeat for several."),
         click.option(
-            "--pair", "pairs", multiple=True, metavar="TEXT", help="Second sentence of each --text, for pair tasks."
+            "--text", "texts", type=SENTENCE, multiple=True, metavar="TEXT", help="A sentence; repeat for several."
         ),
         click.option(
-            "--ids", "id_lists", multiple=True, metavar="N,N,...", help="Token numbers instead of a sentence."
+            "--pair",
+            "pairs",
+            type=SENTENCE,
+            multiple=True,
+            metavar="TEXT",
+            help="Second sentence of each --text, for pair tasks.",
+        ),
+        click.option(
+            "--ids",
+            "id_lists",
+            type=NAME,
+            multiple=True,
+            metavar="N,N,...",
+            help="Token numbers instead of a sentence.",
         ),
         click.option(
             "--truncate", is_flag=True, help="Cut a sentence that is longer than the package was compiled for."
@@ -87,10 +100,13 @@ class Question:
 
 
 def _ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError as error:
-        raise InputError(f"'{text}' is not a list of token numbers: write for example --ids 101,7592,102") from error
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise InputError(f"'{text}' is not a list of token numbers: write for example --ids 101,7592,102")
+    for part in parts:
+        if len(part.lstrip("0")) > len(str(LIMITS["vocabulary"])):
+            raise InputError(f"token {part} is out of range: no vocabulary has more than {LIMITS['vocabulary']} tokens")
+    return [int(part) for part in parts]
 
 
 def answer(
@@ -104,7 +120,7 @@ def answer(
     """Run every input, and show what was asked for; `more` goes into the JSON object."""
     from stic.compiler.report import answers, contents, drawing, report
 
-    has_types = int(package.header["types"]) > 0
+    has_types = int(package.header["types"]) > 1
     runs: list[dict[str, Any]] = []
     outputs, traces = [], []
     for ids, types in inputs:

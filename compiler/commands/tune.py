@@ -10,16 +10,20 @@ from pathlib import Path
 
 import click
 
-from stic.compiler.commands.parameters import FILE, json_option
+from stic.compiler.commands.parameters import FILE, NAME, ROUNDS, json_option
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.errors import TargetError
 
 
 @click.command("tune")
-@click.option("--target", default="host", show_default=True, metavar="NAME", help="Whose kernels to tune.")
-@click.option("--tracker", metavar="HOST:PORT", help="Measure on a device behind this TVM RPC tracker, not here.")
-@click.option("--key", metavar="KEY", help="The device's key at the tracker; default: the target's name.")
-@click.option("--rounds", type=click.IntRange(3), default=9, show_default=True, metavar="N", help="Turns a comparison.")
+@click.option("--target", type=NAME, default="host", show_default=True, metavar="NAME", help="Whose kernels to tune.")
+@click.option(
+    "--tracker", type=NAME, metavar="HOST:PORT", help="Measure on a device behind this TVM RPC tracker, not here."
+)
+@click.option("--key", type=NAME, metavar="KEY", help="The device's key at the tracker; default: the target's name.")
+@click.option(
+    "--rounds", type=click.IntRange(3, ROUNDS), default=9, show_default=True, metavar="N", help="Turns a comparison."
+)
 @click.option("-o", "--output", type=FILE, metavar="FILE.json", help="Write the record here; no compile reads it.")
 @json_option
 def tune_command(

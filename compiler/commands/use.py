@@ -11,7 +11,17 @@ from typing import Any
 import click
 
 from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options, tracker_option
-from stic.compiler.commands.parameters import FILE, gpu_use_option, json_option, session_budget_options, storage_option
+from stic.compiler.commands.parameters import (
+    FILE,
+    LENGTH,
+    PROCESSES,
+    ROUNDS,
+    THREADS,
+    gpu_use_option,
+    json_option,
+    session_budget_options,
+    storage_option,
+)
 from stic.compiler.commands.running import Question, answer, input_options, result_options
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.emulated import EmulatedStorage
@@ -20,7 +30,7 @@ from stic.runtime.emulated import EmulatedStorage
 @click.command("run")
 @click.argument("package", type=FILE)
 @input_options
-@click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
 @session_budget_options
 @storage_option
 @gpu_use_option
@@ -70,15 +80,13 @@ def run_command(
     help="What the file is for; default: what its columns say.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N examples.")
-@click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
+@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
 @session_budget_options
 @gpu_use_option
 @tracker_option
 @lease_options
 @directory_option
-@click.option(
-    "--devices", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Share it among N of them."
-)
+@click.option("--devices", type=PROCESSES, default=1, show_default=True, metavar="N", help="Share it among N of them.")
 @json_option
 def eval_command(
     package: Path,
@@ -145,9 +153,11 @@ def eval_command(
 
 @click.command("bench")
 @click.argument("package", type=FILE)
-@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Measured runs.")
-@click.option("--threads", type=click.IntRange(1), metavar="K", help="Compute threads; default: as planned.")
-@click.option("--length", type=click.IntRange(1), metavar="N", help="Tokens; default: what was planned for.")
+@click.option(
+    "--runs", type=click.IntRange(1, ROUNDS), default=20, show_default=True, metavar="N", help="Measured runs."
+)
+@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
+@click.option("--length", type=LENGTH, metavar="N", help="Tokens; default: what was planned for.")
 @click.option("--cold", is_flag=True, help="Empty the preload buffer before every run, as after a long pause.")
 @session_budget_options
 @storage_option

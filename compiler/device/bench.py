@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from rich.table import Table
 
 from stic.compiler.device.runner import Running
-from stic.compiler.quantities import format_bytes, format_time
+from stic.compiler.quantities import format_bytes, format_time, quote_time
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.package import Package
@@ -68,7 +68,7 @@ class Bench:
         state = "emptied before each run" if self.cold else "warm"
         table.add_row("runs", f"{self.runs} of {self.tokens} tokens, {self.threads} threads, {self.lanes} lanes")
         table.add_row("preload buffer", f"{state}; everything else cold")
-        deadline = f", deadline {format_time(self.deadline_us)}" if self.deadline_us else ""
+        deadline = f", deadline {quote_time(self.deadline_us)}" if self.deadline_us else ""
         table.add_row("median", f"{format_time(self.median_us)} (predicted {format_time(self.predicted_us)}{deadline})")
         late = f"; {self.late} of {self.runs} runs after the deadline" if self.late is not None else ""
         table.add_row("95 % within", format_time(self.p95_us) + late)

@@ -63,7 +63,7 @@ def _measured_here(
         model.embeddings.norm.epsilon,
     )
     key = (workload, kernels_key(materials.kernel_shape, target))
-    data = cached((*key, folder.stat().st_dev), lambda: measure(target, workload, folder, tick))
+    data = cached((*key, folder.stat().st_dev), lambda: measure(target, workload, folder, tick), note)
     if target.gpu is None:
         return data
     text = program_key(materials.kernel_shape, target.gpu.style, gpu_storage, interleave(target))
@@ -76,4 +76,4 @@ def _measured_here(
             note(f"{error}; what the GPU takes is estimated")
             return {}
 
-    return {**data, "gpu": cached(("gpu", *key, text, *drivers), on_gpu) or None}
+    return {**data, "gpu": cached(("gpu", *key, text, *drivers), on_gpu, note) or None}

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from stic.compiler.array_cache import sources
+from stic.compiler.array_cache import Note, sources
+from stic.compiler.device.disturbance import Watch, disturbed
 from stic.compiler.device.runner import HostRunner, Runner, Tick
 from stic.compiler.device.synthetic import VOCABULARY, synthetic
 from stic.compiler.device.workload import Workload
@@ -88,10 +89,10 @@ def shape_facts(workload: Workload) -> dict[str, Any]:
     return {**{name: getattr(workload.geometry, name) for name in names}, "rows": workload.max_length}
 
 
-def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note) -> dict[str, Any]:
     """Return what was measured under `key` on this machine, by this engine and this code, else measure it.
 
-    What is not empty is kept.
+    What is not empty is kept, unless the machine was busy: then `note` is told, and the next call measures again.
     """
     engine = find_library()  # its path names its content
     code = sources("compiler/device/measure.py", "compiler/device/synthetic.py", "targets/storage.py")
@@ -101,8 +102,12 @@ def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str
         found: dict[str, Any] = json.loads(path.read_text())
         return found
     except (OSError, ValueError):
+        watch = Watch()
         profile = work()
     if not profile:
+        return profile
+    if why := disturbed(profile, watch.others()):
+        note(f"while this machine was measured {why}: it may be faster than that; the next plan measures again")
         return profile
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")

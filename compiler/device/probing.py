@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stic.compiler.array_cache import Note
+from stic.compiler.device.disturbance import Watch, disturbed
 from stic.compiler.device.measure import measure
 from stic.compiler.device.measure_gpu import measure_gpu
 from stic.compiler.device.runner import RemoteRunner, Runner, Tick
@@ -35,15 +36,18 @@ def probe(
     """`measure`, and `measure_gpu` where the target has a GPU: a device profile as `stic probe` writes it.
 
     wide: also bare reads with other numbers of lanes. Where layers do not run on the device's GPU, `note` is told
-    why, and the profile has no "gpu".
+    why, and the profile has no "gpu"; it is told, too, if the device was busy meanwhile.
     """
     survey = (1, 2 * workload.lanes, ROW_LANES) if wide else ()
+    watch = Watch() if runner is None else None  # who else works on a device behind a tracker is not known here
     data = measure(target, workload, folder, tick, survey, runner)
     if target.gpu is not None:
         try:
             data["gpu"] = measure_gpu(target, workload, folder, gpu_storage, runner)
         except EngineError as error:
             note(str(error))
+    if why := disturbed(data, None if watch is None else watch.others()):
+        note(f"while the device was measured {why}: these times may be too long; probe while it does nothing else")
     return data
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from stic.compiler.model import Activation, Model
-from stic.compiler.options import ShardOptions
+from stic.compiler.options import ShardOptions, longest_input
 from stic.compiler.sharding import Geometry
-from stic.runtime.format import LEVEL_BITS
+from stic.runtime.format import LEVEL_BITS, LIMITS
 from stic.targets.target import Target
 
 DEFAULT_LANES = 2  # phone flash gains nothing from more (FlexInfer, arXiv 2503.03777)
@@ -32,18 +32,22 @@ class Workload:
         cls,
         model: Model | None,
         target: Target,
-        max_length: int,
+        max_length: int | None,
         shards: ShardOptions,
         threads: int | None = None,
         lanes: int | None = None,
     ) -> Self:
-        """That of a model on a target, or without a model of a small encoder; by default a slice for each head."""
+        """That of a model on a target, or without a model of a small encoder; by default a slice for each head.
+
+        Raises InputError for a `max_length` beyond the model's positions.
+        """
         threads, lanes, full_bits = threads or target.threads, lanes or DEFAULT_LANES, shards.full_bits
         if model is None:
             geometry = Geometry(1, *SMALL_ENCODER, shards.slices or SMALL_ENCODER[1])
-            return cls(geometry, "gelu", max_length, threads, lanes, full_bits)
+            length = longest_input(max_length, LIMITS["max_length"])
+            return cls(geometry, "gelu", length, threads, lanes, full_bits)
         geometry = Geometry(1, model.hidden, model.heads, model.head_dim, model.ffn, shards.slices or model.heads)
-        length, epsilon = min(max_length, model.max_length), model.embeddings.norm.epsilon
+        length, epsilon = longest_input(max_length, model.max_length), model.embeddings.norm.epsilon
         return cls(geometry, model.activation, length, threads, lanes, full_bits, epsilon)
 
     @property

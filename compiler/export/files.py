@@ -36,6 +36,7 @@ def write_all(model: onnx.ModelProto, config: dict[str, Any], folder: Path, out:
     except OSError as error:
         raise InputError(
             f"{out} cannot be written: {error.strerror or error}; free some space or choose another place"
+            " (of temporary files, with TMPDIR)"
         ) from error
 
 

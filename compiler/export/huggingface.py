@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from stic.compiler.export.families import ACTIVATIONS, FAMILIES, Family
+from stic.compiler.export.families import ACTIVATIONS, FAMILIES, Classifier, Family, refusal
 from stic.compiler.export.files import write_all
 from stic.compiler.export.graph import GraphWriter
+from stic.compiler.frontend.folders import onnx_file
 from stic.compiler.frontend.safetensors import Weights
+from stic.compiler.frontend.sharded_safetensors import ShardedWeights, open_weights
+from stic.compiler.model import Head, Pooling
 from stic.runtime.errors import InputError
+
+Tensors: TypeAlias = Weights | ShardedWeights
 
 _POOLINGS = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}
 
@@ -21,20 +28,30 @@ _POOLINGS = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls":
 def export_model(hf_dir: Path, out: Path, pooling: str | None = None) -> None:
     """Write the ONNX file `out`, and tokenizer.json and config.json beside it, from a Hugging Face directory.
 
-    The graph takes input_ids and attention_mask (and token_type_ids for BERT), each (batch, sequence) int64. Its output
-    is `logits` for a ...ForSequenceClassification architecture; `sentence_embedding` with pooling "mean" or "first",
-    which for a sentence-transformers directory is its own; else `last_hidden_state` (pooling "tokens") and, where the
-    model has a pooler, `pooler_output`. float16 weights stay float16 in the file and are cast in the graph.
+    The graph takes input_ids and attention_mask (and token_type_ids, if the family has them), each (batch, sequence)
+    int64. Its output is `logits` for a ...ForSequenceClassification architecture; `sentence_embedding` with pooling
+    "mean" or "first", which for a sentence-transformers directory is its own; else `last_hidden_state` (pooling
+    "tokens") and, where the model has a pooler, `pooler_output`. float16 weights stay float16 in the file and are cast
+    in the graph.
     Files appear whole or not at all. InputError says what is missing or not supported.
     """
     hf_dir, out = Path(hf_dir), Path(out)
     if pooling not in (None, "mean", "first", "tokens"):
         raise InputError(f"pooling '{pooling}' is not known; use mean, first (the [CLS] token) or tokens")
+    onnx_beside = onnx_file(hf_dir) if hf_dir.is_dir() else None
+    if onnx_beside is not None:
+        raise InputError(f"{onnx_beside} is ONNX already: give it, or {hf_dir}, to `stic compile` and the others")
     modules = _sentence_modules(hf_dir)
     folder = hf_dir / modules.folder if modules is not None else hf_dir
     config = _json(folder / "config.json")
     model = _encoder(folder, config, pooling, modules)
     write_all(model, config, folder, out)
+
+
+def sentence_head(hf_dir: Path) -> Head | None:
+    """The pooling, and norm, that a sentence-transformers directory puts after its encoder; None: it is no such one."""
+    modules = _sentence_modules(hf_dir)
+    return None if modules is None else Head(cast(Pooling, modules.pooling), normalize=modules.normalize)
 
 
 @dataclass(frozen=True)
@@ -84,10 +101,9 @@ def _json(path: Path, kind: type = dict) -> Any:
 
 def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules: _Modules | None) -> onnx.ModelProto:
     where = folder / "config.json"
-    kind = config.get("model_type")
-    family = FAMILIES.get(str(kind))
+    family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
-        raise InputError(f"{where}: model_type '{kind}' is not supported; {', '.join(FAMILIES)} are")
+        raise InputError(f"{where}: {refusal(config)}")
     if config.get("is_decoder") or config.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(
             f"{where}: only encoders with absolute positions are supported (no decoder, no relative positions)"
@@ -96,6 +112,12 @@ def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules:
     if any(not isinstance(size, int) or size < 1 for size in sizes) or sizes[2] % sizes[1]:  # type: ignore[operator]
         raise InputError(
             f"{where}: layers, heads, hidden and FFN sizes are {sizes}; expected whole numbers that divide"
+        )
+    narrow = config.get("embedding_size", sizes[2])
+    if narrow != sizes[2]:
+        raise InputError(
+            f"{where}: its embeddings are {narrow} wide and pass a linear map to layers of {sizes[2]};"
+            " only models whose embedding_size is their hidden_size are supported"
         )
     activation = ACTIVATIONS.get(str(config.get(family.activation, "gelu")))
     if activation is None:
@@ -110,14 +132,14 @@ def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules:
         )
     if classifier and (pooling is not None or modules is not None):
         raise InputError(f"{where}: '{architecture}' pools by itself; leave the pooling out")
-    weights = Weights(folder / "model.safetensors")
+    weights = open_weights(folder)
     weights.use_prefix(family.prefix, "embeddings.word_embeddings.weight")
     writer = GraphWriter()
     hidden = int(sizes[2])  # type: ignore[arg-type]
-    x, inputs = _embeddings(writer, weights, config, hidden)
+    x, inputs = _embeddings(writer, weights, config, family, hidden)
     x = _layers(writer, weights, config, family, activation, x)
     if classifier:
-        outputs = {"logits": _classifier(writer, weights, str(kind), hidden, x)}
+        outputs = {"logits": _classifier(writer, weights, family.classifier, hidden, x)}
     else:
         chosen = pooling if pooling is not None else modules.pooling if modules is not None else "tokens"
         outputs = _pooled(writer, weights, chosen, modules is not None and modules.normalize, hidden, x)
@@ -125,35 +147,49 @@ def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules:
 
 
 def _linear(
-    writer: GraphWriter, weights: Weights, x: str, name: str, out: int | None, size: int, whole: bool = False
+    writer: GraphWriter, weights: Tensors, x: str, name: str, out: int | None, size: int, whole: bool = False
 ) -> str:
     weight = weights.get(f"{name}.weight", (out, size), whole)
     return writer.linear(x, name, weight, weights.get(f"{name}.bias", (weight.shape[0],), whole))
 
 
-def _norm(writer: GraphWriter, weights: Weights, x: str, name: str, size: int, epsilon: float) -> str:
+def _norm(writer: GraphWriter, weights: Tensors, x: str, name: str, size: int, epsilon: float) -> str:
     return writer.norm(x, name, weights.get(f"{name}.weight", (size,)), weights.get(f"{name}.bias", (size,)), epsilon)
 
 
 def _embeddings(
-    writer: GraphWriter, weights: Weights, config: dict[str, Any], hidden: int
+    writer: GraphWriter, weights: Tensors, config: dict[str, Any], family: Family, hidden: int
 ) -> tuple[str, tuple[str, ...]]:
-    kind = config["model_type"]
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
-    padding = _number(config, "pad_token_id", 1, int) if "roberta" in kind else None
 
-    def rows(name: str, index: str) -> str:
+    def table(name: str) -> tuple[str, NDArray[Any]]:
         full = f"embeddings.{name}_embeddings.weight"
-        return writer.rows(full, weights.get(full, (None, hidden)), index)
+        return full, weights.get(full, (None, hidden))
 
-    x = rows("word", "input_ids")
-    if kind == "bert":
+    words, positions = table("word"), table("position")
+    padding = _padding(config, len(words[1]), len(positions[1])) if family.padded_positions else None
+    if config.get("use_task_id"):  # ERNIE: every token is of task 0, which transformers takes unless told otherwise
+        task = table("task_type")[1][0]
+        positions = (positions[0], positions[1].astype(np.float32) + task.astype(np.float32))
+    x = writer.rows(*words, "input_ids")
+    if family.types == "input":
         inputs = (*inputs, "token_type_ids")
-        x = writer.add("Add", x, rows("token_type", "token_type_ids"))
-    elif "roberta" in kind:
-        x = writer.add("Add", x, rows("token_type", writer.add("Sub", "input_ids", "input_ids")))
-    x = writer.add("Add", x, rows("position", writer.positions("input_ids", padding)))
+        x = writer.add("Add", x, writer.rows(*table("token_type"), "token_type_ids"))
+    elif family.types == "zero":
+        x = writer.add("Add", x, writer.rows(*table("token_type"), writer.add("Sub", "input_ids", "input_ids")))
+    x = writer.add("Add", x, writer.rows(*positions, writer.positions("input_ids", padding)))
     return _norm(writer, weights, x, "embeddings.LayerNorm", hidden, _epsilon(config)), inputs
+
+
+def _padding(config: dict[str, Any], words: int, positions: int) -> int:
+    """The id of padding, from which positions count on; it must be one, and leave positions for tokens."""
+    padding = _number(config, "pad_token_id", 1, int)
+    if not 0 <= padding < min(words, positions - 1):
+        raise InputError(
+            f"config.json: pad_token_id is {padding}, from which positions count on; expected one of the {words} tokens"
+            f" and below the {positions} positions: give the number that the model was trained with"
+        )
+    return int(padding)
 
 
 def _epsilon(config: dict[str, Any]) -> float:
@@ -168,7 +204,7 @@ def _number(config: dict[str, Any], key: str, default: Any, kind: type) -> Any:
 
 
 def _layers(
-    writer: GraphWriter, weights: Weights, config: dict[str, Any], family: Family, activation: str, x: str
+    writer: GraphWriter, weights: Tensors, config: dict[str, Any], family: Family, activation: str, x: str
 ) -> str:
     count, heads, hidden, ffn = (int(config[k]) for k in (family.layers, family.heads, family.hidden, family.ffn))
     bias = writer.mask_bias("attention_mask")
@@ -187,20 +223,13 @@ def _layers(
 _Output = tuple[str, tuple[str | int, ...]]
 
 
-def _classifier(writer: GraphWriter, weights: Weights, kind: str, hidden: int, x: str) -> _Output:
-    x = writer.first(x)
-    last = "classifier"
-    if kind == "bert":
-        x = writer.activation(_linear(writer, weights, x, "pooler.dense", hidden, hidden), "tanh")
-    elif kind == "distilbert":
-        x = writer.activation(_linear(writer, weights, x, "pre_classifier", hidden, hidden, True), "relu")
-    else:
-        x = writer.activation(_linear(writer, weights, x, "classifier.dense", hidden, hidden, True), "tanh")
-        last = "classifier.out_proj"
-    return _linear(writer, weights, x, last, None, hidden, True), ("batch", "labels")
+def _classifier(writer: GraphWriter, weights: Tensors, head: Classifier, hidden: int, x: str) -> _Output:
+    x = _linear(writer, weights, writer.first(x), head.dense, hidden, hidden, not head.pooler)
+    x = writer.activation(x, head.activation)
+    return _linear(writer, weights, x, head.out, None, hidden, True), ("batch", "labels")
 
 
-def _pooled(writer: GraphWriter, weights: Weights, pooling: str, unit: bool, hidden: int, x: str) -> dict[str, _Output]:
+def _pooled(writer: GraphWriter, weights: Tensors, pooling: str, unit: bool, hidden: int, x: str) -> dict[str, _Output]:
     if pooling != "tokens":
         pooled = writer.mean(x, "attention_mask") if pooling == "mean" else writer.first(x)
         return {"sentence_embedding": (writer.unit(pooled) if unit else pooled, ("batch", hidden))}

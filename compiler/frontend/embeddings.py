@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.frontend.graph import Graph
-from stic.compiler.frontend.parts import norm, terms
+from stic.compiler.frontend.norms import norm
+from stic.compiler.frontend.parts import terms
 from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
 from stic.compiler.model import Array, Embeddings
 
@@ -25,17 +26,13 @@ def read_embeddings(graph: Graph, inputs: Inputs, value: str) -> Embeddings:
     hidden = word.shape[1]
     position: Array | None = None
     types: Array | None = None
-    offset = 0
+    offset, padding = 0, None
     constant = np.zeros((1, hidden), np.float32)
     _, batch, tokens = inputs.ids.shape
     for name in others:
         name = _lookup(graph, name)
         if graph.op(name) not in ("Gather", "Slice"):
-            rows = graph.value(name)
-            sizes = (hidden, tokens * hidden) if inputs.fixed_length else (hidden,)
-            if not graph.is_constant(name) or rows.shape[-1:] != (hidden,) or rows.size not in sizes:
-                raise graph.refuse(name, "rows of a position or token type table")
-            constant = constant + rows.reshape(-1, hidden)
+            constant = constant + _folded(graph, inputs, name, hidden)
             continue
         index = [np.broadcast_to(_rows(graph, name, p), (batch, tokens)) for p in (FULL, PARTIAL)]
         start = int(index[FULL][0, 0])
@@ -43,20 +40,55 @@ def read_embeddings(graph: Graph, inputs: Inputs, value: str) -> Embeddings:
             if position is not None:
                 raise graph.refuse(name, "one position table")
             position, offset = _table(graph, name), start
-        elif all(np.array_equal(index[p], inputs.types[p]) for p in (FULL, PARTIAL)) or not np.any(index):
+            padding = _padding(graph, inputs, name, index[PARTIAL] - start)
+        elif inputs.has_types and all(np.array_equal(index[p], inputs.types[p]) for p in (FULL, PARTIAL)):
             if types is not None:
                 raise graph.refuse(name, "one token type table")
             types = _table(graph, name)
+        elif all(np.all(index[p] == start) for p in (FULL, PARTIAL)):  # the same row, whatever types a run is given
+            row = _table(graph, name)[start : start + 1]
+            if types is None and not inputs.has_types:
+                types = row
+            else:
+                constant = constant + row
         else:
             raise graph.refuse(name, "rows by position (an offset plus the token's number) or by token type")
     if len(constant) > 1:  # rows that the exporter folded, one for each token of a fixed length
+        if padding is not None:
+            raise graph.refuse(found[0], "positions that either depend on padding or are constant")
         base = position[offset : offset + tokens] if position is not None else np.float32(0.0)
         position, offset = (base + constant).astype(np.float32), 0
     elif np.any(constant) and position is not None:
         position = position + constant
     if position is None:
         raise graph.refuse(found[0], "position rows in the sum of the embeddings")
-    return Embeddings(word, position, types, found[1], offset)
+    return Embeddings(word, position, types, found[1], offset, padding)
+
+
+def _folded(graph: Graph, inputs: Inputs, name: str, hidden: int) -> Array:
+    """Return the rows that the exporter folded: one for all tokens, or one for each (rows, hidden)."""
+    rows, (_, batch, tokens) = graph.value(name), inputs.ids.shape
+    shapes = ((tokens, hidden), (batch, tokens, hidden))
+    if graph.is_constant(name) and rows.shape[-1:] == (hidden,) and rows.size in (hidden, *map(np.prod, shapes)):
+        every = np.broadcast_to(rows.reshape(-1, *shapes[0]) if rows.size > hidden else rows.reshape(-1), shapes[1])
+        same = np.array_equal(every, np.broadcast_to(every[:1], every.shape))  # for every text of the batch
+        if same and np.array_equal(every[0], np.broadcast_to(every[0, :1], shapes[0])):
+            return np.asarray(every[0, :1], np.float32)
+        if same and inputs.fixed_length:
+            return np.asarray(every[0], np.float32)
+    raise graph.refuse(name, "rows of a position or token type table")
+
+
+def _padding(graph: Graph, inputs: Inputs, name: str, places: NDArray[Any]) -> int | None:
+    """Return the id that the positions `places` of PARTIAL's tokens skip, None if they are the tokens' numbers."""
+    kept = inputs.mask[PARTIAL].astype(bool)  # rows of masked tokens bear on nothing
+    if np.array_equal(places[kept], np.broadcast_to(np.arange(places.shape[1]), places.shape)[kept]):
+        return None
+    counted = inputs.ids[PARTIAL] != inputs.padding
+    skipping = np.cumsum(counted, axis=1) * counted - 1
+    if inputs.padding is None or not np.array_equal(places[kept], skipping[kept]):
+        raise graph.refuse(name, "positions by token number, or by the number of tokens that are no padding")
+    return inputs.padding
 
 
 def _lookup(graph: Graph, name: str) -> str:

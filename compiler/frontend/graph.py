@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from stic.compiler.frontend.load import describe
+from stic.compiler.frontend.precision import Precision
 from stic.runtime.errors import InputError, UnsupportedModelError
 
 Values = dict[str, Any]  # value name -> array
@@ -51,9 +52,12 @@ class Graph:
     output: str
     opsets: tuple[onnx.OperatorSetIdProto, ...]
     where: str  # the file, for messages
+    precision: Precision
     features: set[str] = field(default_factory=set)  # values that depend on rows of the word table
     varying: set[str] = field(default_factory=set)  # values that depend on what an input holds
     probes: list[Values] = field(default_factory=list)  # every value, for each probe
+    dominators: dict[str, str] = field(default_factory=dict)  # feature -> the last one that all paths to it go through
+    norms: dict[str, Any] = field(default_factory=dict)  # what `frontend_norms.norm` found at a value
 
     def op(self, value: str) -> str:
         """Return the op that computes `value`, "" for inputs and weights."""
@@ -84,7 +88,10 @@ class Graph:
         """Make the error for a graph that does not compute `expected` at `value`."""
         node = self.producers.get(value)
         place = describe(node) if node is not None else f"value '{value}'"
-        return UnsupportedModelError(f"{self.where}: {place} cannot be taken; expected {expected} there")
+        return UnsupportedModelError(
+            f"{self.where}: {place} cannot be taken; expected {expected} there (for an encoder of the BERT family, "
+            "its Hugging Face directory can be given instead)"
+        )
 
     def run_node(self, node: onnx.NodeProto, arrays: list[Any]) -> list[Any]:
         """Run one operator; UnsupportedModelError names the node if it cannot run."""
@@ -160,7 +167,7 @@ class Graph:
         return Moved(value, index, factor)
 
 
-def build_graph(model: onnx.ModelProto, output: str | None, where: str) -> Graph:
+def build_graph(model: onnx.ModelProto, precision: Precision, output: str | None, where: str) -> Graph:
     """Keep what the output needs (`output` by name; None: the first). InputError if the graph is inconsistent."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in weights}
@@ -192,7 +199,8 @@ def build_graph(model: onnx.ModelProto, output: str | None, where: str) -> Graph
     nodes = tuple(_canonical(node for node in model.graph.node if kept.intersection(node.output)))
     return Graph(
         flow, nodes, {name: node for node in nodes for name in node.output}, weights,
-        tuple(value for name, value in inputs.items() if name in kept), chosen, tuple(model.opset_import), where,
+        tuple(value for name, value in inputs.items() if name in kept), chosen, tuple(model.opset_import),
+        where, precision,
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from typing import cast
 import numpy as np
 
 from stic.compiler.frontend.graph import Graph
-from stic.compiler.frontend.parts import activation, linear, norm
+from stic.compiler.frontend.norms import norm
+from stic.compiler.frontend.parts import activation, linear
 from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
 from stic.compiler.model import Dense, Head, HeadActivation, Pooling
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.frontend.graph import Graph, Moved
-from stic.compiler.frontend.parts import activation, fold_linear, linear, norm, terms
+from stic.compiler.frontend.norms import norm
+from stic.compiler.frontend.parts import activation, fold_linear, linear, terms
 from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
 from stic.compiler.frontend.scores import additive, check_mask, read_scores
 from stic.compiler.model import Array, Linear, Norm

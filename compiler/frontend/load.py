@@ -14,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnx.inliner import inline_local_functions
 
+from stic.compiler.frontend.precision import Precision, precision_of
 from stic.runtime.errors import InputError, UnsupportedModelError
 
 _WIDE = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)  # floats that become float32
@@ -33,8 +34,10 @@ def describe(node: onnx.NodeProto) -> str:
     )
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, Precision]:
     """Read `path` with its external data, inline local functions, and turn every float type into float32.
+
+    Returns the model and the precision that it computed in before.
 
     Raises InputError for a file that is damaged or incomplete, UnsupportedModelError for a graph that is
     recognisably no encoder (names the node).
@@ -52,11 +55,12 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         model = inline_local_functions(model) if model.functions else model
         _reject_foreign(model.graph, path)
         _check_arity(model, path)
+        precision = precision_of(model.graph)
         _to_float32(model.graph)
     except (ValueError, TypeError, RuntimeError, IndexError, OverflowError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} is damaged: {_first_line(error)}") from error
     _reject_not_finite(model.graph, path)
-    return model
+    return model, precision
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -99,11 +103,13 @@ def _reject_foreign(graph: onnx.GraphProto, path: Path) -> None:
             )
         if node.op_type in _QUANTIZED:
             raise UnsupportedModelError(
-                f"{path}: {describe(node)} belongs to a quantised model; expected fp32 or fp16 weights"
+                f"{path}: {describe(node)} belongs to a quantised model; expected float weights: give the model from "
+                "before it was quantised, or its Hugging Face directory"
             )
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedModelError(
-                f"{path}: {describe(node)} is outside standard ONNX; expected an export without fused operators"
+                f"{path}: {describe(node)} is outside standard ONNX; expected an export without fused operators: "
+                "optimise it no further than onnxruntime's level basic, or give its Hugging Face directory"
             )
     weights = {tensor.name for tensor in graph.initializer}
     for value in graph.input:

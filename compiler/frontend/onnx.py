@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from stic.compiler.forward import outputs
 from stic.compiler.frontend.embeddings import read_embeddings
+from stic.compiler.frontend.folders import beside, name_of
 from stic.compiler.frontend.graph import Graph, build_graph
 from stic.compiler.frontend.head import read_head
 from stic.compiler.frontend.layers import AttentionHalf, FeedForwardHalf, half
 from stic.compiler.frontend.load import read_onnx
-from stic.compiler.frontend.parts import norm, terms
+from stic.compiler.frontend.norms import norm
+from stic.compiler.frontend.parts import terms
 from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs, probe
 from stic.compiler.frontend.scores import refuse_causal
 from stic.compiler.model import Activation, Head, Layer, Linear, Model
 from stic.runtime.errors import InputError, UnsupportedModelError
-
-_TOLERANCE = 1e-3  # relative to the largest output; float32 sums in another order stay far below
 
 
 def load_model(path: Path, output: str | None = None) -> Model:
@@ -39,7 +39,7 @@ def load_model(path: Path, output: str | None = None) -> Model:
     """
     path = Path(path)
     where = str(path)
-    graph = build_graph(read_onnx(path), output, where)
+    graph = build_graph(*read_onnx(path), output, where)
     inputs = probe(graph)
     refuse_causal(graph)
     head, last = read_head(graph, inputs)
@@ -81,16 +81,16 @@ def _trunk(graph: Graph, inputs: Inputs, path: Path, head: Head, value: str) -> 
         value = first.before
     if not layers:
         raise graph.refuse(graph.output, "at least one encoder layer between the embeddings and the output")
-    tokenizer = path.parent / "tokenizer.json"
+    tokenizer = beside(path, "tokenizer.json")
     return Model(
-        name=path.stem if path.stem != "model" else path.resolve().parent.name,
+        name=name_of(path),
         heads=heads,
         activation=cast(Activation, activation),
         embeddings=read_embeddings(graph, inputs, value),
         layers=tuple(reversed(layers)),
         head=head,
         attention_scale=scale,
-        elastic=_is_elastic(path.parent / "config.json"),
+        elastic=_is_elastic(beside(path, "config.json")),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         source=path,
     )
@@ -131,7 +131,7 @@ def _check_same(graph: Graph, inputs: Inputs, model: Model) -> None:
         theirs = theirs.reshape(mine.shape)
         kept: NDArray[Any] = mask.astype(bool) if model.head.pooling == "tokens" else np.ones(len(mask), bool)
         error = np.abs(mine[kept] - theirs[kept]).max() / max(1.0, float(np.abs(theirs[kept]).max()))
-        if not error < _TOLERANCE:
+        if not error < graph.precision.output:
             raise UnsupportedModelError(
                 f"{graph.where}: it was read as an encoder of {len(model.layers)} layers, but at output "
                 f"'{graph.output}' the graph differs from that encoder by {error:.2g}; "

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from stic.compiler.forward import gelu, gelu_tanh
 from stic.compiler.frontend.graph import NEUTRAL, Graph
-from stic.compiler.model import HeadActivation, Linear, Norm
+from stic.compiler.frontend.norms import norm
+from stic.compiler.model import HeadActivation, Linear
 
 _ELEMENTWISE = {
     "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Erf", "Tanh", "Relu", "Gelu", "Sigmoid", "Exp", "Neg", "Reciprocal",
@@ -31,13 +32,19 @@ def terms(graph: Graph, value: str) -> tuple[list[str], list[str]]:
 
 def linear(graph: Graph, value: str) -> tuple[str, Linear] | None:
     """Read `value = weight @ x + bias`; return (x, map), or None if it is no linear map of one value."""
+    found = _product(graph, value)
+    return None if found is None else fold_linear(graph, *found)
+
+
+def _product(graph: Graph, value: str) -> tuple[str, list[str]] | None:
+    """Split `value` into a product of one value by no other, and what is added to it; None if it is no such sum."""
     features, constants = terms(graph, value)
     if len(features) != 1 or graph.op(features[0]) not in ("MatMul", "Gemm"):
         return None
     node = graph.producers[features[0]]
     if any(name in graph.features for name in node.input[1:]) or node.input[0] not in graph.features:
         return None
-    return fold_linear(graph, features[0], constants)
+    return features[0], constants
 
 
 def fold_linear(graph: Graph, product: str, constants: list[str]) -> tuple[str, Linear]:
@@ -66,100 +73,6 @@ def _bias(graph: Graph, product: str, name: str, size: int) -> NDArray[Any]:
     return array.reshape(-1)
 
 
-def norm(graph: Graph, value: str) -> tuple[str, Norm] | None:
-    """Read a layer normalisation, fused or decomposed; return (its input, norm), or None."""
-    value = graph.source(value)
-    if value not in graph.features:
-        return None
-    node = graph.producers[value]
-    size = graph.shape(value)[-1] if graph.shape(value) else 1
-    if node.op_type == "LayerNormalization":
-        options = {a.name: a.f if a.name == "epsilon" else a.i for a in node.attribute}
-        if options.get("axis", -1) not in (-1, len(graph.shape(value)) - 1):
-            raise graph.refuse(value, "a layer normalisation over the last axis")
-        gamma = _vector(graph, node.input[1], size)
-        beta = _vector(graph, node.input[2], size) if len(node.input) > 2 and node.input[2] else np.zeros(size)
-        if gamma is None or beta is None:
-            raise graph.refuse(value, "a layer normalisation with constant scale and shift")
-        return graph.source(node.input[0]), _norm(gamma, beta, options.get("epsilon", 1e-5))
-    beta, value = _affine(graph, value, "Add", size, np.zeros(size))
-    gamma, value = _affine(graph, value, "Mul", size, np.ones(size))
-    parts = _quotient(graph, value)
-    if parts is None:
-        return None
-    centred, deviation = parts
-    before = _centred(graph, centred)
-    variance_features, variance_rest = terms(graph, deviation)
-    if before is None or len(variance_features) != 1 or len(variance_rest) > 1:
-        return None
-    epsilon = graph.scalar(variance_rest[0]) if variance_rest else 0.0
-    if epsilon is None or not _is_variance(graph, variance_features[0], before):
-        return None
-    return before, _norm(gamma, beta, epsilon)
-
-
-def _norm(gamma: NDArray[Any], beta: NDArray[Any], epsilon: float) -> Norm:
-    return Norm(gamma.astype(np.float32), beta.astype(np.float32), float(epsilon))
-
-
-def _vector(graph: Graph, name: str, size: int) -> NDArray[Any] | None:
-    if not graph.is_constant(name) or graph.value(name).size not in (1, size):
-        return None
-    return np.broadcast_to(graph.value(name).reshape(-1), (size,))
-
-
-def _affine(graph: Graph, value: str, op: str, size: int, default: NDArray[Any]) -> tuple[NDArray[Any], str]:
-    """Split a constant vector off a sum or product, if there is one."""
-    value = graph.source(value)
-    if graph.op(value) == op:
-        features, others = graph.operands(value)
-        vector = _vector(graph, others[0], size) if len(features) == 1 else None
-        if vector is not None:
-            return vector, graph.source(features[0])
-    return default, value
-
-
-def _quotient(graph: Graph, value: str) -> tuple[str, str] | None:
-    """Read value = a / sqrt(b), in any of its spellings; return (a, b)."""
-    if graph.op(value) not in ("Div", "Mul") or len(graph.operands(value)[0]) != 2:
-        return None
-    pairs = [tuple(graph.source(name) for name in graph.producers[value].input)]
-    pairs = pairs if graph.op(value) == "Div" else [pairs[0], pairs[0][::-1]]
-    for top, root in pairs:
-        if graph.op(value) == "Mul":
-            exponent = graph.scalar(graph.producers[root].input[1]) if graph.op(root) == "Pow" else None
-            if exponent == -0.5:
-                return top, graph.source(graph.producers[root].input[0])
-            if graph.op(root) not in ("Reciprocal", "Div"):
-                continue
-            root = graph.source(graph.producers[root].input[-1])
-        if graph.op(root) == "Sqrt" or (
-            graph.op(root) == "Pow" and graph.scalar(graph.producers[root].input[1]) == 0.5
-        ):
-            return top, graph.source(graph.producers[root].input[0])
-    return None
-
-
-def _centred(graph: Graph, value: str) -> str | None:
-    """Read value = x - mean(x) over the last axis; return x."""
-    if graph.op(value) != "Sub":
-        return None
-    left, right = (graph.source(name) for name in graph.producers[value].input)
-    if graph.op(right) != "ReduceMean" or graph.source(graph.producers[right].input[0]) != left:
-        return None
-    return left if graph.shape(right) == (*graph.shape(left)[:-1], 1) else None
-
-
-def _is_variance(graph: Graph, value: str, before: str) -> bool:
-    if graph.op(value) != "ReduceMean" or graph.shape(value)[-1:] != (1,):
-        return False
-    square = graph.source(graph.producers[value].input[0])
-    names = graph.producers[square].input if square in graph.producers else []
-    if graph.op(square) == "Pow":
-        return graph.scalar(names[1]) == 2.0 and _centred(graph, graph.source(names[0])) == before
-    return graph.op(square) == "Mul" and all(_centred(graph, graph.source(n)) == before for n in names)
-
-
 def activation(graph: Graph, value: str) -> tuple[str, HeadActivation | str]:
     """Find the function of single elements that ends at `value`: return (its input, its kind).
 
@@ -176,7 +89,8 @@ def activation(graph: Graph, value: str) -> tuple[str, HeadActivation | str]:
             continue
         seen.add(name)
         features, others = graph.operands(name) if name in graph.producers else ([], [])
-        if graph.op(name) in _ELEMENTWISE and features and all(graph.scalar(o) is not None for o in others):
+        scalars = bool(features) and all(graph.scalar(other) is not None for other in others)
+        if graph.op(name) in _ELEMENTWISE and scalars and _product(graph, name) is None:  # a bias may be one number
             waiting.extend(features)
         else:
             starts.add(name)
@@ -189,9 +103,11 @@ def activation(graph: Graph, value: str) -> tuple[str, HeadActivation | str]:
         "none": grid, "relu": np.maximum(grid, 0), "tanh": np.tanh(grid), "gelu": gelu(grid.copy()),
         "gelu_tanh": gelu_tanh(grid.copy()),
     }  # fmt: skip
-    for kind, expected in kinds.items():
-        if np.shape(result) == grid.shape and np.abs(result - expected).max() < 2e-5:
-            return start, kind
+    if np.shape(result) == grid.shape:
+        errors = {kind: float(np.abs(result - expected).max()) for kind, expected in kinds.items()}
+        nearest = min(errors, key=lambda kind: errors[kind])
+        if errors[nearest] < graph.precision.activation:
+            return start, nearest
     raise graph.refuse(value, "GELU (erf or tanh form), ReLU or tanh as activation")
 
 

@@ -57,6 +57,16 @@ class Weights:
                 entries[name.removesuffix(old) + new] = entries[name]
         self.prefix = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names of the tensors, in old and new spelling."""
+        return tuple(self._entries)
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._data.size) - self._start
+
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._entries
 

@@ -95,7 +95,15 @@ def check_mask(graph: Graph, inputs: Inputs, value: str, bias: tuple[NDArray[Any
         kept = inputs.mask[number].astype(bool) if inputs.has_mask else np.ones((batch, size), bool)
         for row in range(batch):
             seen = added[row][:, kept[row], :]
+            words = kept[row] & (inputs.ids[number][row] != inputs.padding)
+            if np.abs(seen[..., words]).max(initial=0.0) > 1e-6:
+                expected = "attention scores with nothing added to tokens in use (no relative positions, as MPNet's)"
+                raise graph.refuse(value, expected)
             if np.abs(seen[..., kept[row]]).max() > 1e-6:
-                raise graph.refuse(value, "attention scores with nothing added to tokens in use (no position bias)")
+                raise graph.refuse(
+                    value,
+                    f"an attention mask that is an input of the graph and not made from token ids, which hides token"
+                    f" {inputs.padding} where a text holds it (export with attention_mask as an input)",
+                )
             if not (seen[..., ~kept[row]] < _MASKED).all():
                 raise graph.refuse(value, "scores of masked tokens pushed to minus infinity (an attention mask)")

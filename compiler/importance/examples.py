@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from stic.compiler.importance.tokens import Coded, Pair, Tables, tokenise
 from stic.runtime.errors import InputError
 
 Kind = Literal["classification", "similarity", "unlabelled"]
-Pair = tuple[str, str | None]
 
 BUILT_IN = "sentences.txt"
 LABELLED = "sentence + label; question + sentence + label; sentence1 + sentence2 + label; score + sentence1 + sentence2"
@@ -129,18 +129,19 @@ def check_calibration(examples: Examples) -> Examples:
 
 
 def encode(
-    examples: Examples, tokenizer: Path | Tokenizer, max_length: int, batch_tokens: int = 512
+    examples: Examples,
+    tokenizer: Path | Tokenizer,
+    max_length: int,
+    batch_tokens: int = 512,
+    tables: Tables | None = None,
 ) -> tuple[Batch, ...]:
     """Tokenise every sequence, cut it to `max_length` tokens, and batch by length, shortest first.
 
     A batch holds at most `batch_tokens` tokens with padding, or one sequence. Raises InputError if the tokenizer file
-    is missing or is none.
+    is missing or is none, and for a text that the model with these tables cannot take (`tokens.tokenise`).
     """
     coder = open_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
-    coder.no_padding()
-    coder.enable_truncation(max_length)
-    sequences = examples.sequences
-    coded = coder.encode_batch([a if b is None else (a, b) for a, b in sequences])
+    coded = tokenise(coder, examples.sequences, tables, max_length)
     lengths = [len(one.ids) for one in coded]
     batches: list[Batch] = []
     rows: list[int] = []
@@ -230,7 +231,7 @@ def _classes(path: Path, values: list[str], labels: Sequence[str] | None) -> NDA
     return np.array(numbers, np.float64)
 
 
-def _batch(rows: list[int], coded: list) -> Batch:
+def _batch(rows: list[int], coded: list[Coded]) -> Batch:
     longest = max(len(coded[row].ids) for row in rows)
     ids = np.zeros((len(rows), longest), np.int32)
     types = np.zeros_like(ids)
@@ -238,6 +239,6 @@ def _batch(rows: list[int], coded: list) -> Batch:
     for place, row in enumerate(rows):
         length = len(coded[row].ids)
         ids[place, :length] = coded[row].ids
-        types[place, :length] = coded[row].type_ids
+        types[place, :length] = coded[row].types
         mask[place, :length] = True
     return Batch(np.array(rows, np.intp), ids, mask, types)

@@ -40,6 +40,7 @@ from stic.compiler.importance.jobs import ErrorJob, Job, LossJob, Progress, Work
 from stic.compiler.importance.log import EvaluationLog, digest
 from stic.compiler.importance.objectives import Objective, default_objective
 from stic.compiler.importance.submodels import submodel_path
+from stic.compiler.importance.tokens import Tables, tokenise
 from stic.compiler.plan import SubmodelPath
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.runtime.errors import InputError
@@ -140,7 +141,7 @@ def profile(
     if coder is None:
         raise InputError(f"{model.name} has no tokenizer.json beside it, so text cannot be turned into tokens")
     source = built_in_examples() if examples is None else check_calibration(examples)
-    examples, batches = sample(source, coder, min(settings.max_length, model.max_length), settings)
+    examples, batches = sample(source, coder, min(settings.max_length, model.max_length), settings, Tables.of(model))
     lowest = settings.bits[0]
     base = uniform_assignment(quantized, lowest if settings.method == "sti" else settings.level)
     objective = settings.objective or default_objective(model, examples)
@@ -168,25 +169,30 @@ def measurement_key(
 
 
 def sample(
-    examples: Examples, tokenizer: Path | Tokenizer, max_length: int, settings: ProfileSettings
+    examples: Examples,
+    tokenizer: Path | Tokenizer,
+    max_length: int,
+    settings: ProfileSettings,
+    tables: Tables | None = None,
 ) -> tuple[Examples, tuple[Batch, ...]]:
-    """Draw examples until `settings.tokens` are reached, at least one of every kind of label that there are two of."""
+    """Draw examples until `settings.tokens` are reached, at least one of every kind of label that there are two of.
+
+    Raises InputError for one that the model with these tables cannot take.
+    """
     coder = open_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
     order = np.random.default_rng(settings.seed).permutation(len(examples))
-    coder.no_padding()
-    coder.enable_truncation(max_length)
     picked: list[int] = []
     tokens = 0
     for row in order.tolist():
         one = examples.pick([row])
-        size = sum(len(coder.encode(a, b).ids) for a, b in one.sequences)
+        size = sum(len(coded.ids) for coded in tokenise(coder, one.sequences, max_length=max_length))
         varied = examples.targets is None or len(np.unique(examples.targets[picked])) > 1
         if picked and tokens + size > settings.tokens and varied:
             break
         picked.append(row)
         tokens += size
     chosen = examples.pick(sorted(picked))
-    return chosen, encode(chosen, coder, max_length, BATCH_TOKENS)
+    return chosen, encode(chosen, coder, max_length, BATCH_TOKENS, tables)
 
 
 def _with(base: Assignment, layer: int, bits: tuple[int, ...]) -> Assignment:

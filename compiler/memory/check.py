@@ -18,7 +18,7 @@ from stic.runtime.format import BLOCK, levels_of
 _ALWAYS = frozenset(range(8))
 _LIVE = {
     "x": frozenset(range(1, 8)),
-    "y": frozenset(range(2, 7)),
+    "y": frozenset(range(1, 7)),  # in phase 1 as position rows, where padding interrupts them
     "qkv": frozenset((2, 3)),
     "context": frozenset((3, 4)),
     "ffn": frozenset((5, 6)),

@@ -204,6 +204,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         "threads": parts.threads,
         "lanes": parts.lanes,
         "row_lanes": parts.row_lanes,
+        "padding": 0 if model.embeddings.padding is None else model.embeddings.padding + 1,
         "request_bytes": parts.request_bytes,
         "stack_bytes": parts.stack_bytes,
         "table_resident": int(plan.table_resident),

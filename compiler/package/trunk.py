@@ -59,9 +59,11 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
         raise InputError(f"{model.name} has positions for {model.max_length} tokens, not for {max_length}")
     writer = _Writer()
     rows = table.position[table.position_offset : table.position_offset + max_length]
+    if table.padding is not None:
+        rows = np.concatenate([rows, table.position[table.position_offset - 1 :][:1]])
     types = np.zeros((1, width), np.float32) if table.token_type is None else table.token_type
     header = {
-        "position_at": writer.add(_padded(rows, max_length, width).astype(np.float16)),
+        "position_at": writer.add(_padded(rows, len(rows), width).astype(np.float16)),
         "token_type_at": writer.add(_padded(types, len(types), width).astype(np.float16)),
         "embedding_gamma_at": writer.add(_padded(table.norm.gamma, width)),
         "embedding_beta_at": writer.add(_padded(table.norm.beta, width)),

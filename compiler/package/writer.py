@@ -29,7 +29,7 @@ from stic.compiler.sharding import shard_matrices
 from stic.compiler.store import Store
 from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
-from stic.runtime.format import FULL, LEVEL_BITS, MAGIC, MATRICES, TILE, planes_in, record_layout
+from stic.runtime.format import FULL, LEVEL_BITS, LIMITS, MAGIC, MATRICES, TILE, planes_in, record_layout
 from stic.runtime.gpu_format import PROGRAM_FILE
 from stic.runtime.package import Package
 from stic.schedules.pack import interleave, pack_planes
@@ -235,6 +235,7 @@ def _description(parts: Parts) -> dict[str, Any]:
             "epsilon": model.embeddings.norm.epsilon,
             "elastic": model.elastic,
             "labels": list(parts.labels),
+            "positions": min(model.max_length, LIMITS["max_length"]),  # --max-length could be so much
         },
         "target": parts.target.name,
         **({} if parts.gpu is None else {"gpu": parts.gpu.name}),

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from stic.compiler.memory.placement import Placement, place_extents
 from stic.compiler.options import ONE_ON_GPU
-from stic.compiler.plan import Budget, LayerPlan, Plan, Problem
-from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.quantities import format_bytes, format_time
+from stic.compiler.plan import Budget, LayerPlan, Plan, Problem, Proof
+from stic.compiler.planner.closed_form import claim_of, within
+from stic.compiler.quantities import format_time, quote_bytes, quote_time
 from stic.compiler.store import Store
 from stic.runtime.errors import InfeasibleError, InputError
 
@@ -37,7 +37,8 @@ def plan_family(
     """Plan `problem` for its own budget, the default, and for each of `also`; `solve` is a planner.
 
     A budget of `also` that nothing meets is left out with a note. Plans that do the same are kept once, for the
-    tightest of their deadlines. Where only some plans would hold the word table, none does.
+    tightest of their deadlines. Where only some plans would hold the word table, none does. No plan that meets the
+    problem's own budget is better than the default: one that was made for another budget takes its place if it is.
 
     Raises InfeasibleError where nothing meets the problem's own budget, InputError where a family would have layers on
     the GPU.
@@ -60,13 +61,40 @@ def plan_family(
         plans.append(plan)
     if len({plan.table_resident for plan in plans}) > 1:
         plans = _one_table(problem, plans, solve, notes)
+    plans[0] = _best_within(problem, plans)
     return Family(_distinct(plans, problem.store, notes), tuple(notes))
+
+
+def _best_within(problem: Problem, plans: Sequence[Plan]) -> Plan:
+    """The best of `plans` that meets the problem's own budget, as a plan for it; the first where none is better.
+
+    A planner that stops early, or adds up gains that a trial does not confirm, can do better for a tighter budget than
+    for a looser one. The bound stays that of the plan made for this budget: it covers all that meet it.
+    """
+    first = plans[0]
+    others = [plan for plan in plans[1:] if within(problem, claim_of(plan, problem))]
+    best = max((first, *others), key=lambda plan: plan.quality)
+    if best is first:
+        return first
+    note = f"this is the plan for {words(best.budget)}, which is better than the one made for {words(first.budget)}"
+    return replace(best, budget=first.budget, proof=_proof_of(best, first.proof), notes=(*best.notes, note))
+
+
+def _proof_of(plan: Plan, known: Proof) -> Proof:
+    """What `known`, the proof of another plan for the same budget, says of a plan."""
+    value = plan.proof.objective
+    if known.bound is None:
+        return replace(known, objective=value)
+    proof = replace(known, objective=value, bound=max(known.bound, value))
+    if value < known.objective:  # it lost less in a trial, so its distance is not what ended the search
+        proof = replace(proof, status="feasible")
+    return replace(proof, gap_limit=max(known.gap_limit, proof.gap or 0.0))
 
 
 def words(budget: Budget) -> str:
     """A budget as `--also` takes it: `40ms,4MiB`; what is left open is empty."""
-    latency = "" if budget.latency_us is None else format_time(budget.latency_us)
-    memory = "" if budget.memory_bytes is None else format_bytes(budget.memory_bytes)
+    latency = "" if budget.latency_us is None else quote_time(budget.latency_us)
+    memory = "" if budget.memory_bytes is None else quote_bytes(budget.memory_bytes)
     return f"{latency},{memory}"
 
 

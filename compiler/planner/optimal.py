@@ -12,6 +12,7 @@ from stic.compiler.planner import greedy
 from stic.compiler.planner.closed_form import claim_of, objective
 from stic.compiler.planner.ilp import Aim
 from stic.compiler.planner.search import GAP_LIMIT, TIE, Answer, Search
+from stic.compiler.quantities import quote_bytes, quote_time
 from stic.runtime.errors import InfeasibleError
 
 OPEN_S = 3.0  # to make small what the budget leaves open: this long, or as long as quality took, if the limit allows
@@ -120,11 +121,13 @@ def _part(what: str, where: str, answer: Answer, figure: str) -> str:
 def _words(budget: Budget) -> str:
     parts = []
     if budget.memory_bytes is not None:
-        parts.append(_mib(budget.memory_bytes))
+        parts.append(quote_bytes(budget.memory_bytes))
     if budget.latency_us is not None:
-        parts.append(_ms(budget.latency_us))
+        parts.append(quote_time(budget.latency_us))
     words = " at ".join(parts) or "this model"
-    return words if budget.preload_bytes is None else f"{words} with {_mib(budget.preload_bytes)} of preload buffer"
+    if budget.preload_bytes is None:
+        return words
+    return f"{words} with {quote_bytes(budget.preload_bytes)} of preload buffer"
 
 
 def _up(value: float) -> str:

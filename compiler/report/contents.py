@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stic.compiler.plan import Plan, from_json
-from stic.compiler.quantities import format_bytes, format_time
+from stic.compiler.quantities import format_bytes, format_time, quote_time
 from stic.compiler.report.drawing import Strip
 from stic.compiler.report.report import predicted
 from stic.compiler.simulate import Event
@@ -69,7 +69,7 @@ def budget_words(package: Package) -> str:
     if len(package.plans) == 1:
         return ""
     entry = package.plans[package.number]
-    deadline = f"for {format_time(entry.deadline_us)}, " if entry.deadline_us else ""
+    deadline = f"for {quote_time(entry.deadline_us)}, " if entry.deadline_us else ""
     return (
         f"plan {entry.number} of {len(package.plans)}: {deadline}predicted {format_time(entry.predicted_us)},"
         f" holds {format_bytes(entry.claimed_bytes)}"

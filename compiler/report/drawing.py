@@ -12,7 +12,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Literal
 
-from stic.compiler.quantities import format_time
+from stic.compiler.quantities import format_time, quote_time
 
 Kind = Literal["read", "compute", "stall"]
 HAND_OVER = "→"  # label of moving activations between processors
@@ -115,7 +115,7 @@ def terminal(strips: Sequence[Strip], width: int = 100) -> str:
         stall_us = sum(s.end_us - s.start_us for s in strip.spans if s.kind == "stall")
         head = f"{strip.title}: {format_time(strip.end_us)}, of it {format_time(stall_us)} stalled"
         if strip.deadline_us:
-            head += f", deadline {format_time(strip.deadline_us)}"
+            head += f", deadline {quote_time(strip.deadline_us)}"
         lines.append(head)
         for lane in strip.lanes:
             spans = [s for s in strip.spans if s.lane == lane]

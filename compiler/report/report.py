@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stic.compiler.plan import LayerPlan, Place, Plan
-from stic.compiler.quantities import format_bytes, format_time
+from stic.compiler.quantities import format_bytes, format_time, quote_bytes, quote_time
 from stic.compiler.report.drawing import HAND_OVER, Kind, Span, Strip
 from stic.compiler.report.sweep import Point, on_front
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
@@ -84,12 +84,10 @@ def shard_table(layers: Sequence[LayerPlan], layer_bytes: Sequence[tuple[int, in
     return table
 
 
-def _against(value: float | None, limit: float | None, write: Any) -> str:
-    if value is None:
-        return "not known"
+def _against(value: float, limit: int | None, write: Callable[[float], str], quote: Callable[[int], str]) -> str:
     if limit is None:
         return f"{write(value)} (no limit was set)"
-    return f"{write(value)} of {write(limit)} ({value / limit:.0%})"
+    return f"{write(value)} of {quote(limit)} ({value / limit:.0%})"
 
 
 def proof_sentence(plan: Plan) -> str:
@@ -112,8 +110,8 @@ def plan_table(plan: Plan, predicted_us: float, peak_bytes: int) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("latency", _against(predicted_us, plan.budget.latency_us, format_time))
-    table.add_row("memory", _against(peak_bytes, plan.budget.memory_bytes, format_bytes))
+    table.add_row("latency", _against(predicted_us, plan.budget.latency_us, format_time, quote_time))
+    table.add_row("memory", _against(peak_bytes, plan.budget.memory_bytes, format_bytes, quote_bytes))
     table.add_row("margin", f"{plan.margin:.0%} of the latency budget is kept back for jitter")
     table.add_row("mean bits", f"{plan.mean_bits:.2f}")
     table.add_row("word table", "resident" if plan.table_resident else "read by row")
@@ -275,7 +273,7 @@ def sweep_table(points: Sequence[Point]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("latency", justify="right")
     for memory in memories:
-        table.add_column(format_bytes(memory), justify="right")
+        table.add_column(quote_bytes(memory), justify="right")
     cells = {(point.latency_us, point.memory_bytes): point for point in points}
     for latency in sorted({point.latency_us for point in points}):
         row = []
@@ -286,7 +284,7 @@ def sweep_table(points: Sequence[Point]) -> Table:
             else:
                 star = "*" if point in front else " "
                 row.append(f"{point.objective:.5g} ({point.plan.mean_bits:.1f} b){star}")
-        table.add_row(format_time(latency), *row)
+        table.add_row(quote_time(latency), *row)
     table.caption = "objective (mean bits); * nothing beats it with less; - no plan fits"
     table.caption_justify = "left"
     return table
@@ -314,7 +312,7 @@ def family_table(family: Sequence[Mapping[str, Any]]) -> Table:
     for facts in family:
         table.add_row(
             f"{facts['number']}{'*' if facts['default'] else ' '}",
-            "-" if facts["deadline_us"] is None else format_time(facts["deadline_us"]),
+            "-" if facts["deadline_us"] is None else quote_time(facts["deadline_us"]),
             format_time(facts["predicted_us"]),
             format_bytes(facts["peak_bytes"]),
             format_bytes(facts["preload_bytes"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stic.compiler.plan import Budget, Plan, Problem
-from stic.compiler.quantities import format_bytes, format_time
+from stic.compiler.quantities import quote_bytes, quote_time
 from stic.compiler.simulate import simulate
 from stic.runtime.errors import InfeasibleError
 
@@ -106,7 +106,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
         line = [p for p in points if p.latency_us == latency and p.objective is not None]
         if line:
             memory = [p.memory_bytes / (1 << 20) for p in line]
-            axis.plot(memory, [p.objective or 0.0 for p in line], marker="o", label=format_time(latency))
+            axis.plot(memory, [p.objective or 0.0 for p in line], marker="o", label=quote_time(latency))
     front = on_front(points)
     axis.scatter(
         [p.memory_bytes / (1 << 20) for p in front],
@@ -119,5 +119,5 @@ def draw(points: Sequence[Point], path: Path) -> None:
     axis.set_xlabel("memory budget, MiB")
     axis.set_ylabel("objective")
     axis.legend(title="latency budget")
-    axis.set_title(f"{len(points)} budgets up to {format_bytes(max(p.memory_bytes for p in points))}", fontsize=9)
+    axis.set_title(f"{len(points)} budgets up to {quote_bytes(max(p.memory_bytes for p in points))}", fontsize=9)
     figure.savefig(path)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from stic.compiler.importance.examples import Examples, Pair, encode
+from stic.compiler.importance.examples import Examples, encode
+from stic.compiler.importance.tokens import Pair, Tables, tokenise
 from stic.runtime.errors import InputError, PackageError
 from stic.runtime.package import Package
 
@@ -38,36 +39,40 @@ def tokenizer_of(package: Package) -> Tokenizer:
 
 
 def tokens_of(package: Package, texts: Sequence[Pair], truncate: bool) -> list[tuple[Ids, Ids]]:
-    """(ids, types) of each text or pair. Raises InputError for one that is too long, unless it may be cut."""
-    tokenizer = tokenizer_of(package)
+    """(ids, types) of each text or pair.
+
+    Raises InputError for one that is too long, unless it may be cut, and for one that the model cannot take.
+    """
     limit = int(package.header["max_length"])
-    tokenizer.no_padding()
-    if truncate:
-        tokenizer.enable_truncation(limit)
-    else:
-        tokenizer.no_truncation()
-    found = []
-    for text, coded in zip(texts, tokenizer.encode_batch([a if b is None else (a, b) for a, b in texts]), strict=True):
-        if len(coded.ids) > limit:
+    coded = tokenise(tokenizer_of(package), texts, Tables.of_package(package), limit if truncate else None)
+    for text, one in zip(texts, coded, strict=True):
+        if len(one.ids) > limit:
             raise InputError(
-                f"the text '{text[0][:40]}...' has {len(coded.ids)} tokens; the package was compiled for {limit}:"
-                " compile with a larger --max-length, or pass --truncate"
+                f"the text '{text[0][:40]}...' has {len(one.ids)} tokens; the package was compiled for {limit}:"
+                f" {_remedy(package, len(one.ids))}pass --truncate, or shorten the text"
             )
-        found.append((np.asarray(coded.ids, np.int32), np.asarray(coded.type_ids, np.int32)))
-    return found
+    return [(one.ids, one.types) for one in coded]
+
+
+def _remedy(package: Package, tokens: int) -> str:
+    """The advice to compile for so many tokens, unless the model has no positions for them."""
+    positions = package.plan.get("model", {}).get("positions")
+    return "" if positions is not None and tokens > positions else "compile with a larger --max-length, "
 
 
 def inputs_of(package: Package, examples: Examples) -> list[tuple[int, Ids, Ids | None]]:
     """(number, ids, types) of each of `examples.sequences`, those of one length together; long texts are cut.
 
-    Types are None where the model has none. Raises InputError if the package gives a vector a token instead of one.
+    Types are None where the model has but one. Raises InputError if the package gives a vector a token instead of one.
     """
     if int(package.header["pooling"]) == 0:
         raise InputError(f"{package.path} gives one vector a token: evaluation needs a model with pooling or a head")
-    has_types = int(package.header["types"]) > 0
+    has_types = int(package.header["types"]) > 1
     return [
         (int(row), ids[mask], types[mask] if has_types else None)
-        for batch in encode(examples, tokenizer_of(package), int(package.header["max_length"]))
+        for batch in encode(
+            examples, tokenizer_of(package), int(package.header["max_length"]), tables=Tables.of_package(package)
+        )
         for row, ids, types, mask in zip(batch.rows, batch.ids, batch.types, batch.mask, strict=True)
     ]
 

@@ -13,7 +13,7 @@
 
 enum {
   STIC_MAJOR = 2,
-  STIC_MINOR = 3,
+  STIC_MINOR = 4,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
   STIC_TILE = 16,    /* tokens in a tile, rows in a block */
@@ -113,6 +113,7 @@ typedef struct STIC_PACKED stic_header {
   uint32_t gpu_at;     /* in index.bin; 0: no GPU part */
   uint32_t plans_at, plans; /* in index.bin; 0: no plan family */
   uint32_t row_lanes;  /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
+  uint32_t padding;    /* token id + 1 that positions skip; 0: none */
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {
@@ -168,7 +169,7 @@ typedef struct STIC_PACKED stic_launch {
   uint32_t local_bytes, reserved;
 } stic_launch;
 
-_Static_assert(sizeof(stic_header) == 228, "HEADER");
+_Static_assert(sizeof(stic_header) == 232, "HEADER");
 _Static_assert(sizeof(stic_file) == 48, "FILE");
 _Static_assert(sizeof(stic_layer) == 56, "LAYER");
 _Static_assert(sizeof(stic_record) == 16, "RECORD");

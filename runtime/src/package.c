@@ -72,6 +72,7 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
   STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
   STIC_REQUIRE(h->load_first <= 1, "index.bin: load_first is %u", h->load_first);
   STIC_REQUIRE(h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
+  STIC_REQUIRE(h->padding <= h->vocabulary, "index.bin: the padding is token %u of %u", h->padding - 1, h->vocabulary);
   STIC_REQUIRE(h->row_lanes == 0 || h->row_lanes >= h->lanes, "index.bin: %u lanes read rows and %u extents", h->row_lanes,
                h->lanes);
   STIC_REQUIRE(h->plans ? h->plans > 1 && h->gpu_at == 0 : h->plans_at == 0,
@@ -214,7 +215,7 @@ static stic_status check_trunk(const stic_package *p, stic_error *error) {
   const uint64_t hidden = p->padded_hidden, vector = 4 * hidden, total = p->trunk->bytes;
 #define FITS(at, bytes) \
   STIC_REQUIRE((at) % STIC_ALIGN == 0 && (uint64_t)(at) + (bytes) <= total, "index.bin: a tensor lies outside trunk.bin")
-  FITS(h->position_at, 2 * hidden * h->max_length);
+  FITS(h->position_at, 2 * hidden * (h->max_length + (h->padding != 0)));
   FITS(h->token_type_at, 2 * hidden * (h->types ? h->types : 1));
   FITS(h->embedding_gamma_at, vector);
   FITS(h->embedding_beta_at, vector);

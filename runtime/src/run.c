@@ -59,13 +59,6 @@ static uint32_t next_kept(const stic_package *p, uint32_t from) {
   return from;
 }
 
-static stic_status embed(stic_session *s, bool on_gpu, uint32_t n) {
-  if (on_gpu)
-    return stic_gpu_embed(&s->gpu, stic_region_at(s, STIC_REGION_ROWS), stic_region_at(s, STIC_REGION_TYPES), n, &s->error);
-  stic_compute_embedding(s, n);
-  return STIC_OK;
-}
-
 /* Bring the hidden states to where layer `l` (or, past the last one, the head) is computed. */
 static stic_status hand_over(stic_session *s, uint32_t l, bool to_gpu, uint32_t n) {
   float *x = stic_region_at(s, STIC_REGION_X);
@@ -73,6 +66,14 @@ static stic_status hand_over(stic_session *s, uint32_t l, bool to_gpu, uint32_t 
   const stic_status status = stic_gpu_fetch(&s->gpu, x, n, &s->error);
   if (!status && l < s->package.header->layers) stic_quantize_hidden(s, l, n);
   return status;
+}
+
+/* A GPU takes positions as they follow one another; others are embedded here and handed over. */
+static stic_status embed(stic_session *s, bool on_gpu, uint32_t n) {
+  if (on_gpu && !stic_holds_padding(s, n))
+    return stic_gpu_embed(&s->gpu, stic_region_at(s, STIC_REGION_ROWS), stic_region_at(s, STIC_REGION_TYPES), n, &s->error);
+  stic_compute_embedding(s, n);
+  return on_gpu ? hand_over(s, 0, true, n) : STIC_OK;
 }
 
 /* One layer; `next` is the kept one after it, before which all are then computed. */

@@ -51,6 +51,9 @@ static inline void stic_stage_done(stic_session *s, uint32_t kind, int32_t layer
   stic_trace_add(&s->trace, event);
 }
 
+/* Whether positions skip any of the input's `n` tokens (embed.c). */
+bool stic_holds_padding(const stic_session *s, uint32_t n);
+
 /* Embed `n` tokens whose rows have been read; leaves x and its quantised form (embed.c). */
 void stic_compute_embedding(stic_session *s, uint32_t n);
 

@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stic.compiler.quantities import format_bytes, format_time, parse_bytes, parse_storage, parse_time_us
+from stic.compiler.quantities import (
+    format_bytes,
+    format_time,
+    parse_bytes,
+    parse_storage,
+    parse_time_us,
+    quote_bytes,
+    quote_time,
+)
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
@@ -60,6 +68,31 @@ def test_formatted_times(us, text):
 @pytest.mark.parametrize(("size", "text"), [(0, "0B"), (4096, "4KiB"), (20 << 20, "20MiB"), (3 << 29, "1.5GiB")])
 def test_formatted_sizes(size, text):
     assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize("text", "3.3MiB 3.7MiB 20MiB 100MB 1.5GiB 4KiB 1000KiB 17B 0B 512MiB 5.15MiB 0.3KiB".split())
+def test_sizes_are_quoted_as_they_were_given(text):
+    quoted = quote_bytes(parse_bytes(text))
+    assert parse_bytes(quoted) == parse_bytes(text) and len(quoted) <= len(text)
+    assert quoted == text or text == "0.3KiB"
+
+
+@pytest.mark.parametrize("text", "60ms 1.5s 20.25ms 850us 33.333ms 1s 100s 0us 1us 1.000001s".split())
+def test_times_are_quoted_as_they_were_given(text):
+    assert quote_time(parse_time_us(text)) == text
+
+
+@given(st.integers(0, 2**50))
+def test_what_is_quoted_reads_back_exactly(value):
+    assert parse_bytes(quote_bytes(value)) == value
+    assert parse_time_us(quote_time(value)) == value
+
+
+@given(st.integers(1, 999), st.integers(0, 999), st.sampled_from(["GiB", "MiB", "KiB", "MB", "kB"]))
+def test_a_quote_has_no_more_digits_than_what_was_given(whole, thousandths, unit):
+    text = f"{whole}.{thousandths:03}{unit}"
+    quoted = quote_bytes(parse_bytes(text))
+    assert sum(map(str.isdigit, quoted)) <= sum(map(str.isdigit, text))
 
 
 @given(st.integers(0, 2**50))

@@ -4,6 +4,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     compiled=False leaves the kernels out: such a package can be read, but not run. gpu="mali-g52" puts that target's
     GPU beside the CPU of `target`; then all layers run there, or as `places` ("cpu" or "gpu" for each) says. also:
     (bits, resident) of further plans. Plan i is of quality i and predicted to take i + 1 ms, the budget to ask for it.
+    padding: the token id that positions skip.
     """
     from stic.compiler.device.synthetic import synthetic
     from stic.compiler.package.assembly import Planned, assemble_package, collect
@@ -56,11 +58,17 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         fallback: bool = True,
         also: tuple[tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]], ...] = (),
         overlap: bool = True,
+        padding: int | None = None,
     ) -> Path:
         folder = tmp_path_factory.mktemp("package")
         geometry = Geometry(len(bits), hidden, heads, head_dim, ffn, slices)
         chosen = load(target, gpu)
         quantized = synthetic(geometry, activation, MAX_LENGTH, seed)
+        if padding is not None:  # its position row is the one before those of other tokens
+            model = quantized.sharded.model
+            rows = np.concatenate([np.full((1, hidden), 0.7, np.float32), model.embeddings.position])
+            tables = replace(model.embeddings, position=rows, position_offset=1, padding=padding)
+            quantized = replace(quantized, sharded=replace(quantized.sharded, model=replace(model, embeddings=tables)))
         materials = collect(quantized, full_bits, MAX_LENGTH, threads, lanes)
         held = resident or tuple(tuple(0 for _ in layer) for layer in bits)
         where = places or tuple("gpu" if gpu and b else "cpu" for b in bits)

@@ -100,6 +100,7 @@ def test_any_set_of_cores(value: int, reader: Path, copy: Path, with_header: Cha
     [
         ({"row_lanes": 1}, "1 lanes read rows and 2 extents"),
         ({"row_lanes": 17}, "row_lanes is 17"),
+        ({"padding": 8193}, "the padding is token 8192 of 8192"),
         ({"features": 1 << len(FEATURES)}, "features is"),
         ({"major": 1}, f"format 1.{MINOR} and this engine reads 2.0"),
         ({"minor": MINOR + 1}, f"format 2.{MINOR + 1}"),

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stic.compiler.plan import Budget, Plan, Problem
+from stic.compiler.plan import Budget, LayerPlan, Plan, Problem
 from stic.compiler.planner import greedy, solve
 from stic.compiler.planner.closed_form import claim_of, within
 from stic.compiler.planner.family import Family, plan_family, words
@@ -121,6 +123,53 @@ def test_layers_on_a_gpu_are_refused() -> None:
 def test_budgets_are_written_as_they_are_given() -> None:
     assert words(Budget(40_000, 4 << 20)) == "40ms,4MiB"
     assert words(Budget(40_000)) == "40ms," and words(Budget(None, 4 << 20)) == ",4MiB"
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_plan_of_a_family_that_meets_the_main_budget_beats_its_default(data: st.DataObject) -> None:
+    """With a planner that does not always find the best plan, as none does, and trials that judge otherwise."""
+    tried = data.draw(st.booleans(), label="tried")
+    shares = st.floats(0.3, 1.0)
+
+    def careless(asked: Problem) -> Plan:
+        memory = asked.budget.memory_bytes
+        assert memory is not None
+        less = asked.fixed_bytes + round((memory - asked.fixed_bytes) * data.draw(shares))
+        plan = replace(planned(replace(asked, budget=replace(asked.budget, memory_bytes=less))), budget=asked.budget)
+        bound = max(plan.proof.objective, 1e-6) * data.draw(st.floats(1.0, 1.2))
+        status = data.draw(st.sampled_from(["optimal", "feasible", "heuristic"]))
+        proof = replace(plan.proof, status=status, bound=None if status == "heuristic" else bound)
+        return replace(plan, proof=proof, loss=data.draw(st.floats(0.0, 1.0)) if tried else None)
+
+    p = problem()
+    sizes = st.integers(p.fixed_bytes + p.store.total_bytes // 8, p.fixed_bytes + p.store.total_bytes)
+    budgets = data.draw(st.lists(st.builds(Budget, st.integers(800_000, 2_000_000), sizes), min_size=2, max_size=4))
+    p = replace(p, budget=budgets[0])
+    found = family(p, *budgets[1:])
+    default, *others = found.plans
+    assert within(p, claim_of(default, p)) and default.budget.memory_bytes == p.budget.memory_bytes
+    assert all(plan.quality <= default.quality for plan in others if within(p, claim_of(plan, p)))
+    assert default.proof.bound is None or default.proof.bound >= default.proof.objective
+
+
+def test_a_better_plan_for_a_tighter_budget_becomes_the_default_and_says_so() -> None:
+    p = problem(memory_bytes=roomy(problem()))
+    main, tight = Budget(900_000, p.fixed_bytes + p.store.total_bytes), Budget(800_000, p.fixed_bytes + (1 << 18))
+    p = replace(p, budget=main)
+
+    def stuck(asked: Problem) -> Plan:
+        plan = planned(replace(asked, budget=tight))
+        loss, status = (0.5, "optimal") if asked.budget == main else (0.2, "feasible")
+        if asked.budget == main:
+            plan = replace(plan, layers=tuple(LayerPlan((2,) * len(k.bits), (0,) * len(k.bits)) for k in plan.layers))
+        proof = replace(plan.proof, status=status, bound=plan.proof.objective + 1)
+        return replace(plan, budget=asked.budget, loss=loss, proof=proof)
+
+    found = plan_family(p, [tight], stuck)
+    assert [plan.loss for plan in found.plans] == [0.2] and found.plans[0].budget.memory_bytes == main.memory_bytes
+    assert any("better than the one made for" in note for note in found.plans[0].notes)
+    assert found.plans[0].layers == stuck(replace(p, budget=tight)).layers
 
 
 @pytest.mark.parametrize("planner", ["ilp", "greedy"])

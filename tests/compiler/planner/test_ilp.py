@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stic.compiler.memory.check import verify_extents
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.plan import Budget, SubmodelPath
-from stic.compiler.planner import greedy, optimal, solve
+from stic.compiler.planner import FIXED, PLANNERS, greedy, optimal, solve
 from stic.compiler.planner.closed_form import CostTable, claim, claim_of, objective, within
 from stic.compiler.planner.synthetic import BERT_BASE, DEVICES, Geometry, problem_of
 from stic.compiler.simulate import check, simulate
@@ -208,6 +208,27 @@ def test_never_below_greedy_and_never_above_its_bound(seed, elastic, latency, me
     assert plan.proof.objective == pytest.approx(objective(plan.layers, problem))
     check(plan, problem, claim_of(plan, problem))
     verify_extents(plan, problem.store, place_extents(plan, problem.store))
+
+
+@SLOW
+@given(st.integers(0, 50), st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.sampled_from(PLANNERS), st.floats(1, 100))
+def test_no_planner_has_an_objective_above_the_bound_of_the_ilp(seed, latency, memory, planner, scale):
+    """Although presence that is measured one layer at a time is on another scale than values along a path."""
+    problem = tiny(seed, 3, 3, (2, 4), elastic=True)
+    problem = replace(along_path(problem, seed), presence=scale * problem.presence)
+    problem = replace(problem, budget=budget_between(problem, latency, memory))
+    bits = 4 if planner in FIXED else None
+    try:
+        plan = solve(problem, planner, bits, workers=1)
+    except InfeasibleError:
+        return
+    best = solve(problem, "ilp", workers=1)
+    assert best.proof.bound is not None and plan.proof.objective <= best.proof.bound * (1 + 1e-6)
+    if tuple(len(layer.bits) for layer in plan.layers) in prefixes(problem):
+        assert plan.proof.objective == pytest.approx(objective(plan.layers, problem.along_path))
+        assert not any("objective counts" in note for note in plan.notes)
+    else:
+        assert any("objective counts" in note for note in plan.notes)
 
 
 @SLOW
