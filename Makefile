@@ -79,7 +79,7 @@ $(DEMO_PACKAGE)/index.bin: $(DEMO)/minilm.onnx $(SOURCES)
 
 demo: $(DEMO_PACKAGE)/index.bin
 	$(BIN)/stic inspect $(DEMO_PACKAGE)
-	$(BIN)/stic run $(DEMO_PACKAGE) --storage $(STORAGE) --timeline \
+	$(BIN)/stic run $(DEMO_PACKAGE) --emulate-storage $(STORAGE) --timeline \
 	  --text "A man is playing a guitar on the stage." \
 	  --text "Someone performs music in front of an audience." \
 	  --text "The stock market fell sharply on Monday." \

@@ -17,7 +17,7 @@ from stic.runtime.errors import SticError
 # command -> (module, one sentence): what `stic --help` shows without importing any of them
 COMMANDS = {
     "export": ("build", "Write ONNX from a Hugging Face directory, without torch."),
-    "profile": ("measure", "Measure what each bitwidth of each shard is worth, on a calibration file."),
+    "importance": ("measure", "Measure what each bitwidth of each shard is worth, on a calibration file."),
     "probe": ("measure", "Measure this device's storage and kernels."),
     "tune": ("tune", "Find the fastest variants of a target's kernels, here or behind an RPC tracker."),
     "plan": ("build", "Decide bitwidths, residence and load order for a budget; write nothing."),

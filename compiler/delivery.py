@@ -34,7 +34,7 @@ def compile_for(
     workload = Workload.of(made[Model], target, options.model.max_length, options.shards, asked.threads, asked.lanes)
     with remote_runner(place, target, directory, system, progress) as (runner, folder):
         tick, notes = partial(progress, f"measuring {place.key}"), list(made.notes)
-        data = probe(target, workload, folder, tick, notes.append, runner, gpu_storage=asked.gpu_storage)
+        data = probe(target, workload, folder, tick, notes.append, runner, gpu_precision=asked.gpu_precision)
     # Where no layer runs on a GPU of the very device, an estimate of one would only mislead the plan.
     placing = "cpu" if asked.place == "auto" and "gpu" not in data else asked.place
     with tempfile.TemporaryDirectory(prefix="stic-") as here:

@@ -18,6 +18,7 @@ ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, o
 Method = Literal["curves", "sti"]
 Quantizer = Literal["nested", "gobo"]
 Placing = Literal["auto", "cpu", "gpu"]
+Objective = Literal["agreement", "task"]
 
 
 def _at_least_one(**values: int | None) -> None:
@@ -65,7 +66,7 @@ class TargetOptions:
 
     name: str
     gpu: str | None = None  # target whose GPU is beside the CPU; "none": no GPU; None: the target's own
-    gpu_storage: Storage = "float16"  # type of activations in the GPU's memory
+    gpu_precision: Storage = "float16"  # type of activations in the GPU's memory
     place: Placing = "auto"  # where layers run; auto: where the cost tables say
     threads: int | None = None  # compute threads; None: the target's
     lanes: int | None = None  # IO lanes; None: the target's
@@ -97,10 +98,10 @@ class BudgetOptions:
 class ImportanceOptions:
     """How shards are valued."""
 
-    file: Path | None = None  # what `stic profile` wrote; None: measure now
+    file: Path | None = None  # what `stic importance` wrote; None: measure now
     calibration: Path | None = None  # TSV; None: the built-in sentences
     tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
-    objective: Literal["agreement", "task"] = "agreement"  # what a gain is measured in
+    objective: Objective = "agreement"  # what a gain is measured in
     method: Method = "curves"
     exact: bool = False  # measure every bitwidth; False: four, the others follow the local error
     checks: int = 0  # random plans of the additivity check

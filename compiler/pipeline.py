@@ -70,7 +70,7 @@ def _planning(options: CompileOptions) -> list[Stage]:
     target, bits = wanted_target(options.target), offered_bits(options.shards.full_bits, options.planner.bits)
     workers = Workers(options.importance.jobs, options.importance.cluster)
     folder = Path.cwd() if options.output is None else options.output.absolute().parent
-    precision = options.target.gpu_storage
+    precision = options.target.gpu_precision
     return [
         Stage(
             "load",
@@ -163,7 +163,7 @@ def _planning(options: CompileOptions) -> list[Stage]:
 
 def _packaging(options: CompileOptions, output: Path, folder: Path) -> list[Stage]:
     """The stages from replayed plans to a package; kernels are compiled in `folder`."""
-    target, precision = wanted_target(options.target), options.target.gpu_storage
+    target, precision = wanted_target(options.target), options.target.gpu_precision
     return [
         Stage(
             "generate",

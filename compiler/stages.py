@@ -161,7 +161,7 @@ def value(
         raise InputError(
             f"{options.file} covers {found.presence.shape[0]} layers of {found.presence.shape[1]} slices at"
             f" {found.bits} bits, but this model has {geometry.layers} of {geometry.slices} and the plan offers"
-            f" {settings.bits}: run `stic profile` on it again"
+            f" {settings.bits}: run `stic importance` on it again"
         )
     return found
 
@@ -200,7 +200,7 @@ def pose(
         margin=margin,
         gpu=costs.gpu,
         hop_us=costs.hop_us,
-        gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(target.gpu_storage),
+        gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(target.gpu_precision),
         places=("gpu",) * materials.store.layers if target.place == "gpu" else (),
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -157,40 +157,45 @@ def arrays_of(
     return tokens, kinds, np.empty(shape, np.float32)
 
 
-class Session:
-    """A package being run. Use it as a context manager, or call `close`.
+class SessionOptions(TypedDict, total=False):
+    """How a package is run; whatever is left out is as planned."""
 
-    threads, lanes: at most, and by default, as many as the package was compiled for. storage: what to emulate where it
-    is slower than the one there is. direct: read past the page cache where that works. gpu: whether layers planned for
-    a GPU run there, may, or must not. gpu_arithmetic: how it multiplies, by default as it has a product of int8.
-    latency_us, memory_bytes: of a package with several plans, run the best that keeps this deadline and this memory; by
-    default its first. Raises PackageError, EngineError, ToolchainError; InputError for options that the package cannot
-    meet.
+    threads: int | None  # of compute, at most as many as the package was compiled for
+    lanes: int | None  # threads of IO, at most likewise
+    storage: EmulatedStorage | None  # what to emulate where it is slower than the one there is
+    direct: bool  # read past the page cache where that works: the default
+    gpu: GpuUse  # whether layers planned for a GPU run there if they can (auto), never (off), or must
+    gpu_arithmetic: GpuArithmetic | None  # how it multiplies; None: as it has a product of int8
+    latency_us: int | None  # of several plans, run the best that keeps this deadline
+    memory_bytes: int | None  # and this memory; without both, the first
+
+
+def check_names(options: SessionOptions) -> None:
+    """Raise TypeError for an option that there is not, and InputError for a count below 1."""
+    if unknown := options.keys() - SessionOptions.__annotations__.keys():
+        raise TypeError(f"a session has no option {', '.join(sorted(unknown))}")
+    check_options(threads=options.get("threads"), lanes=options.get("lanes"))
+
+
+class Session:
+    """A package being run, as SessionOptions say. Use it as a context manager, or call `close`.
+
+    Raises PackageError, EngineError, ToolchainError; InputError for options that the package cannot meet.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        threads: int | None = None,
-        lanes: int | None = None,
-        storage: EmulatedStorage | None = None,
-        direct: bool = True,
-        gpu: GpuUse = "auto",
-        gpu_arithmetic: GpuArithmetic | None = None,
-        latency_us: int | None = None,
-        memory_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path, **options: Unpack[SessionOptions]) -> None:
         self._session: ctypes.c_void_p | None = None
-        check_options(threads=threads, lanes=lanes)
-        budget = _budget(latency_us, memory_bytes)
+        check_names(options)
+        budget = _budget(options.get("latency_us"), options.get("memory_bytes"))
         self._engine = native.load()
         size = ctypes.sizeof(native.Options)
-        chosen = (GPU_USES.index(gpu), GPU_ARITHMETICS.index(gpu_arithmetic))
-        bytes_per_s, requests_per_s = io_limits(storage)
-        plain = (threads or 0, lanes or 0, not direct)
-        options = native.Options(size, *plain, bytes_per_s, *chosen, *budget, requests_per_s)
+        use, arithmetic = options.get("gpu", "auto"), options.get("gpu_arithmetic")
+        chosen = (GPU_USES.index(use), GPU_ARITHMETICS.index(arithmetic))
+        bytes_per_s, requests_per_s = io_limits(options.get("storage"))
+        plain = (options.get("threads") or 0, options.get("lanes") or 0, not options.get("direct", True))
+        given = native.Options(size, *plain, bytes_per_s, *chosen, *budget, requests_per_s)
         session = ctypes.c_void_p()
-        status = self._engine.stic_session_open(os.fsencode(path), ctypes.byref(options), ctypes.byref(session))
+        status = self._engine.stic_session_open(os.fsencode(path), ctypes.byref(given), ctypes.byref(session))
         if status:
             raise error_of(status, self._engine.stic_error_message(None).decode(errors="replace"))
         self._session = session

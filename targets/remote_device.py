@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from stic.runtime import native
 from stic.runtime.errors import TargetError
 from stic.runtime.format import ARCHITECTURES, FEATURES, MAJOR, MINOR
 from stic.runtime.package import Package
+from stic.runtime.session import SessionOptions
 from stic.targets.connection import Connection, Functions
 from stic.targets.remote_session import RemoteSession
 from stic.targets.rpc import Place, Progress, lease, silent
@@ -74,8 +75,8 @@ class RemoteDevice:
         """Have the package on the device, by default in its own folder of the store: `Store.put`."""
         return self.store.put(package.path, (*package.files, INDEX), progress, folder)
 
-    def session(self, package: Package, folder: str, **options: Any) -> RemoteSession:
-        """Open what `send` has put in `folder` of the device; options as those of RemoteSession."""
+    def session(self, package: Package, folder: str, **options: Unpack[SessionOptions]) -> RemoteSession:
+        """Open what `send` has put in `folder` of the device; options as those of Session."""
         return RemoteSession(self.functions, self.name, package, folder, self.place.step_s, **options)
 
     def _ask(self, name: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,11 +17,10 @@ from stic.runtime.package import Package
 from stic.runtime.session import (
     GPU_ARITHMETICS,
     GPU_USES,
-    GpuArithmetic,
-    GpuUse,
+    SessionOptions,
     Stats,
     arrays_of,
-    check_options,
+    check_names,
     error_of,
     info_of,
     io_limits,
@@ -48,7 +47,7 @@ class RemoteSession:
     """A package being run on a device; methods and options as those of Session. Raises DeviceLost, too.
 
     functions: of an engine that was loaded on `device`, where `folder` holds `package`. step_s: how long a step may
-    take beside what is known of it.
+    take beside what is known of it. It runs the first plan of the package.
     """
 
     def __init__(
@@ -58,13 +57,10 @@ class RemoteSession:
         package: Package,
         folder: str,
         step_s: float,
-        threads: int | None = None,
-        lanes: int | None = None,
-        storage: EmulatedStorage | None = None,
-        gpu: GpuUse = "auto",
-        gpu_arithmetic: GpuArithmetic | None = None,
+        **options: Unpack[SessionOptions],
     ) -> None:
-        check_options(threads=threads, lanes=lanes)
+        check_names(options)
+        storage, gpu = options.get("storage"), options.get("gpu", "auto")
         self._functions, self._device, self._handle = functions, device, -1
         opening_s = sum(int(row["bytes"]) for row in package.files.values()) / SLOWEST_BYTES_PER_S
         reading_s = 0.0 if storage is None else 2 * emulated_reading_s(package, storage)
@@ -72,11 +68,11 @@ class RemoteSession:
         compiling_s = COMPILING_S if package.gpu is not None and gpu != "off" else 0.0
         self._run_s = step_s + SLOWER * predicted_s + reading_s + compiling_s
         bytes_per_s, requests_per_s = io_limits(storage)
-        options = (threads or 0, lanes or 0, bytes_per_s, 0)
-        chosen = (GPU_USES.index(gpu), GPU_ARITHMETICS.index(gpu_arithmetic))
+        plain = (options.get("threads") or 0, options.get("lanes") or 0, bytes_per_s, 0)
+        chosen = (GPU_USES.index(gpu), GPU_ARITHMETICS.index(options.get("gpu_arithmetic")))
         first_plan = (0, 0)  # whatever its deadline and memory
         opening_s += step_s + reading_s + compiling_s
-        self._handle = self._call("open", folder, *options, *chosen, *first_plan, requests_per_s, seconds=opening_s)
+        self._handle = self._call("open", folder, *plain, *chosen, *first_plan, requests_per_s, seconds=opening_s)
         self.info = info_of(self._filled("info", native.Info))
         room = np.zeros(DEVICE_BYTES, np.uint8)
         length = self._call("session_device", self._handle, room)

@@ -93,6 +93,6 @@ def test_minilm_at_6_bits_ranks_sentences_as_in_float(minilm: Path, streamed: Pa
 
 
 def test_the_engine_holds_no_more_than_the_plan_claims(streamed: Path) -> None:
-    found = measure(streamed, 3, None, None, False)
+    found = measure(streamed, 3, None, False)
     assert found.peak_bytes <= found.claimed_bytes
     assert found.rss_bytes <= found.claimed_bytes + 2 * MIB

@@ -1,6 +1,6 @@
 """Measured gains, and random ones drawn from them.
 
-gains.json holds what `stic profile` measured of small encoders, shard by shard, and how. It is made by
+gains.json holds what `stic importance` measured of small encoders, shard by shard, and how. It is made by
 
     python -m benchmarks.planner_study.gains NAME=IMPORTANCE.json ... > gains.json
 """

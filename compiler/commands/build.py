@@ -3,77 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from stic.compiler.commands.deploy import ask, deploy, say
-from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options
-from stic.compiler.commands.parameters import (
-    FILE,
-    NAME,
-    PICTURE,
-    SENTENCE,
-    SIZES,
-    TIMES,
-    also_option,
-    budget_options,
-    json_option,
-    model_options,
-)
+from stic.compiler.commands.device_options import DeviceChoice, device_group, directory_option
+from stic.compiler.commands.groups import compile_group, gathered, json_option, plan_group
+from stic.compiler.commands.parameters import FILE, NAME, PICTURE, SENTENCE, SIZES, TIMES
 from stic.compiler.commands.running import Question
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
-from stic.compiler.options import (
-    BudgetOptions,
-    CompileOptions,
-    ImportanceOptions,
-    ModelOptions,
-    PlannerOptions,
-    ShardOptions,
-    StageOptions,
-    TargetOptions,
-)
+from stic.compiler.options import BudgetOptions, CompileOptions
 from stic.compiler.plan import Budget, Problem
-
-if TYPE_CHECKING:
-    pass
-
-
-def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> CompileOptions:
-    budget = Budget(chosen.pop("latency"), chosen.pop("memory"), chosen.pop("preload"))
-    further = tuple(
-        replace(
-            budget,
-            latency_us=budget.latency_us if latency_us is None else latency_us,
-            memory_bytes=budget.memory_bytes if memory_bytes is None else memory_bytes,
-        )
-        for latency_us, memory_bytes in chosen.pop("further", ())
-    )
-    return CompileOptions(
-        model=ModelOptions(model, chosen.pop("model_output"), chosen.pop("max_length")),
-        target=TargetOptions(
-            target,
-            gpu_storage="float16" if chosen.pop("gpu_storage") == "fp16" else "float32",
-            profile=chosen.pop("device"),
-            **{name: chosen.pop(name) for name in ("gpu", "place", "threads", "lanes", "storage")},
-        ),
-        budget=BudgetOptions(budget, further),
-        output=output,
-        shards=ShardOptions(chosen.pop("slices"), chosen.pop("quantizer"), int(chosen.pop("full_bits"))),
-        importance=ImportanceOptions(
-            file=chosen.pop("importance"),
-            tokens=chosen.pop("calibration_tokens"),
-            **{name: chosen.pop(name) for name in ("calibration", "objective", "method", "exact", "jobs", "cluster")},
-        ),
-        planner=PlannerOptions(
-            chosen.pop("planner"),
-            time_limit_s=chosen.pop("time_limit") / 1e6,
-            **{name: chosen.pop(name) for name in ("bits", "gap", "margin", "trial_tokens")},
-        ),
-        stages=StageOptions(chosen.pop("until", None), chosen.pop("start", None), chosen.pop("dump", None)),
-    )
 
 
 @click.command("export")
@@ -101,29 +43,38 @@ def export_command(directory: Path, output: Path, pooling: str | None) -> None:
     console.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 
-@click.command("plan")
-@click.argument("model", type=FILE)
-@click.option(
-    "--target", type=NAME, required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...)."
+@dataclass(frozen=True)
+class Grid:
+    """A grid of budgets to plan for, if one is wanted."""
+
+    sweep: bool
+    latencies: tuple[int, ...] | None  # microseconds; None: around the plan's
+    memories: tuple[int, ...] | None  # bytes
+
+    def __post_init__(self) -> None:
+        if not self.sweep and (self.latencies or self.memories):
+            raise click.UsageError("--latencies and --memories belong to --sweep")
+
+
+sweep_group = gathered(
+    "grid",
+    Grid,
+    click.option("--sweep", is_flag=True, help="Plan for a grid of budgets and print what each buys."),
+    click.option(
+        "--latencies", type=TIMES, metavar="T,T,...", help="The sweep's latencies; default: around the plan's."
+    ),
+    click.option("--memories", type=SIZES, metavar="B,B,...", help="The sweep's memories; default: around the plan's."),
 )
-@budget_options
-@model_options
-@click.option("--sweep", is_flag=True, help="Plan for a grid of budgets and print what each buys.")
-@click.option("--latencies", type=TIMES, metavar="T,T,...", help="The sweep's latencies; default: around the plan's.")
-@click.option("--memories", type=SIZES, metavar="B,B,...", help="The sweep's memories; default: around the plan's.")
+
+
+@click.command("plan")
+@plan_group
+@sweep_group
 @click.option("--figure", type=PICTURE, metavar="FILE.svg", help="Also draw the sweep, or without one the timeline.")
 @click.option("-o", "--output", "plan_file", type=FILE, metavar="FILE.json", help="Write the plan here.")
 @json_option
 def plan_command(
-    model: Path,
-    target: str,
-    sweep: bool,
-    latencies: tuple[int, ...] | None,
-    memories: tuple[int, ...] | None,
-    figure: Path | None,
-    plan_file: Path | None,
-    as_json: bool,
-    **chosen: Any,
+    options: CompileOptions, grid: Grid, figure: Path | None, plan_file: Path | None, as_json: bool
 ) -> None:
     """Decide how MODEL would be compiled for a budget, and write no package.
 
@@ -136,27 +87,27 @@ def plan_command(
       stic plan minilm.onnx --target odroid-n2plus --latency 200ms        (least memory)
       stic plan minilm.onnx --target host --sweep --latencies 40ms,60ms,90ms --memories 6MiB,9MiB,14MiB
     """
-    if not sweep and (latencies or memories):
-        raise click.UsageError("--latencies and --memories belong to --sweep")
     from stic.compiler.pipeline import plan_model
     from stic.compiler.report import report
     from stic.compiler.report.drawing import picture, terminal
     from stic.compiler.stages import Decided, Replays, Solver
 
-    options = _options(model, target, None, **chosen)
     # A sweep must not fail because the budget in its middle does: its first plan has none.
     asked, without = options.budget.main, Budget(None, None, options.budget.main.preload_bytes)
-    first = replace(options, budget=BudgetOptions(without)) if sweep else options
+    first = replace(options, budget=BudgetOptions(without)) if grid.sweep else options
     with progress_bar() as progress:
         made = plan_model(first, progress)
     print_notes(made.notes)
+    if Replays not in made:
+        console.print(f"stopped after stage {options.stages.until}", highlight=False)
+        return
     plan, timeline = made[Decided].default, made[Replays].timelines[0]
     claim = (timeline.latency_us, timeline.peak_bytes)
     if plan_file is not None:
         from stic.compiler.plan import dumps
 
         plan_file.write_text(dumps(plan))
-    if sweep:
+    if grid.sweep:
         from stic.compiler.quantities import format_bytes, format_time, parse_bytes, parse_time_us
         from stic.compiler.report.sweep import draw, grid_around, sweep_plans
 
@@ -164,8 +115,8 @@ def plan_command(
             points = sweep_plans(
                 made[Decided].problem,
                 made[Solver].solve,
-                latencies or grid_around(asked.latency_us or parse_time_us(format_time(claim[0]))),
-                memories or grid_around(asked.memory_bytes or parse_bytes(format_bytes(claim[1]))),
+                grid.latencies or grid_around(asked.latency_us or parse_time_us(format_time(claim[0]))),
+                grid.memories or grid_around(asked.memory_bytes or parse_bytes(format_bytes(claim[1]))),
                 progress,
             )
         if figure is not None:
@@ -185,46 +136,29 @@ def plan_command(
 
 
 @click.command("compile")
-@click.argument("model", type=FILE)
-@click.option(
-    "--target", type=NAME, required=True, metavar="NAME", help="A device stic knows (host, odroid-n2plus, ...)."
-)
-@budget_options
-@also_option
-@click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write.")
-@model_options
+@compile_group
 @click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
-@click.option("--until", type=NAME, metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
-@click.option("--dump", type=FILE, metavar="DIR", help="Keep what each stage made here.")
-@click.option(
-    "--from",
-    "start",
-    type=NAME,
-    metavar="STAGE",
-    help="Begin with this stage; take what earlier ones made from --dump.",
+@device_group(
+    click.option(
+        "--deploy",
+        "tracker",
+        type=NAME,
+        metavar="HOST:PORT",
+        help="Probe a device behind this TVM RPC tracker (unless --device-profile is given), compile for it, send it.",
+    )
 )
-@click.option(
-    "--deploy",
-    "tracker",
-    type=NAME,
-    metavar="HOST:PORT",
-    help="Probe a device behind this TVM RPC tracker (unless --device-profile is given), compile for it, send it.",
-)
-@lease_options
 @directory_option
-@click.option(
-    "--run", "texts", type=SENTENCE, multiple=True, metavar="TEXT", help="With --deploy: then run this sentence there."
-)
+@click.option("--run", is_flag=True, help="With --deploy: then run --text there.")
+@click.option("--text", "texts", type=SENTENCE, multiple=True, metavar="TEXT", help="A sentence for --run; repeat.")
 @json_option
 def compile_command(
-    model: Path,
-    target: str,
-    output: Path,
+    options: CompileOptions,
     engine: Path | None,
+    device: DeviceChoice,
     directory: str | None,
+    run: bool,
     texts: tuple[str, ...],
     as_json: bool,
-    **chosen: Any,
 ) -> None:
     """Compile MODEL into a package that meets a latency and a memory budget.
 
@@ -242,7 +176,7 @@ def compile_command(
       stic compile minilm.onnx --target host --planner preload --bits 6 -o resident.stic   (a baseline)
       stic compile minilm.onnx --target host --latency 60ms --memory 6MiB --also 30ms,20MiB -o m.stic
       stic compile minilm.onnx --target raspberry-pi-4 --latency 200ms -o minilm.stic \\
-        --deploy 192.168.1.10:9190 --key pi --run "A cat sits."
+        --deploy 192.168.1.10:9190 --key pi --run --text "A cat sits."
     """
     from stic.compiler.delivery import compile_for
     from stic.compiler.pipeline import compile_model
@@ -251,18 +185,18 @@ def compile_command(
     from stic.compiler.stages import Decided, Replays, Written
     from stic.runtime.package import Package
 
-    choice = DeviceChoice(**{name: chosen.pop(name) for name in DeviceChoice.__dataclass_fields__})
-    place = choice.place(target)
-    if place is None and (texts or directory is not None):
+    place = device.place(options.target.name)
+    if place is None and (run or directory is not None):
         raise click.UsageError("--run and --directory belong to --deploy; here, use stic run")
-    if place is not None and chosen["until"] is not None:
+    if run != bool(texts):
+        raise click.UsageError("--run takes its sentences from --text, and --text is for --run")
+    if place is not None and options.stages.until is not None:
         raise click.UsageError("--until stops before there is a package to --deploy")
-    options = _options(model, target, output, **chosen)
     with progress_bar() as progress:
         if place is None:
             made = compile_model(options, progress)
         else:
-            made = compile_for(options, place, directory, choice.system, progress)
+            made = compile_for(options, place, directory, device.system, progress)
     print_notes(made.notes)
     if Written not in made:
         console.print(f"stopped after stage {options.stages.until}", highlight=False)
@@ -271,12 +205,12 @@ def compile_command(
         from stic.targets.target import load
         from stic.targets.toolchain import build_engine
 
-        build_engine(load(target), engine)
+        build_engine(load(options.target.name), engine)
     plan, timeline = made[Decided].default, made[Replays].timelines[0]
     claim = (timeline.latency_us, timeline.peak_bytes)
-    package = Package.open(output)
+    package = Package.open(made[Written].path)
     family = contents.family_facts(package)
-    facts = {"package": str(output), **report.plan_facts(plan, *claim), "family": family}
+    facts = {"package": str(made[Written].path), **report.plan_facts(plan, *claim), "family": family}
     if as_json:
         if place is None:
             click.echo(json.dumps(facts, indent=1))
@@ -286,10 +220,10 @@ def compile_command(
         if family:
             console.print()
             console.print(report.family_table(family))
-        console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {made[Written].path}", highlight=False, soft_wrap=True)
     if place is not None:
-        use = ask(Question(texts), package, as_json, more=facts) if texts else say(as_json, facts)
-        deploy(package, choice, directory, use, as_json)
+        use = ask(Question(texts), package, as_json, {}, facts) if texts else say(as_json, facts)
+        deploy(package, device, directory, use, as_json)
 
 
 COMMANDS = {"export": export_command, "plan": plan_command, "compile": compile_command}

@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options
-from stic.compiler.commands.parameters import (
-    FILE,
-    LENGTH,
-    NAME,
-    ROUNDS,
-    THREADS,
-    gpu_use_option,
-    json_option,
-    storage_option,
+from stic.compiler.commands.device_options import (
+    DeviceChoice,
+    device_group,
+    directory_option,
+    required_tracker_option,
 )
-from stic.compiler.commands.running import Question, answer, input_options, result_options
+from stic.compiler.commands.groups import gathered, json_option, length_option, remote_session_group
+from stic.compiler.commands.parameters import FILE, NAME, ROUNDS
+from stic.compiler.commands.running import Question, answer, question_group
 from stic.compiler.commands.terminal import console, progress_bar
-from stic.runtime.emulated import EmulatedStorage
+from stic.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
     from stic.compiler.device.deploy import Deployment
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
 def deploy(
     package: Package,
-    choice: DeviceChoice,
+    device: DeviceChoice,
     directory: str | None,
     use: Callable[[Deployment], None],
     as_json: bool,
@@ -40,11 +38,11 @@ def deploy(
     """Put a package on the device that is meant and, while it is ours, use it; what was sent is said before."""
     from stic.compiler.device.deploy import deployed
 
-    place = choice.place(str(package.plan.get("target", "")))
+    place = device.place(str(package.plan.get("target", "")))
     assert place is not None, "the option that names the tracker is required"
     with ExitStack() as leased:
         with progress_bar() as progress:
-            deployment = leased.enter_context(deployed(package, place, directory, choice.system, progress))
+            deployment = leased.enter_context(deployed(package, place, directory, device.system, progress))
         if not as_json:
             console.print(deployment.sentences(), soft_wrap=True)
         use(deployment)
@@ -54,10 +52,8 @@ def ask(
     question: Question,
     package: Package,
     as_json: bool,
-    threads: int | None = None,
-    storage: EmulatedStorage | None = None,
-    gpu: Any = "auto",
-    more: Mapping[str, Any] | None = None,
+    options: SessionOptions,
+    more: Mapping[str, object] | None = None,
 ) -> Callable[[Deployment], None]:
     """What `deploy` is given to run a question; its inputs are looked at before there is a device.
 
@@ -66,13 +62,13 @@ def ask(
     inputs = question.inputs(package)
 
     def use(deployment: Deployment) -> None:
-        with deployment.session(threads, storage, gpu) as session:
+        with deployment.session(**options) as session:
             answer(question, package, inputs, session, as_json, {**(more or {}), **deployment.to_json()})
 
     return use
 
 
-def say(as_json: bool, more: Mapping[str, Any] | None = None) -> Callable[[Deployment], None]:
+def say(as_json: bool, more: Mapping[str, object] | None = None) -> Callable[[Deployment], None]:
     """What `deploy` is given to send only: where JSON is wanted, the sentences of `deploy` become an object."""
 
     def use(deployment: Deployment) -> None:
@@ -82,39 +78,43 @@ def say(as_json: bool, more: Mapping[str, Any] | None = None) -> Callable[[Deplo
     return use
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What to measure there, if that is wanted."""
+
+    bench: bool
+    runs: int
+    length: int | None
+    cold: bool
+
+
 @click.command("deploy")
 @click.argument("package", type=FILE)
-@click.option(
-    "--tracker", type=NAME, metavar="HOST:PORT", required=True, help="The TVM RPC tracker that knows the device."
-)
-@lease_options
+@device_group(required_tracker_option)
 @directory_option
 @click.option("--run", is_flag=True, help="Then run it there, on --text or --ids.")
-@click.option("--bench", is_flag=True, help="Then measure its latency and memory there, as stic bench does.")
-@input_options
-@result_options
-@click.option(
-    "--runs", type=click.IntRange(1, ROUNDS), default=20, show_default=True, metavar="N", help="Runs of --bench."
+@question_group
+@gathered(
+    "bench",
+    Bench,
+    click.option("--bench", is_flag=True, help="Then measure its latency and memory there, as stic bench does."),
+    click.option(
+        "--runs", type=click.IntRange(1, ROUNDS), default=20, show_default=True, metavar="N", help="Runs of --bench."
+    ),
+    length_option,
+    click.option("--cold", is_flag=True, help="Empty the preload buffer before every run of --bench."),
 )
-@click.option("--length", type=LENGTH, metavar="N", help="Tokens of --bench; default: as planned for.")
-@click.option("--cold", is_flag=True, help="Empty the preload buffer before every run of --bench.")
-@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
-@storage_option
-@gpu_use_option
+@remote_session_group
 @json_option
 def deploy_command(
     package: Path,
+    device: DeviceChoice,
     directory: str | None,
     run: bool,
-    bench: bool,
-    runs: int,
-    length: int | None,
-    cold: bool,
-    threads: int | None,
-    storage: EmulatedStorage | None,
-    gpu: Any,
+    question: Question,
+    bench: Bench,
+    session: SessionOptions,
     as_json: bool,
-    **chosen: Any,
 ) -> None:
     """Put PACKAGE on a device behind a TVM RPC tracker, and run or measure it there.
 
@@ -128,8 +128,7 @@ def deploy_command(
       stic deploy sst2.stic --tracker 192.168.1.10:9190 --key phone --run --text "a charming journey"
       stic deploy sst2.stic --tracker 192.168.1.10:9190 --key phone --bench --cold --json
     """
-    question = Question(**{name: chosen.pop(name) for name in Question.__dataclass_fields__})
-    if run and bench:
+    if run and bench.bench:
         raise click.UsageError("--run and --bench: one at a time")
     if run:
         question.check()
@@ -142,15 +141,15 @@ def deploy_command(
     def measure(deployment: Deployment) -> None:
         from stic.compiler.device.bench import measure_session
 
-        with deployment.session(threads, storage, gpu) as session:
-            result = measure_session(session, opened, runs, length, cold)
+        with deployment.session(**session) as running:
+            result = measure_session(running, opened, bench.runs, bench.length, bench.cold)
         if as_json:
             click.echo(json.dumps({**result.to_json(), **deployment.to_json()}, indent=1))
         else:
             console.print(result.table())
 
-    use = ask(question, opened, as_json, threads, storage, gpu) if run else measure if bench else say(as_json)
-    deploy(opened, DeviceChoice(**chosen), directory, use, as_json)
+    use = ask(question, opened, as_json, session) if run else measure if bench.bench else say(as_json)
+    deploy(opened, device, directory, use, as_json)
 
 
 @click.command("devices")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from stic.compiler.commands.parameters import FILE, NAME, json_option
+from stic.compiler.commands.groups import json_option
+from stic.compiler.commands.parameters import FILE, NAME
 from stic.compiler.commands.terminal import console
 from stic.targets.toolchain import SYSTEMS
 

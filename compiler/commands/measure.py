@@ -1,27 +1,27 @@
-"""`stic profile` and `stic probe`: what a model's shards are worth, and what a device can do."""
+"""`stic importance` and `stic probe`: what a model's shards are worth, and what a device can do."""
 
 from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from stic.compiler.commands.device_options import DeviceChoice, lease_options, tracker_option
-from stic.compiler.commands.parameters import (
-    FILE,
-    LANES,
-    LENGTH,
-    NAME,
-    ROUNDS,
-    SLICES,
-    THREADS,
+from stic.compiler.commands.device_options import DeviceChoice, device_group, tracker_option
+from stic.compiler.commands.groups import (
+    gathered,
     json_option,
-    shard_options,
+    lanes_option,
+    measured_group,
+    model_group,
+    shards_group,
+    slices_option,
+    threads_option,
 )
+from stic.compiler.commands.parameters import FILE, LENGTH, NAME, ROUNDS
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
 from stic.compiler.options import (
     CompileOptions,
@@ -34,10 +34,11 @@ from stic.compiler.options import (
 from stic.runtime.errors import TargetError
 
 
-@click.command("profile")
-@click.argument("model", type=FILE)
+@click.command("importance")
+@model_group
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE.json", help="The file to write.")
-@shard_options
+@shards_group
+@measured_group
 @click.option(
     "--checks",
     type=click.IntRange(0, ROUNDS),
@@ -47,7 +48,14 @@ from stic.runtime.errors import TargetError
     help="Random plans of the additivity check: does the sum of gains rank plans as their measured loss does?",
 )
 @json_option
-def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> None:
+def importance_command(
+    model: ModelOptions,
+    output: Path,
+    shards: ShardOptions,
+    measured: ImportanceOptions,
+    checks: int,
+    as_json: bool,
+) -> None:
     """Measure what each bitwidth of each shard of MODEL is worth.
 
     Worth is agreement with the full model, or with --objective task what the calibration file's labels say. Results are
@@ -56,8 +64,8 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
 
     \b
     Examples:
-      stic profile sst2/model.onnx --calibration train.tsv -o sst2.importance.json
-      stic profile minilm.onnx --jobs 2 -o minilm.importance.json       (built-in sentences)
+      stic importance sst2/model.onnx --calibration train.tsv -o sst2.importance.json
+      stic importance minilm.onnx --jobs 2 -o minilm.importance.json       (built-in sentences)
     """
     from stic.compiler.importance.file import save
     from stic.compiler.importance.measure import Importance
@@ -65,10 +73,10 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
     from stic.compiler.report import report
 
     options = CompileOptions(
-        ModelOptions(model, chosen.pop("model_output"), chosen.pop("max_length")),
+        model,
         TargetOptions("host"),
-        shards=ShardOptions(chosen.pop("slices"), chosen.pop("quantizer"), int(chosen.pop("full_bits"))),
-        importance=ImportanceOptions(tokens=chosen.pop("calibration_tokens"), **chosen),
+        shards=shards,
+        importance=replace(measured, checks=checks),
         stages=StageOptions(until="importance"),
     )
     with progress_bar() as progress:
@@ -82,8 +90,32 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
         console.print(f"wrote {output}", soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Whose layers are measured, and how an engine runs them; None: a small encoder's, or the default."""
+
+    model: Path | None
+    max_length: int | None
+    slices: int | None
+    threads: int | None
+    lanes: int | None
+
+
 @click.command("probe")
-@click.argument("model", type=FILE, required=False)
+@gathered(
+    "layers",
+    Layers,
+    click.argument("model", type=FILE, required=False),
+    click.option(
+        "--max-length",
+        type=LENGTH,
+        metavar="N",
+        help="Tokens; default: 128, or the model's positions where they are fewer.",
+    ),
+    slices_option,
+    threads_option,
+    lanes_option,
+)
 @click.option(
     "--target", type=NAME, default="host", show_default=True, metavar="NAME", help="Whose kernels to measure."
 )
@@ -94,8 +126,7 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
     metavar="NAME|none",
     help="Also measure layers on the device's GPU, with the kernels of target NAME; default: the target's own.",
 )
-@tracker_option
-@lease_options
+@device_group(tracker_option)
 @click.option(
     "--directory",
     type=FILE,
@@ -103,28 +134,15 @@ def profile_command(model: Path, output: Path, as_json: bool, **chosen: Any) -> 
     help="Measure the storage that holds this directory; default: the one of the output, or this one; with --tracker"
     " where packages are kept there.",
 )
-@click.option(
-    "--max-length",
-    type=LENGTH,
-    metavar="N",
-    help="Tokens; default: 128, or the model's positions where they are fewer.",
-)
-@click.option("--slices", type=SLICES, metavar="M", help="Slices per layer; default: the number of heads.")
-@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: the target's.")
-@click.option("--lanes", type=LANES, metavar="K", help="IO lanes; default: the target's.")
 @json_option
 def probe_command(
-    model: Path | None,
+    layers: Layers,
     target: str,
     output: Path | None,
     gpu: str | None,
+    device: DeviceChoice,
     directory: Path | None,
-    max_length: int | None,
-    slices: int | None,
-    threads: int | None,
-    lanes: int | None,
     as_json: bool,
-    **chosen: Any,
 ) -> None:
     """Measure a device: storage by request size and lanes, and the engine's layers at every bitwidth.
 
@@ -143,18 +161,15 @@ def probe_command(
     """
     from stic.compiler.device.probing import probe, remote_runner
     from stic.compiler.device.workload import Workload
+    from stic.compiler.inputs import read_model
     from stic.compiler.report import report
     from stic.targets.target import load
 
-    read = None
-    if model is not None:
-        from stic.compiler.inputs import read_model
-
-        read = read_model(model)
+    read = None if layers.model is None else read_model(layers.model)
     aim = load(target, gpu)
-    workload = Workload.of(read, aim, max_length, ShardOptions(slices), threads, lanes)
-    choice = DeviceChoice(**chosen)
-    place = choice.place(target)
+    shards = ShardOptions(layers.slices)
+    workload = Workload.of(read, aim, layers.max_length, shards, layers.threads, layers.lanes)
+    place = device.place(target)
     with ExitStack() as opening:
         progress = opening.enter_context(progress_bar())
         if place is None:
@@ -164,7 +179,7 @@ def probe_command(
             runner, where = None, directory or (output.absolute().parent if output else Path.cwd())
         else:
             there = None if directory is None else str(directory)
-            runner, where = opening.enter_context(remote_runner(place, aim, there, choice.system, progress))
+            runner, where = opening.enter_context(remote_runner(place, aim, there, device.system, progress))
         tick = partial(progress, "measuring this device" if place is None else f"measuring {place.key}")
         notes: list[str] = []
         data = probe(aim, workload, where, tick, notes.append, runner, wide=True)
@@ -180,4 +195,4 @@ def probe_command(
         console.print(f"wrote {output}", soft_wrap=True)
 
 
-COMMANDS = {"profile": profile_command, "probe": probe_command}
+COMMANDS = {"importance": importance_command, "probe": probe_command}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stic.compiler.commands.parameters import FILE, NAME, PICTURE, SENTENCE, compose
+from stic.compiler.commands.groups import gathered
+from stic.compiler.commands.parameters import FILE, NAME, PICTURE, SENTENCE
 from stic.compiler.commands.terminal import console, print_notes
 from stic.runtime.errors import InputError
 from stic.runtime.format import LIMITS
@@ -20,49 +21,43 @@ if TYPE_CHECKING:
     from stic.compiler.report.texts import Ids
     from stic.runtime.package import Package
 
-input_options = compose(
-    (
-        click.option(
-            "--text", "texts", type=SENTENCE, multiple=True, metavar="TEXT", help="A sentence; repeat for several."
-        ),
-        click.option(
-            "--pair",
-            "pairs",
-            type=SENTENCE,
-            multiple=True,
-            metavar="TEXT",
-            help="Second sentence of each --text, for pair tasks.",
-        ),
-        click.option(
-            "--ids",
-            "id_lists",
-            type=NAME,
-            multiple=True,
-            metavar="N,N,...",
-            help="Token numbers instead of a sentence.",
-        ),
-        click.option(
-            "--truncate", is_flag=True, help="Cut a sentence that is longer than the package was compiled for."
-        ),
-    )
+_INPUTS = (
+    click.option(
+        "--text", "texts", type=SENTENCE, multiple=True, metavar="TEXT", help="A sentence; repeat for several."
+    ),
+    click.option(
+        "--pair",
+        "pairs",
+        type=SENTENCE,
+        multiple=True,
+        metavar="TEXT",
+        help="Second sentence of each --text, for pair tasks.",
+    ),
+    click.option(
+        "--ids",
+        "id_lists",
+        type=NAME,
+        multiple=True,
+        metavar="N,N,...",
+        help="Token numbers instead of a sentence.",
+    ),
+    click.option("--truncate", is_flag=True, help="Cut a sentence that is longer than the package was compiled for."),
 )
-result_options = compose(
-    (
-        click.option(
-            "--trace",
-            type=FILE,
-            metavar="run.json",
-            help="Write the trace of the longest input; opens in ui.perfetto.dev.",
-        ),
-        click.option(
-            "--timeline",
-            type=PICTURE,
-            is_flag=False,
-            flag_value="-",
-            metavar="[FILE.svg]",
-            help="Draw the longest input, predicted against measured: here, or with a name as a picture.",
-        ),
-    )
+_RESULTS = (
+    click.option(
+        "--trace",
+        type=FILE,
+        metavar="run.json",
+        help="Write the trace of the longest input; opens in ui.perfetto.dev.",
+    ),
+    click.option(
+        "--timeline",
+        type=PICTURE,
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE.svg]",
+        help="Draw the longest input, predicted against measured: here, or with a name as a picture.",
+    ),
 )
 
 
@@ -97,6 +92,9 @@ class Question:
                 package, list(zip(self.texts, self.pairs or [None] * len(self.texts), strict=True)), self.truncate
             )
         return [(np.asarray(_ids(text), np.int32), np.zeros(len(_ids(text)), np.int32)) for text in self.id_lists]
+
+
+question_group = gathered("question", Question, *_INPUTS, *_RESULTS)
 
 
 def _ids(text: str) -> list[int]:

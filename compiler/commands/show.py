@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from stic.compiler.commands.parameters import FILE, PICTURE, json_option
+from stic.compiler.commands.groups import json_option
+from stic.compiler.commands.parameters import FILE, PICTURE
 from stic.compiler.commands.terminal import console
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from stic.compiler.commands.parameters import FILE, NAME, ROUNDS, json_option
+from stic.compiler.commands.groups import json_option
+from stic.compiler.commands.parameters import FILE, NAME, ROUNDS
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.errors import TargetError
 

@@ -4,48 +4,30 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from stic.compiler.commands.device_options import DeviceChoice, directory_option, lease_options, tracker_option
-from stic.compiler.commands.parameters import (
-    FILE,
-    LENGTH,
-    PROCESSES,
-    ROUNDS,
-    THREADS,
-    gpu_use_option,
-    json_option,
-    session_budget_options,
-    storage_option,
-)
-from stic.compiler.commands.running import Question, answer, input_options, result_options
+from stic.compiler.commands.device_options import DeviceChoice, device_group, directory_option, tracker_option
+from stic.compiler.commands.groups import gathered, json_option, length_option, session_group
+from stic.compiler.commands.parameters import FILE, PROCESSES, ROUNDS
+from stic.compiler.commands.running import Question, answer, question_group
 from stic.compiler.commands.terminal import console, progress_bar
-from stic.runtime.emulated import EmulatedStorage
+from stic.runtime.session import SessionOptions
+
+if TYPE_CHECKING:
+    from stic.compiler.importance.examples import Kind
 
 
 @click.command("run")
 @click.argument("package", type=FILE)
-@input_options
-@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
-@session_budget_options
-@storage_option
-@gpu_use_option
-@result_options
+@question_group
+@session_group
 @json_option
-def run_command(
-    package: Path,
-    threads: int | None,
-    latency: int | None,
-    memory: int | None,
-    storage: EmulatedStorage | None,
-    gpu: Any,
-    as_json: bool,
-    **asked: Any,
-) -> None:
+def run_command(package: Path, question: Question, session: SessionOptions, as_json: bool) -> None:
     """Run PACKAGE on sentences.
 
     A classifier prints labels; a sentence encoder, given several sentences, the cosine of every pair.
@@ -58,49 +40,51 @@ def run_command(
       stic run minilm.stic --text "A cat sits." --memory 4MiB           (a package compiled with --also)
       stic run minilm.stic --ids 101,7592,102 --json
     """
-    question = Question(**asked)
     question.check()
     from stic.runtime.package import Package
     from stic.runtime.session import Session
 
     opened = Package.open(package)
     inputs = question.inputs(opened)
-    with Session(
-        package, threads=threads, storage=storage, gpu=gpu, latency_us=latency, memory_bytes=memory
-    ) as session:
-        answer(question, opened, inputs, session, as_json)
+    with Session(package, **session) as running:
+        answer(question, opened, inputs, running, as_json)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a package is measured on."""
+
+    data: Path
+    task: Kind | None
+    limit: int | None
 
 
 @click.command("eval")
 @click.argument("package", type=FILE)
-@click.option("--data", type=FILE, required=True, metavar="FILE.tsv", help="Tab-separated, with a header line.")
-@click.option(
-    "--task",
-    type=click.Choice(["classification", "similarity"]),
-    help="What the file is for; default: what its columns say.",
+@gathered(
+    "evaluated",
+    Evaluated,
+    click.option("--data", type=FILE, required=True, metavar="FILE.tsv", help="Tab-separated, with a header line."),
+    click.option(
+        "--task",
+        type=click.Choice(["classification", "similarity"]),
+        help="What the file is for; default: what its columns say.",
+    ),
+    click.option("--limit", type=click.IntRange(1, ROUNDS), metavar="N", help="Only the first N examples."),
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N examples.")
-@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
-@session_budget_options
-@gpu_use_option
-@tracker_option
-@lease_options
+@session_group
+@device_group(tracker_option)
 @directory_option
 @click.option("--devices", type=PROCESSES, default=1, show_default=True, metavar="N", help="Share it among N of them.")
 @json_option
 def eval_command(
     package: Path,
-    data: Path,
-    task: Any,
-    limit: int | None,
-    threads: int | None,
-    latency: int | None,
-    memory: int | None,
-    gpu: Any,
+    evaluated: Evaluated,
+    session: SessionOptions,
+    device: DeviceChoice,
     directory: str | None,
     devices: int,
     as_json: bool,
-    **chosen: Any,
 ) -> None:
     """Measure how well PACKAGE does on a TSV file.
 
@@ -127,28 +111,28 @@ def eval_command(
     from stic.runtime.session import Session
 
     opened = Package.open(package)
-    examples = read_examples(data, task, contents.labels(opened) or None)
-    if limit is not None:
-        examples = examples.pick(range(min(limit, len(examples))))
-    place = DeviceChoice(**chosen).place(str(opened.plan.get("target", "")))
-    if place is None and (devices > 1 or directory is not None):
+    examples = read_examples(evaluated.data, evaluated.task, contents.labels(opened) or None)
+    if evaluated.limit is not None:
+        examples = examples.pick(range(min(evaluated.limit, len(examples))))
+    address = device.place(str(opened.plan.get("target", "")))
+    if address is None and (devices > 1 or directory is not None):
         raise click.UsageError("--devices and --directory belong to --tracker")
-    if place is not None and (latency is not None or memory is not None):
+    if address is not None and (session.get("latency_us") or session.get("memory_bytes")):
         raise click.UsageError("with --tracker the package's first plan runs: leave out --latency and --memory")
     with ExitStack() as opening:
         progress = opening.enter_context(progress_bar())
-        if place is None:
-            budgeted = Session(package, threads=threads, gpu=gpu, latency_us=latency, memory_bytes=memory)
-            session = opening.enter_context(budgeted)
-            outputs = outputs_of(session, opened, examples, progress)
+        if address is None:
+            running = opening.enter_context(Session(package, **session))
+            outputs = outputs_of(running, opened, examples, progress)
         else:
-            leased = partial(deployed, opened, place, directory, chosen["system"])
-            outputs = outputs_on(leased, devices, opened, examples, progress, threads, gpu)
+            leased = partial(deployed, opened, address, directory, device.system)
+            outputs = outputs_on(leased, devices, opened, examples, progress, **session)
     metric = score(outputs, examples)
     if as_json:
         click.echo(json.dumps({"metric": metric.name, "value": metric.value, "n": metric.n}))
     else:
-        console.print(f"{metric.name} {metric.value:.4f} on {metric.n} examples of {data}", soft_wrap=True)
+        sentence = f"{metric.name} {metric.value:.4f} on {metric.n} examples of {evaluated.data}"
+        console.print(sentence, soft_wrap=True)
 
 
 @click.command("bench")
@@ -156,24 +140,12 @@ def eval_command(
 @click.option(
     "--runs", type=click.IntRange(1, ROUNDS), default=20, show_default=True, metavar="N", help="Measured runs."
 )
-@click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: as planned.")
-@click.option("--length", type=LENGTH, metavar="N", help="Tokens; default: what was planned for.")
+@length_option
 @click.option("--cold", is_flag=True, help="Empty the preload buffer before every run, as after a long pause.")
-@session_budget_options
-@storage_option
-@gpu_use_option
+@session_group
 @json_option
 def bench_command(
-    package: Path,
-    runs: int,
-    threads: int | None,
-    length: int | None,
-    cold: bool,
-    latency: int | None,
-    memory: int | None,
-    storage: EmulatedStorage | None,
-    gpu: str,
-    as_json: bool,
+    package: Path, runs: int, length: int | None, cold: bool, session: SessionOptions, as_json: bool
 ) -> None:
     """Measure latency and memory of PACKAGE, in a process that does nothing else.
 
@@ -189,7 +161,7 @@ def bench_command(
 
     with progress_bar() as progress:
         progress("measuring", 0, 0)
-        result = measure(package, runs, threads, length, cold, storage, gpu, latency, memory)
+        result = measure(package, runs, length, cold, **session)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:

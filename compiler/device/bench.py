@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from rich.table import Table
 
@@ -19,7 +19,7 @@ from stic.compiler.quantities import format_bytes, format_time, quote_time
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.package import Package
-from stic.runtime.session import Info, check_options, io_limits
+from stic.runtime.session import Info, SessionOptions, check_names, check_options, io_limits
 from stic.targets.target import load
 from stic.targets.toolchain import build_engine
 
@@ -86,34 +86,25 @@ class Bench:
         return table
 
 
-def measure(
-    path: Path,
-    runs: int,
-    threads: int | None,
-    tokens: int | None,
-    cold: bool,
-    storage: EmulatedStorage | None = None,
-    gpu: str = "auto",
-    latency_us: int | None = None,
-    memory_bytes: int | None = None,
-) -> Bench:
-    """Run random tokens through the package `runs` times in a process of its own.
+def measure(path: Path, runs: int, tokens: int | None, cold: bool, **asked: Unpack[SessionOptions]) -> Bench:
+    """Run random tokens through the package `runs` times in a process of its own, with options as those of Session.
 
     `tokens` defaults to the length that was planned for; they differ from each other, so that each reads its own row.
-    `storage`: emulated, not faster than the one there is. `gpu`, `latency_us`, `memory_bytes`: where layers planned
-    for a GPU run, and the budget that a plan is chosen for, as in Session. Raises PackageError for what is no package,
-    EngineError with the engine's sentence where it refuses.
+    cold: the preload buffer is emptied before every run. Raises PackageError for what is no package, EngineError with
+    the engine's sentence where it refuses.
     """
-    check_options(latency_us=latency_us, memory_bytes=memory_bytes)
+    check_names(asked)
+    check_options(latency_us=asked.get("latency_us"), memory_bytes=asked.get("memory_bytes"))
     package = Package.open(path)
     ids = _ids(package, tokens)
     options = ["--ids", ",".join(map(str, ids)), "--runs", str(runs), "--json"]
-    options += ["--threads", str(threads)] if threads else []
     options += ["--cold"] if cold else []
-    options += ["--gpu", gpu]
-    options += storage_options(storage)
-    options += ["--deadline-us", str(latency_us)] if latency_us else []
-    options += ["--memory-bytes", str(memory_bytes)] if memory_bytes else []
+    options += ["--gpu-use", asked.get("gpu", "auto")]
+    options += storage_options(asked.get("storage"))
+    numbers = {"threads": "threads", "lanes": "lanes", "deadline-us": "latency_us", "memory-bytes": "memory_bytes"}
+    for name, field in numbers.items():
+        if value := asked.get(field):
+            options += [f"--{name}", str(value)]
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
         runner = build_engine(load("host"), Path(folder)).runner
         done = subprocess.run([str(runner), str(path), *options], capture_output=True, text=True)

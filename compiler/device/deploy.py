@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ from stic.compiler.importance.examples import Examples
 from stic.compiler.progress import Progress
 from stic.compiler.quantities import format_bytes
 from stic.compiler.report.texts import Ids, inputs_of
-from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.package import Package
-from stic.runtime.session import GpuUse
+from stic.runtime.session import SessionOptions
 from stic.targets.remote_device import RemoteDevice, engine_target, remote_device
 from stic.targets.remote_session import RemoteSession
 from stic.targets.rpc import Place, silent
@@ -35,11 +34,8 @@ class Deployment:
     device: RemoteDevice
     sent: Sent
 
-    def session(
-        self, threads: int | None = None, storage: EmulatedStorage | None = None, gpu: GpuUse = "auto"
-    ) -> RemoteSession:
+    def session(self, **options: Unpack[SessionOptions]) -> RemoteSession:
         """Run it there."""
-        options = {"threads": threads, "storage": storage, "gpu": gpu}
         return self.device.session(self.package, self.sent.folder, **options)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,8 +87,7 @@ def outputs_on(
     package: Package,
     examples: Examples,
     progress: Progress,
-    threads: int | None = None,
-    gpu: GpuUse = "auto",
+    **options: Unpack[SessionOptions],
 ) -> NDArray[np.float32]:
     """What `report.texts.outputs_of` returns, from several devices at once; `leased` gives a Deployment."""
     inputs = inputs_of(package, examples)
@@ -106,7 +101,7 @@ def outputs_on(
 
     @contextmanager
     def session() -> Iterator[RemoteSession]:
-        with leased(show) as deployment, deployment.session(threads, gpu=gpu) as opened:
+        with leased(show) as deployment, deployment.session(**options) as opened:
             yield opened
 
     def work(opened: RemoteSession, batch: list[tuple[int, Ids, Ids | None]]) -> list[NDArray[np.float32]]:

@@ -43,12 +43,12 @@ def device_costs(
     elif target.name != "host":
         found = estimate(target, *shape, sizes.row_lanes, bits)
     else:
-        found = costs(parse(_measured_here(target, materials, options.gpu_storage, folder, tick, note)), *shape, bits)
+        found = costs(parse(_measured_here(target, materials, options.gpu_precision, folder, tick, note)), *shape, bits)
     return with_gpu(found, target.gpu, materials.store.shape, sizes.max_length, bits)
 
 
 def _measured_here(
-    target: Target, materials: Materials, gpu_storage: Storage, folder: Path, tick: Tick, note: Note
+    target: Target, materials: Materials, gpu_precision: Storage, folder: Path, tick: Tick, note: Note
 ) -> dict[str, Any]:
     """A device profile of this machine for the model's layers, kept for the next time."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,12 +66,12 @@ def _measured_here(
     data = cached((*key, folder.stat().st_dev), lambda: measure(target, workload, folder, tick), note)
     if target.gpu is None:
         return data
-    text = program_key(materials.kernel_shape, target.gpu.style, gpu_storage, interleave(target))
+    text = program_key(materials.kernel_shape, target.gpu.style, gpu_precision, interleave(target))
     drivers = tuple(os.environ.get(name) for name in ("STIC_OPENCL", "STIC_OPENCL_DEVICE"))
 
     def on_gpu() -> dict[str, Any]:
         try:
-            return measure_gpu(target, workload, folder, gpu_storage)
+            return measure_gpu(target, workload, folder, gpu_precision)
         except EngineError as error:
             note(f"{error}; what the GPU takes is estimated")
             return {}

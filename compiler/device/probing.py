@@ -31,7 +31,7 @@ def probe(
     note: Note,
     runner: Runner | None = None,
     wide: bool = False,
-    gpu_storage: Storage = "float16",
+    gpu_precision: Storage = "float16",
 ) -> dict[str, Any]:
     """`measure`, and `measure_gpu` where the target has a GPU: a device profile as `stic probe` writes it.
 
@@ -43,7 +43,7 @@ def probe(
     data = measure(target, workload, folder, tick, survey, runner)
     if target.gpu is not None:
         try:
-            data["gpu"] = measure_gpu(target, workload, folder, gpu_storage, runner)
+            data["gpu"] = measure_gpu(target, workload, folder, gpu_precision, runner)
         except EngineError as error:
             note(str(error))
     if why := disturbed(data, None if watch is None else watch.others()):

@@ -1,4 +1,4 @@
-"""What each shard is worth at each bitwidth: `stic profile`.
+"""What each shard is worth at each bitwidth: `stic importance`.
 
 Gain curves: every shard is varied over the bits while all others stay at an operating level u, and the loss on
 calibration examples is measured. u is high, because there the loss is a quadratic form of what one shard changes: at 4

@@ -27,7 +27,7 @@ static const char usage[] =
     "  --io-requests N    emulate storage that serves N requests a second\n"
     "  --deadline-us N    run the package's best plan for a deadline of N microseconds\n"
     "  --memory-bytes N   run its best plan that claims at most N bytes (default, without both: its first)\n"
-    "  --gpu MODE         layers planned for a GPU: auto (default), off (on the CPU), required\n"
+    "  --gpu-use MODE     layers planned for a GPU: auto (default), off (on the CPU), required\n"
     "  --gpu-arithmetic A float or int8 (default: int8 where the GPU has a product for it)\n"
     "  --trace FILE       write the trace of the last run, for ui.perfetto.dev\n"
     "  --output FILE      write the outputs as little-endian float32, input after input\n"
@@ -109,7 +109,7 @@ static arguments parse(int argc, char **argv) {
       else if (!strcmp(name, "--io-requests")) a.options.io_requests_per_s = number(value, name, 1000000000);
       else if (!strcmp(name, "--deadline-us")) a.options.deadline_us = (uint32_t)number(value, name, UINT32_MAX);
       else if (!strcmp(name, "--memory-bytes")) a.options.memory_bytes = number(value, name, UINT64_MAX);
-      else if (!strcmp(name, "--gpu")) a.options.gpu = choice(value, name, uses, 3);
+      else if (!strcmp(name, "--gpu-use")) a.options.gpu = choice(value, name, uses, 3);
       else if (!strcmp(name, "--gpu-arithmetic")) a.options.gpu_arithmetic = choice(value, name, arithmetics, 3);
       else misuse("unknown option ", name);
     }

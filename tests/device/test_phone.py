@@ -136,7 +136,7 @@ def test_a_phone_that_dies_in_mid_run_ends_the_command(
 ) -> None:
     phone = phones.start("doomed", phone_python)
     options = ("--tracker", phones.address, "--key", "doomed", "--directory", tmp_path, *PATIENCE)
-    slow = ("--run", "--ids", "1,2,3", "--storage", "1kB")  # a second: reading takes half a minute
+    slow = ("--run", "--ids", "1,2,3", "--emulate-storage", "1kB")  # a second: reading takes half a minute
     command = [sys.executable, "-m", "stic.compiler.cli", "deploy", packages["raspberry-pi-4"], *options, *slow]
     log = tmp_path / "client.log"
     with log.open("wb") as out:

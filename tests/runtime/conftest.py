@@ -53,7 +53,7 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         seed: int = 0,
         compiled: bool = True,
         gpu: str | None = None,
-        gpu_storage: str = "float16",
+        gpu_precision: str = "float16",
         places: tuple[str, ...] | None = None,
         fallback: bool = True,
         also: tuple[tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]], ...] = (),
@@ -87,10 +87,12 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         else:
             kernels.write_bytes(b"no code")
         if plan.on_gpu and compiled:
-            program = generate_program(materials.kernel_shape, chosen.gpu.style, gpu_storage, interleave(chosen), text)
+            program = generate_program(
+                materials.kernel_shape, chosen.gpu.style, gpu_precision, interleave(chosen), text
+            )
         elif plan.on_gpu:
             text.write_bytes(b"no code")
-            program = GpuProgram(text, chosen.gpu.style, gpu_storage, np.zeros(0, LAUNCH))
+            program = GpuProgram(text, chosen.gpu.style, gpu_precision, np.zeros(0, LAUNCH))
         output = folder / "model.stic"
         family = tuple(Planned(planned(other, i), 1000 * (i + 1), ()) for i, other in enumerate(further, 1))
         parts = assemble_package(materials, (Planned(plan, 1000), *family), chosen, kernels, program, fallback)

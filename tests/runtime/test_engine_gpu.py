@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("opencl")
     (
         ({}, "float", 5e-3),
         ({}, "int8", 3e-2),
-        ({"gpu_storage": "float32"}, "float", 1e-4),
+        ({"gpu_precision": "float32"}, "float", 1e-4),
         ({"gpu": "adreno-640"}, "float", 5e-3),
     ),
 )

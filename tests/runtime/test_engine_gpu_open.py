@@ -116,7 +116,7 @@ def test_folder_that_cannot_be_written_to(gpu_package: Path, runner: Path, seria
         folder.chmod(0o755)
         package = Path(shutil.copytree(gpu_package, folder / "model.stic", ignore=shutil.ignore_patterns("opencl-*")))
         checker = under_oclgrind(Path(shutil.copy(serial, folder)))
-        line = [*checker, shutil.copy(runner, folder), str(package), "--ids", IDS, "--json", "--gpu", "required"]
+        line = [*checker, shutil.copy(runner, folder), str(package), "--ids", IDS, "--json", "--gpu-use", "required"]
         done = subprocess.run(
             line, capture_output=True, text=True, timeout=240, user=65534, group=65534, extra_groups=[]
         )
@@ -128,17 +128,17 @@ def test_folder_that_cannot_be_written_to(gpu_package: Path, runner: Path, seria
 def test_no_opencl(gpu_package: Path, runner: Path) -> None:
     facts = run(runner, gpu_package, STIC_OPENCL="/nowhere/libOpenCL.so")
     assert facts["gpu_layers"] == 0 and "/nowhere/libOpenCL.so, which cannot be loaded" in facts["device"]
-    on_cpu = run(runner, gpu_package, "--gpu", "off")
+    on_cpu = run(runner, gpu_package, "--gpu-use", "off")
     assert facts["outputs"] == on_cpu["outputs"]
     assert facts["peak_bytes"] <= facts["claimed_bytes"]
-    refused = run(runner, gpu_package, "--gpu", "required", STIC_OPENCL="/nowhere/libOpenCL.so")
+    refused = run(runner, gpu_package, "--gpu-use", "required", STIC_OPENCL="/nowhere/libOpenCL.so")
     assert "cannot be loaded" in refused["error"]
-    libc = run(runner, gpu_package, "--gpu", "required", STIC_OPENCL="libc.so.6")
+    libc = run(runner, gpu_package, "--gpu-use", "required", STIC_OPENCL="libc.so.6")
     assert "libc.so.6 has no function clGetPlatformIDs" in libc["error"]
 
 
 def test_no_such_device(gpu_package: Path, runner: Path) -> None:
-    refused = run(runner, gpu_package, "--gpu", "required", STIC_OPENCL_DEVICE="Voodoo")
+    refused = run(runner, gpu_package, "--gpu-use", "required", STIC_OPENCL_DEVICE="Voodoo")
     assert 'no OpenCL device has "Voodoo"' in refused["error"]
 
 
@@ -146,7 +146,7 @@ def test_plan_that_needs_its_gpu(make_gpu_package: Callable[..., Path], runner: 
     package = make_gpu_package(fallback=False)
     refused = run(runner, package, STIC_OPENCL="/nowhere/libOpenCL.so")
     assert "cannot be loaded" in refused["error"]
-    assert run(runner, package, "--gpu", "off")["gpu_layers"] == 0
+    assert run(runner, package, "--gpu-use", "off")["gpu_layers"] == 0
 
 
 def rewrite_program(package: Path, text: bytes, with_header: Callable[..., bytes]) -> None:
@@ -171,11 +171,11 @@ def test_kernel_that_the_driver_refuses(
     rewrite_program(gpu_copy, text.replace(name, b"__kernel voyd stic_softmax("), with_header)
     facts = run(runner, gpu_copy, prefix=oclgrind)
     assert facts["gpu_layers"] == 0 and "refused by the compiler" in facts["device"] and "voyd" in facts["device"]
-    refused = run(runner, gpu_copy, "--gpu", "required", prefix=oclgrind)["error"]
+    refused = run(runner, gpu_copy, "--gpu-use", "required", prefix=oclgrind)["error"]
     assert "stic_softmax of kernels.cl was refused by the compiler" in refused
     assert not cached(gpu_copy)
     rewrite_program(gpu_copy, text.replace(name, b"__kernel void stic_softmix("), with_header)
-    assert "kernel stic_softmax" in run(runner, gpu_copy, "--gpu", "required", prefix=oclgrind)["error"]
+    assert "kernel stic_softmax" in run(runner, gpu_copy, "--gpu-use", "required", prefix=oclgrind)["error"]
 
 
 def test_damaged_program_text_is_no_reason_to_fall_back(gpu_copy: Path) -> None:
@@ -198,7 +198,7 @@ def test_damaged_program_text_is_no_reason_to_fall_back(gpu_copy: Path) -> None:
 def test_limits_of_the_device(
     option: tuple[str, ...], words: str, gpu_copy: Path, runner: Path, oclgrind: tuple[str, ...]
 ) -> None:
-    refused = run(runner, gpu_copy, "--gpu", "required", prefix=(*oclgrind, *option))
+    refused = run(runner, gpu_copy, "--gpu-use", "required", prefix=(*oclgrind, *option))
     assert words in refused["error"] and "Oclgrind" in refused["error"]
     facts = run(runner, gpu_copy, prefix=(*oclgrind, *option))
     assert facts["gpu_layers"] == 0 and words in facts["device"]
@@ -207,7 +207,17 @@ def test_limits_of_the_device(
 def test_oclgrind_finds_nothing(gpu_copy: Path, runner: Path, oclgrind: tuple[str, ...]) -> None:
     """Accesses out of bounds, races and misuse of the API. Its check for values that were never written crashes where
     another thread than the first maps a buffer, as IO lanes do; kernels have that check in tests/schedules/opencl."""
-    line = [*oclgrind, "--check-api", "--data-races", str(runner), str(gpu_copy), "--gpu", "required", "--runs", "2"]
+    line = [
+        *oclgrind,
+        "--check-api",
+        "--data-races",
+        str(runner),
+        str(gpu_copy),
+        "--gpu-use",
+        "required",
+        "--runs",
+        "2",
+    ]
     for arithmetic, ids in (("float", IDS), ("int8", "3,4,5")):
         options = ["--cold", "--ids", ids, "--gpu-arithmetic", arithmetic, "--json"]
         done = subprocess.run([*line, *options], capture_output=True, text=True, timeout=240)
@@ -228,5 +238,5 @@ def test_a_launch_that_is_missing(gpu_copy: Path, runner: Path, with_header: Cal
     changed = bytearray(index)
     changed[launches_at : launches_at + 6] = b"astic_"
     (gpu_copy / "index.bin").write_bytes(with_header(bytes(changed)))
-    assert "does not say how kernel stic_" in run(runner, gpu_copy, "--gpu", "required")["error"]
+    assert "does not say how kernel stic_" in run(runner, gpu_copy, "--gpu-use", "required")["error"]
     assert run(runner, gpu_copy)["gpu_layers"] == 0

@@ -72,7 +72,7 @@ def test_all_that_the_gpu_holds_is_claimed(make_package: Write, package: Path) -
 def test_single_precision_takes_the_room_it_needs(make_package: Write, package: Path) -> None:
     half = Package.open(package).gpu
     single = Package.open(
-        make_package(BITS, RESIDENT, compiled=False, gpu="mali-g52", gpu_storage="float32", fallback=False)
+        make_package(BITS, RESIDENT, compiled=False, gpu="mali-g52", gpu_precision="float32", fallback=False)
     ).gpu
     assert half is not None and single is not None
     assert single.storage == "float32" and not single.fallback and single.places == ("gpu", "gpu", "cpu", "gpu")

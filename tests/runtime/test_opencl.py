@@ -70,7 +70,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(runner: Path, package: Path, **environment: str) -> dict[str, Any]:
     line = [str(runner), str(package), "--ids", "1,2,3,4,5,6,7,8,9,10", "--json", "--cold", "--runs", "2"]
-    line += ["--gpu", "required"]
+    line += ["--gpu-use", "required"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=240, env={**os.environ, **environment})
     assert done.returncode in (0, 1), done.stderr
     return dict(json.loads(done.stdout)) if done.returncode == 0 else {"error": done.stderr}

@@ -27,7 +27,7 @@ def packages(make_package: Callable[..., Path]) -> Callable[..., Package]:
         key = (storage, places)
         if key not in made:
             made[key] = Package.open(
-                make_package(BITS, gpu="mali-g52", gpu_storage=storage, places=places, compiled=False)
+                make_package(BITS, gpu="mali-g52", gpu_precision=storage, places=places, compiled=False)
             )
         return made[key]
 

@@ -23,7 +23,7 @@ def command_that_raises(monkeypatch, error):
 def test_help_names_every_command(stic):
     status, out, err = stic("--help")
     assert status == 0 and err == ""
-    for name in ("compile", "export", "profile", "probe", "plan", "inspect", "run", "eval", "bench"):
+    for name in ("compile", "export", "importance", "probe", "plan", "inspect", "run", "eval", "bench"):
         assert f"\n  {name} " in out
 
 
@@ -130,6 +130,6 @@ def test_an_interrupt_among_imports_leaves_with_its_status(tmp_path):
 
 def test_the_planners_on_offer_are_those_that_exist():
     from stic.compiler import planner
-    from stic.compiler.commands import parameters
+    from stic.compiler.commands import groups
 
-    assert parameters.PLANNERS == planner.PLANNERS
+    assert groups.PLANNERS == planner.PLANNERS

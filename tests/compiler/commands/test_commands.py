@@ -30,7 +30,17 @@ def device(folder, tiny_dir):
 @pytest.fixture(scope="module")
 def encoder(folder, device, tiny_dir):
     """A sentence encoder, compiled for this machine."""
-    arguments = ["compile", tiny_dir, *HOST, "--latency", "1s", "--device", device, "-o", folder / "encoder.stic"]
+    arguments = [
+        "compile",
+        tiny_dir,
+        *HOST,
+        "--latency",
+        "1s",
+        "--device-profile",
+        device,
+        "-o",
+        folder / "encoder.stic",
+    ]
     assert cli.main([str(argument) for argument in arguments]) == 0
     return folder / "encoder.stic"
 
@@ -39,7 +49,7 @@ def encoder(folder, device, tiny_dir):
 def classifier(folder, device, tiny_classifier_dir):
     """A classifier with labels, everything resident."""
     arguments = ["compile", tiny_classifier_dir, *HOST, "--planner", "preload", "--bits", "6"]
-    arguments += ["--device", device, "-o", folder / "classifier.stic"]
+    arguments += ["--device-profile", device, "-o", folder / "classifier.stic"]
     assert cli.main([str(argument) for argument in arguments]) == 0
     return folder / "classifier.stic"
 
@@ -51,7 +61,7 @@ def test_export_keeps_the_tokenizer_beside_the_model(stic, tiny_dir, tmp_path):
 
 
 def test_plan_as_json(stic, tiny_dir, device):
-    status, out, _ = stic("plan", tiny_dir, *HOST, "--latency", "1s", "--device", device, "--json")
+    status, out, _ = stic("plan", tiny_dir, *HOST, "--latency", "1s", "--device-profile", device, "--json")
     facts = json.loads(out)
     assert status == 0 and set(FACTS) <= facts.keys()
     assert (facts["deadline_us"], facts["memory_bytes"]) == (1_000_000, 16 << 20)
@@ -59,7 +69,7 @@ def test_plan_as_json(stic, tiny_dir, device):
 
 
 def test_a_plan_says_what_it_loses_if_it_was_tried(stic, tiny_dir, device):
-    arguments = ["plan", tiny_dir, *HOST, "--latency", "1s", "--device", device]
+    arguments = ["plan", tiny_dir, *HOST, "--latency", "1s", "--device-profile", device]
     loss = json.loads(stic(*arguments, "--json")[1])["loss"]
     status, out, _ = stic(*arguments)
     assert status == 0 and loss > 0 and f"{loss:.4g} on calibration examples" in out
@@ -71,19 +81,19 @@ def test_a_plan_says_what_it_loses_if_it_was_tried(stic, tiny_dir, device):
 
 @pytest.mark.parametrize("trial", [[], ["--trial-tokens", 0]])
 def test_bits_are_for_planners_that_hold_every_shard_at_them(stic, tiny_dir, device, trial):
-    status, out, err = stic("plan", tiny_dir, *HOST, "--device", device, "--bits", 4, *trial)
+    status, out, err = stic("plan", tiny_dir, *HOST, "--device-profile", device, "--bits", 4, *trial)
     assert status == 1 and out == "" and "planner ilp does not take --bits" in err
 
 
 def test_impossible_budget_names_what_would_do(stic, tiny_dir, device, tmp_path):
     budget = ["--latency", "1us", "--memory", "1MiB"]
-    status, _, err = stic("compile", tiny_dir, *HOST, *budget, "--device", device, "-o", tmp_path / "p")
+    status, _, err = stic("compile", tiny_dir, *HOST, *budget, "--device-profile", device, "-o", tmp_path / "p")
     assert status == 1 and "MiB" in err and not list(tmp_path.iterdir())
     assert err.splitlines()[-1].startswith("stic: error: ")
 
 
 def test_sweep_is_a_table_and_a_picture(stic, tiny_dir, device, tmp_path):
-    arguments = ["plan", tiny_dir, *HOST, "--latency", "1s", "--device", device]
+    arguments = ["plan", tiny_dir, *HOST, "--latency", "1s", "--device-profile", device]
     arguments += ["--sweep", "--latencies", "1us,1s", "--memories", "8MiB,16MiB"]
     status, out, _ = stic(*arguments, "--figure", tmp_path / "sweep.svg", "--json")
     points = json.loads(out)
@@ -198,11 +208,18 @@ def test_profile_is_what_compile_takes(stic, tiny_classifier_dir, device, tmp_pa
     data = tmp_path / "calibration.tsv"
     data.write_text("sentence\tlabel\n" + "a good film\tpositive\nan awful film\tnegative\n" * 4)
     status, _, _ = stic(
-        "profile", tiny_classifier_dir, "--calibration", data, "--checks", 4, "-o", tmp_path / "importance.json"
+        "importance", tiny_classifier_dir, "--calibration", data, "--checks", 4, "-o", tmp_path / "importance.json"
     )
     assert status == 0
     status, out, _ = stic(
-        "plan", tiny_classifier_dir, *HOST, "--device", device, "--importance", tmp_path / "importance.json", "--json"
+        "plan",
+        tiny_classifier_dir,
+        *HOST,
+        "--device-profile",
+        device,
+        "--importance",
+        tmp_path / "importance.json",
+        "--json",
     )
     assert status == 0 and json.loads(out)["deadline_us"] is None
 
@@ -218,7 +235,7 @@ def test_profile_is_what_compile_takes(stic, tiny_classifier_dir, device, tmp_pa
 def test_profile_refuses_a_wrong_calibration_file(stic, tiny_classifier_dir, tmp_path, text, message):
     (tmp_path / "data.tsv").write_text(text)
     status, _, err = stic(
-        "profile", tiny_classifier_dir, "--calibration", tmp_path / "data.tsv", "-o", tmp_path / "importance.json"
+        "importance", tiny_classifier_dir, "--calibration", tmp_path / "data.tsv", "-o", tmp_path / "importance.json"
     )
     assert status == 1 and message in err and not (tmp_path / "importance.json").exists()
 
@@ -273,7 +290,7 @@ def test_a_full_disk_leaves_what_was_there(stic, tiny_dir, device, folder, encod
 
     before = {path.name: path.read_bytes() for path in encoder.iterdir()}
     monkeypatch.setattr(os, "fsync", full)
-    status, _, err = stic("compile", tiny_dir, *HOST, "--device", device, "-o", encoder)
+    status, _, err = stic("compile", tiny_dir, *HOST, "--device-profile", device, "-o", encoder)
     assert status == 1 and "the disk is full" in err
     assert {path.name: path.read_bytes() for path in encoder.iterdir()} == before
     assert not list(folder.glob(".*.partial"))

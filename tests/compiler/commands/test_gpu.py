@@ -68,7 +68,7 @@ def test_a_slower_gpu_gets_none_and_a_plain_package_comes_out(stic, tiny_dir, pr
 
 
 def test_places_can_be_forced(stic, tiny_dir, profiles, tmp_path):
-    forced = ["--place", "gpu", "--gpu-storage", "fp32"]
+    forced = ["--place", "gpu", "--gpu-precision", "fp32"]
     _, there = compiled(stic, tiny_dir, profiles["slow"], tmp_path / "gpu", *forced)
     assert set(there.places) == {"gpu"} and there.gpu is not None and there.gpu.storage == "float32"
     _, here = compiled(stic, tiny_dir, profiles["fast"], tmp_path / "cpu", "--place", "cpu")
@@ -104,18 +104,18 @@ def test_every_command_takes_where_layers_run_and_says_it(stic, tiny_dir, profil
     package, data = tmp_path / "m.stic", tmp_path / "data.tsv"
     compiled(stic, tiny_dir, profiles["fast"], package, "--place", "gpu")
     on_cpu = "on the CPU, because the GPU is switched off"
-    status, out, err = stic("run", package, "--ids", "2,5,3", "--gpu", mode)
+    status, out, err = stic("run", package, "--ids", "2,5,3", "--gpu-use", mode)
     assert status == 0 and ("2 layers on " in out) == (layers == 2) and (on_cpu in err) == (not layers)
-    facts = json.loads(stic("run", package, "--ids", "2,5,3", "--gpu", mode, "--json")[1])
+    facts = json.loads(stic("run", package, "--ids", "2,5,3", "--gpu-use", mode, "--json")[1])
     assert facts["gpu"]["layers"] == layers and (on_cpu in facts["gpu"]["device"]) == (not layers)
-    bench = ["bench", package, "--runs", "1", "--gpu", mode]
+    bench = ["bench", package, "--runs", "1", "--gpu-use", mode]
     status, out, _ = stic(*bench)
     assert status == 0 and (f"its layers ran {on_cpu}" if not layers else "2 layers on ") in " ".join(out.split())
     facts = json.loads(stic(*bench, "--json")[1])
     assert facts["gpu_layers"] == layers and facts["gpu_builds"] == 0 and facts["gpu_device"]
     lines = ["score\tsentence1\tsentence2", "1\tthe cat\tthe dog", "3\ta film\ta movie", "2\tgood\tbad"]
     data.write_text("\n".join(lines) + "\n")
-    status, out, err = stic("eval", package, "--data", data, "--gpu", mode, "--json")
+    status, out, err = stic("eval", package, "--data", data, "--gpu-use", mode, "--json")
     assert status == 0 and json.loads(out)["n"] == 3, err
 
 

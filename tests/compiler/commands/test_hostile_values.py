@@ -22,7 +22,7 @@ HOSTILE = (
 # Enough to be parsed, and to end before anything is measured or built.
 BASE = {
     "export": ["nowhere", "-o", "out.onnx"],
-    "profile": ["nowhere.onnx", "-o", "out.json"],
+    "importance": ["nowhere.onnx", "-o", "out.json"],
     "probe": ["nowhere.onnx"],
     "tune": ["--target", "nothing"],
     "plan": ["nowhere.onnx", "--target", "host"],
@@ -118,7 +118,7 @@ def package(tiny_classifier_dir, tmp_path_factory) -> tuple[Path, Path, Path]:
     (folder / "device.json").write_text(json.dumps(PROFILE))
     (folder / "data.tsv").write_text("sentence\tlabel\na good film\tpositive\nan awful film\tnegative\n")
     asked = ["compile", tiny_classifier_dir, "--target", "host", "--max-length", "32", "--planner", "preload"]
-    asked += ["--bits", "6", "--memory", "16MiB", "--device", folder / "device.json", "-o", folder / "p.stic"]
+    asked += ["--bits", "6", "--memory", "16MiB", "--device-profile", folder / "device.json", "-o", folder / "p.stic"]
     assert cli.main([str(part) for part in asked]) == 0
     return tiny_classifier_dir, folder / "device.json", folder / "p.stic"
 
@@ -151,7 +151,8 @@ def test_hostile_values_beside_a_real_package(capsys, tmp_path, monkeypatch, pac
         ("--slices", "256"), ("--slices", "3"), ("--max-length", "99999999999999999999"), ("--max-length", "1"),
         ("--trial-tokens", str(10**30)), ("--calibration-tokens", str(10**30)), ("--bits", "7"), ("--bits", "32"),
         ("--time-limit", "0"), ("--time-limit", "10000min"), ("--storage", "1B"), ("--storage", "1B,1"),
-        ("--jobs", "1024"), ("--jobs", "1025"), ("--calibration", "/"), ("--importance", "/"), ("--device", "/"),
+        ("--jobs", "1024"), ("--jobs", "1025"), ("--calibration", "/"), ("--importance", "/"),
+        ("--device-profile", "/"),
         ("-o", "/"), ("-o", "."), ("--figure", "/x.svg/y.svg"), ("--gpu", "[bold]"), ("--model-output", "[bold]"),
     ],
 )  # fmt: skip
@@ -160,7 +161,7 @@ def test_numbers_at_the_ends_of_their_ranges_plan_or_end_in_one_sentence(
 ):
     monkeypatch.chdir(tmp_path)
     model, device, _ = package
-    base = [str(model), "--target", "host", "--max-length", "16", "--memory", "16MiB", "--device", str(device)]
+    base = [str(model), "--target", "host", "--max-length", "16", "--memory", "16MiB", "--device-profile", str(device)]
     judged(capsys, ["plan", *base, "--planner", "greedy", "--trial-tokens", "0", option, value])
 
 

@@ -44,7 +44,7 @@ def test_a_package_runs_there_as_here(stic: Stic, device: list[str], package: Pa
     assert facts["sent"]["sent_bytes"] == facts["sent"]["total_bytes"] and facts["device"]["architecture"]
     names = {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"embed", "qkv", "read"} <= names
-    status, out, _ = stic(*run, "--timeline", "--storage", "300MB,25000")
+    status, out, _ = stic(*run, "--timeline", "--emulate-storage", "300MB,25000")
     assert status == 0 and "sent nothing: all" in out
     assert "predicted for 40 tokens" in out and "measured with 20 tokens" in out
 
@@ -96,7 +96,7 @@ def test_probe_compile_and_run_for_the_very_device(
     assert not [path for path in Path(device[-1]).iterdir() if path.is_dir()]
     compiling = ["compile", tiny_dir, "--target", "host", "--max-length", "32", "--memory", "16MiB", "-o", out_dir]
     status, out, err = stic(
-        *compiling, "--device-profile", profile, "--deploy", *device[1:], "--run", "the cat sings", "--json"
+        *compiling, "--device-profile", profile, "--deploy", *device[1:], "--run", "--text", "the cat sings", "--json"
     )
     facts = json.loads(out)
     assert status == 0, err

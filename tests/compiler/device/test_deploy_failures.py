@@ -124,7 +124,7 @@ def slow_run(rpc_devices: RpcDevices, device: list[str], package: Path) -> Itera
 
     def start(key: str, storage: str, *options: str) -> subprocess.Popen[str]:
         where = [*device[:2], "--key", key, *device[4:]]
-        process = start_stic("deploy", package, *where, "--run", "--ids", LIST, "--storage", storage, *options)
+        process = start_stic("deploy", package, *where, "--run", "--ids", LIST, "--emulate-storage", storage, *options)
         started.append(process)
         before = rpc_devices.log.read_text().count("libstic-")
         rpc_devices.wait_until(

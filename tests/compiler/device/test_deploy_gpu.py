@@ -50,7 +50,7 @@ def _with_key(device: list[str], key: str) -> list[str]:
 def test_layers_run_there_where_they_run_here(
     stic: Stic, device: list[str], gpu_package: Path, mode: GpuUse, layers: int
 ) -> None:
-    status, out, err = stic("deploy", gpu_package, *device, "--run", "--ids", LIST, "--gpu", mode, "--json")
+    status, out, err = stic("deploy", gpu_package, *device, "--run", "--ids", LIST, "--gpu-use", mode, "--json")
     assert status == 0, err
     output, facts = output_of(out)
     assert np.array_equal(output, expected_output(gpu_package, mode)) and facts["gpu"]["layers"] == layers
@@ -61,7 +61,7 @@ def test_layers_run_there_where_they_run_here(
 
 @pytest.mark.usefixtures("opencl")
 def test_the_device_and_its_cached_kernels_are_shown(stic: Stic, device: list[str], gpu_package: Path) -> None:
-    here = ["deploy", gpu_package, *device, "--gpu", "required"]
+    here = ["deploy", gpu_package, *device, "--gpu-use", "required"]
     status, out, err = stic(*here, "--run", "--ids", LIST)
     assert status == 0 and "3 layers on " in out and "note" not in err
     status, out, _ = stic(*here, "--bench", "--runs", "2")
@@ -77,7 +77,7 @@ def test_without_opencl_layers_run_on_the_cpu_and_it_is_said(
     output, facts = output_of(out)
     assert np.array_equal(output, expected_output(gpu_package, "off")) and facts["gpu"]["layers"] == 0
     assert NOWHERE in facts["gpu"]["device"] and "layers planned for the GPU run on the CPU, because" in err
-    status, _, err = stic(*run, "--gpu", "required")
+    status, _, err = stic(*run, "--gpu-use", "required")
     assert status == 1 and NOWHERE in err and "Traceback" not in err
 
 
@@ -96,7 +96,7 @@ def test_a_plan_for_the_very_device_has_its_measured_times(
     stic: Stic, device: list[str], tiny_dir: Path, tmp_path: Path
 ) -> None:
     compiling = ["compile", tiny_dir, *WITH_GPU, "--place", "gpu", "-o", tmp_path / "m.stic"]
-    status, out, err = stic(*compiling, "--deploy", *device[1:], "--run", "the cat sings", "--json")
+    status, out, err = stic(*compiling, "--deploy", *device[1:], "--run", "--text", "the cat sings", "--json")
     assert status == 0, err
     facts = json.loads(out)
     assert facts["gpu"]["layers"] == 2 and not any("estimated" in note for note in facts["notes"])

@@ -139,9 +139,9 @@ def test_calibration_and_a_run_say_it_alike(stic, tiny_dir, tmp_path):
     assert status == 1 and "the text 'a dog': token 'dog' has id 10" in err
 
 
-@pytest.mark.parametrize("command", ["compile", "plan", "profile", "probe"])
+@pytest.mark.parametrize("command", ["compile", "plan", "importance", "probe"])
 def test_max_length_beyond_the_positions(stic, tiny_dir, tmp_path, command):
-    more = [] if command == "profile" else ["--target", "host"]
+    more = [] if command == "importance" else ["--target", "host"]
     output = [] if command == "plan" else ["-o", tmp_path / "out"]
     status, _, err = stic(command, tiny_dir, *more, "--max-length", 65, *output)
     assert status == 1 and "--max-length is 65, but the model has positions for 64 tokens" in err
