@@ -20,15 +20,17 @@ STORAGE ?= 100MB
 TARGET ?= host
 
 FOLDERS := runtime targets schedules compiler tests benchmarks
+C_FILES := $(shell find $(FOLDERS) -name '*.[ch]')
 
-.PHONY: demo test test-device lint types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner clean help
+.PHONY: demo test test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
 	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
 	@echo "make test-device        of pytest, what drives an emulated phone behind an RPC tracker (needs qemu-aarch64)"
-	@echo "make lint types check   the parts of it"
+	@echo "make lint types check   style (ruff, clang-format), types (mypy), both"
+	@echo "make format             write Python and C in the style that make lint checks"
 	@echo "make bench              the evaluation: planners, baselines and other runtimes on real tasks, storage and memory"
 	@echo "                        held to a limit (root; STIC_DATA names the data; 35 to 45 minutes, goes on where it was stopped)"
 	@echo "make bench-quick        a sample of it in a few minutes (BENCH=... adds arguments to each, such as --plan-only)"
@@ -87,6 +89,12 @@ demo: $(DEMO_PACKAGE)/index.bin
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check $(FOLDERS)
+	$(BIN)/ruff format --check --quiet $(FOLDERS)
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff format $(FOLDERS)
+	$(BIN)/clang-format -i $(C_FILES)
 
 types: $(VENV)/test.stamp
 	$(BIN)/mypy runtime targets schedules compiler
