@@ -1,5 +1,6 @@
 # make demo    compile a real encoder under a budget that forces streaming, and run it
 # make test    style, types and tests
+# make fast    of the tests, what takes a few minutes; make one T=tests/...::name runs one
 # make help    everything else
 #
 # Needs Python 3.11 or newer, make and a C compiler. PYTHON names the interpreter that makes the environment.
@@ -19,15 +20,17 @@ MEMORY ?= 6MiB
 STORAGE ?= 100MB
 TARGET ?= host
 
-FOLDERS := runtime targets schedules compiler tests benchmarks
+FOLDERS := runtime targets schedules compiler tests benchmarks examples
 C_FILES := $(shell find $(FOLDERS) -name '*.[ch]')
 
-.PHONY: demo test test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner clean help
+.PHONY: demo test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
 	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
+	@echo "make fast               pytest without devices behind trackers, fuzzing and torch: a few minutes"
+	@echo "make one T=...          one test, file or folder, in the environment that is there: make one T=tests/test_docs.py"
 	@echo "make test-device        of pytest, what drives an emulated phone behind an RPC tracker (needs qemu-aarch64)"
 	@echo "make lint types check   style (ruff, clang-format), types (mypy), both"
 	@echo "make format             write Python and C in the style that make lint checks"
@@ -103,6 +106,15 @@ check: lint types
 
 test: check
 	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST)
+
+fast: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not device and not fuzz and not oracle" $(PYTEST)
+
+# Looks at no stamp, so that it starts at once.
+one:
+	@test -n "$(T)" || { echo "make one needs a test: make one T=tests/test_docs.py::test_links_lead_somewhere" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "make one needs the environment that make fast or make test makes: run one of them once" >&2; exit 2; }
+	$(BIN)/python -m pytest -q '$(T)' $(PYTEST)
 
 test-device: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q $(PARALLEL) tests/device $(PYTEST)

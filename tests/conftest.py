@@ -1,11 +1,12 @@
 """Shared fixtures: where real data and models are, and a `stic` that works from a checkout that is not installed."""
 
 import importlib.util
+import inspect
 import os
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,31 @@ from tests.rpc_devices import RpcDevices
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+DEVICES = {"rpc_devices", "phones", "phone_files"}  # fixtures
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make fast` leaves out; see `markers` in pyproject.toml."""
+    for item in items:
+        if DEVICES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.device)
+        if item.path.stem.endswith("_fuzz"):
+            item.add_marker(pytest.mark.fuzz)
+        if isinstance(item, pytest.Function) and _names(item.function, "torch", set()):
+            item.add_marker(pytest.mark.oracle)
+
+
+def _names(function: Callable[..., object], package: str, seen: set[object]) -> bool:
+    """Whether a test, or a function of its file that it calls, has the package's name in its code."""
+    function = inspect.unwrap(function)
+    if not isinstance(function, types.FunctionType) or function in seen:
+        return False
+    seen.add(function)
+    code, own = function.__code__, function.__globals__
+    called = (own.get(name) for name in code.co_names if getattr(own.get(name), "__module__", "") == own["__name__"])
+    return package in code.co_consts or any(_names(other, package, seen) for other in called if callable(other))
 
 
 def _folder(name: str) -> Path:
