@@ -66,3 +66,21 @@ def test_the_command_list_is_the_readme_s():
 
     shown = set(re.findall(r"^    stic (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert shown <= set(COMMANDS)
+
+
+VARIABLE = r"STIC_[A-Z_]+"
+READ = (rf"getenv\(\"({VARIABLE})\"\)", rf"environ(?:\.get\(|\[)\"({VARIABLE})\"", rf"\"({VARIABLE})\" in os\.environ")
+GIVEN = rf"\"({VARIABLE})\":"  # in the environment of a process
+
+
+def _variables() -> set[str]:
+    """Names of environment variables that the project's own code reads, or hands to a process of its own."""
+    folders = ("runtime", "targets", "schedules", "compiler", "tests", "benchmarks", "examples")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".c", ".h")]
+    return {name for path in files for one in (*READ, GIVEN) for name in re.findall(one, path.read_text())}
+
+
+def test_the_environment_page_lists_every_variable():
+    table = [line for line in (ROOT / "docs" / "environment.md").read_text().splitlines() if line.startswith("| `")]
+    listed = [re.match(rf"\| `({VARIABLE})` \|", line)[1] for line in table]
+    assert sorted(listed) == sorted(_variables())
