@@ -49,10 +49,30 @@ def test_the_format_page_lists_every_field():
     assert found == _tables() + "\n", "docs/package-format.md is out of date: run pytest with STIC_UPDATE=1"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+PAGES = [path for folder in (ROOT, ROOT / "docs", ROOT / "examples") for path in sorted(folder.glob("*.md"))]
+
+
+def _anchors(page):
+    """Names of a page's headings, as links spell them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in _anchors(linked), f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(page):
+    """In code spans, paths from the repository's root."""
+    folders = "runtime|targets|schedules|compiler|tests|benchmarks|examples|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*\w/?)`", page.read_text()):
+        if "NAME" not in name:
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
 def test_the_architecture_page_names_files_that_exist():
