@@ -105,8 +105,8 @@ void stic_package_select(stic_package *package, uint32_t number);
 stic_status stic_package_choose(const stic_package *package, uint32_t deadline_us, uint64_t memory_bytes,
                                 uint32_t *number, stic_error *error);
 
-/* Part of parsing (package_plans.c): the table of plans is sound as far as other tables are not concerned; the plan
- * that is selected agrees with the others in what all have in common. */
+/* Part of parsing (package_plans.c). The first checks the table of plans by itself, without other tables. The second
+ * checks that the selected plan agrees with the others in what all plans share. */
 stic_status stic_package_check_plans(const stic_package *package, stic_error *error);
 stic_status stic_package_check_family(const stic_package *package, stic_error *error);
 
