@@ -24,9 +24,8 @@ from tests.rpc_devices import RpcDevices
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
 DEVICES = {"rpc_devices", "phones", "phone_files"}  # fixtures
+ORACLES = {"torch", "transformers"}  # packages
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,19 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.device)
         if item.path.stem.endswith("_fuzz"):
             item.add_marker(pytest.mark.fuzz)
-        if isinstance(item, pytest.Function) and _names(item.function, "torch", set()):
+        if isinstance(item, pytest.Function) and (ORACLES & vars(item.module).keys() or _names(item.function, set())):
             item.add_marker(pytest.mark.oracle)
 
 
-def _names(function: Callable[..., object], package: str, seen: set[object]) -> bool:
-    """Whether a test, or a function of its file that it calls, has the package's name in its code."""
+def _names(function: Callable[..., object], seen: set[object]) -> bool:
+    """Whether a test, or a function of its file that it calls, has the name of an oracle in its code."""
     function = inspect.unwrap(function)
     if not isinstance(function, types.FunctionType) or function in seen:
         return False
     seen.add(function)
     code, own = function.__code__, function.__globals__
     called = (own.get(name) for name in code.co_names if getattr(own.get(name), "__module__", "") == own["__name__"])
-    return package in code.co_consts or any(_names(other, package, seen) for other in called if callable(other))
+    named = any(name in (*code.co_consts, *code.co_names) for name in ORACLES)
+    return named or any(_names(other, seen) for other in called if callable(other))
 
 
 def _folder(name: str) -> Path:
