@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from stic.compiler.importance.examples import built_in_examples
 
-VOCABULARY, POSITIONS = 8192, 512
+POSITIONS = 512
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class Size:
     hidden: int
     heads: int
     ffn: int
+    vocabulary: int = 8192
 
 
 def write_bert(size: Size, folder: Path, seed: int = 0) -> None:
     """Write a Hugging Face directory: float32 weights as BERT initialises them, and a tokenizer of whole words.
 
-    The tokenizer knows the words of the sentences that stic carries; all others are [UNK].
+    The tokenizer knows the words of the sentences that stic carries, some hundreds; all others are [UNK].
     """
     folder.mkdir(parents=True)
     save_file(_tensors(size, np.random.default_rng(seed)), folder / "model.safetensors")
@@ -44,7 +45,7 @@ def write_bert(size: Size, folder: Path, seed: int = 0) -> None:
         "intermediate_size": size.ffn,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
-        "vocab_size": VOCABULARY,
+        "vocab_size": size.vocabulary,
         "max_position_embeddings": POSITIONS,
         "type_vocab_size": 2,
     }
@@ -62,7 +63,7 @@ def _tensors(size: Size, rng: np.random.Generator) -> dict[str, NDArray[np.float
         return rng.standard_normal(shape, np.float32) * np.float32(0.02)
 
     tensors = {
-        "embeddings.word_embeddings.weight": normal(VOCABULARY, hidden),
+        "embeddings.word_embeddings.weight": normal(size.vocabulary, hidden),
         "embeddings.position_embeddings.weight": normal(POSITIONS, hidden),
         "embeddings.token_type_embeddings.weight": normal(2, hidden),
     }
