@@ -38,20 +38,30 @@ static int run(stic_session *session, const int32_t *ids, int32_t n) {
   return 0;
 }
 
+/* Token ids from words; NULL where one of them is no number, or where there is no memory. */
+static int32_t *parse(char **words, int32_t n) {
+  int32_t *ids = malloc((size_t)n * sizeof *ids);
+  if (!ids) fprintf(stderr, "run: out of memory\n");
+  for (int32_t i = 0; ids && i < n; i++) {
+    char *end;
+    const long id = strtol(words[i], &end, 10);
+    if (end == words[i] || *end || id < 0 || id > INT32_MAX) {
+      fprintf(stderr, "run: %s is no token number\n", words[i]);
+      free(ids);
+      return NULL;
+    }
+    ids[i] = (int32_t)id;
+  }
+  return ids;
+}
+
 int main(int argc, char **argv) {
   if (argc < 3) return fprintf(stderr, "usage: run PACKAGE TOKEN...\n"), 2;
-  stic_session *session;
-  if (stic_session_open(argv[1], NULL, &session)) return failed(NULL);
   const int32_t n = argc - 2;
-  int32_t *ids = malloc((size_t)n * sizeof *ids);
-  if (!ids) return fprintf(stderr, "run: out of memory\n"), stic_session_close(session), 1;
-  for (int32_t i = 0; i < n; i++) {
-    char *end;
-    const long id = strtol(argv[i + 2], &end, 10);
-    /* The engine refuses what the vocabulary does not have; -1 stands for what is no number. */
-    ids[i] = *end || id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
-  }
-  const int status = run(session, ids, n);
+  int32_t *ids = parse(argv + 2, n);
+  if (!ids) return 2;
+  stic_session *session;
+  const int status = stic_session_open(argv[1], NULL, &session) ? failed(NULL) : run(session, ids, n);
   free(ids);
   return status;
 }
