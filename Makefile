@@ -29,7 +29,7 @@ help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
 	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
-	@echo "make fast               pytest without devices behind trackers, fuzzing and torch: a few minutes"
+	@echo "make fast               pytest without devices behind trackers, fuzzing, torch and real models: a few minutes"
 	@echo "make one T=...          one test, file or folder, in the environment that is there: make one T=tests/test_docs.py"
 	@echo "make test-device        of pytest, what drives an emulated phone behind an RPC tracker (needs qemu-aarch64)"
 	@echo "make lint types check   style (ruff, clang-format), types (mypy), both"
@@ -108,7 +108,7 @@ test: check
 	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST)
 
 fast: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q $(PARALLEL) -m "not device and not fuzz and not oracle" $(PYTEST)
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not device and not fuzz and not oracle and not real" $(PYTEST)
 
 # Looks at no stamp, so that it starts at once.
 one:

@@ -24,15 +24,18 @@ from tests.rpc_devices import RpcDevices
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICES = {"rpc_devices", "phones", "phone_files"}  # fixtures
+DEVICES, REAL = {"rpc_devices", "phones", "phone_files"}, {"minilm_dir", "models_dir", "data_dir"}  # fixtures
 ORACLES = {"torch", "transformers"}  # packages
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make fast` leaves out; see `markers` in pyproject.toml."""
     for item in items:
-        if DEVICES & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if DEVICES & fixtures:
             item.add_marker(pytest.mark.device)
+        if REAL & fixtures:
+            item.add_marker(pytest.mark.real)
         if item.path.stem.endswith("_fuzz"):
             item.add_marker(pytest.mark.fuzz)
         if isinstance(item, pytest.Function) and (ORACLES & vars(item.module).keys() or _names(item.function, set())):
