@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+from tokenizers import Tokenizer
 
 from stic.compiler.array_cache import Note
 from stic.compiler.choice import Trial, best_plan, trial_on
@@ -30,6 +31,7 @@ from stic.compiler.importance.tokens import Tables
 from stic.compiler.inputs import (
     calibration_examples,
     class_names,
+    measures_importance,
     offered_bits,
     profile_settings,
     read_model,
@@ -42,14 +44,16 @@ from stic.compiler.package.assembly import Materials, Planned, assemble_package,
 from stic.compiler.package.kernels import GpuProgram, generate, generate_program
 from stic.compiler.package.writer import check_output, write_package
 from stic.compiler.plan import Plan, Problem, to_json
+from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, paced
 from stic.compiler.planner.family import plan_family
 from stic.compiler.progress import Progress, silent
 from stic.compiler.quantization.quantize import QuantizedModel, bytes_per_weight
-from stic.compiler.sharding import ShardedModel, shard
+from stic.compiler.release import release_memory
+from stic.compiler.sharding import ShardedModel
 from stic.compiler.simulate import ReplayError, Timeline, check, simulate
-from stic.compiler.stage_cache import ordered_units, quantized_model, solved
+from stic.compiler.stage_cache import ordered_units, quantized_model, sharded_model, solved
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 from stic.runtime.gpu_format import PROGRAM_FILE, Storage
@@ -81,9 +85,9 @@ class CompileResult:
     model: Model
     target: Target
     materials: Materials | None = None
-    importance: Importance | None = None
+    importance: Importance | None = None  # None also where the planner uses none
     problem: Problem | None = None
-    trial: Trial | None = None  # None also where --trial-tokens 0 asks for none
+    trial: Trial | None = None  # None also where --trial-tokens 0 asks for none, and for planners of fixed bits
     plan: Plan | None = None
     timeline: Timeline | None = None
     family: tuple[tuple[Plan, Timeline], ...] = ()  # all plans, this one first; empty: it is the only one
@@ -107,7 +111,9 @@ class _Run:
     def stage(self, name: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
         """Run one stage; `work` gets a callback for its own progress."""
         self.progress(name, 0, 0)
-        return work(lambda done, total: self.progress(name, done, total))
+        found = work(lambda done, total: self.progress(name, done, total))
+        release_memory()
+        return found
 
     def finished(self, name: str, summary: dict[str, Any]) -> None:
         """Note what a stage made; stop if this was the last one wanted."""
@@ -150,12 +156,14 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
     try:
         run.finished("load", _describe(model))
         length = longest_input(options.max_length, model.max_length)
-        calibration = calibration_examples(options, model)
+        calibration, coder = calibration_examples(options, model, run.notes.append)
         bits = offered_bits(options)
         settings = profile_settings(options, model, bits, length)
-        examples, batches = sample(calibration, model.tokenizer or Path(), length, settings, Tables.of(model))
+        examples, batches = sample(calibration, coder, length, settings, Tables.of(model))
 
         sharded = run.stage("shard", lambda _: _shard(options, model, batches, run.notes.append))
+        model = sharded.model  # the weights as they were read are held no longer
+        result = replace(result, model=model)
         run.finished("shard", asdict(sharded.geometry))
 
         quantized = run.stage("quantize", lambda tick: _quantize(options, sharded, batches, tick, run.notes.append))
@@ -163,9 +171,11 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         result = replace(result, materials=materials)
         run.finished("quantize", {"bits_per_weight": {b: 8 * bytes_per_weight(quantized, b) for b in LEVEL_BITS}})
 
-        worth = run.stage("profile", lambda tick: _worth(options, quantized, examples, settings, tick))
-        result = replace(result, importance=worth)
-        run.finished("profile", {"rho": worth.rho, "metric": worth.metric, "calibration": worth.calibration})
+        worth = None
+        if options.importance is not None or measures_importance(options, model):
+            worth = run.stage("profile", lambda tick: _worth(options, quantized, examples, coder, settings, tick))
+            result = replace(result, importance=worth)
+            run.finished("profile", {"rho": worth.rho, "metric": worth.metric, "calibration": worth.calibration})
 
         costs = run.stage("device", lambda tick: device_costs(options, target, materials, bits, tick, run.notes.append))
         if options.storage is not None:
@@ -174,8 +184,8 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         facts = {"io": asdict(costs.io), "compute": asdict(costs.compute), **on_gpu, "notes": costs.notes}
         run.finished("device", facts)
 
-        problem = _problem(options, materials, worth, costs)
-        trial = _trial(options, quantized, calibration, settings)
+        problem = _problem(options, materials, worth, bits, costs)
+        trial = None if options.planner in FIXED else _trial(options, quantized, calibration, coder, settings)
         result = replace(result, problem=problem, trial=trial)
 
         def solve(asked: Problem) -> Plan:
@@ -208,8 +218,8 @@ def _describe(model: Model) -> dict[str, Any]:
 
 def _shard(options: CompileOptions, model: Model, batches: tuple[Batch, ...], note: Note) -> ShardedModel:
     if model.elastic:
-        return shard(model, options.slices)  # trained in the order it has
-    return shard(model, options.slices, *ordered_units(model, batches, cache_dir() / "order", note))
+        return sharded_model(model, options.slices)  # trained in the order it has
+    return sharded_model(model, options.slices, ordered_units(model, batches, cache_dir() / "order", note))
 
 
 def _quantize(
@@ -228,12 +238,13 @@ def _worth(
     options: CompileOptions,
     quantized: QuantizedModel,
     examples: Examples,
+    coder: Path | Tokenizer,
     settings: ProfileSettings,
     tick: Callable[[int, int], None],
 ) -> Importance:
     if options.importance is None:
         workers, cache = Workers(options.jobs, options.cluster), cache_dir() / "importance"
-        return measure_importance(quantized, examples, settings, None, workers, cache, tick)
+        return measure_importance(quantized, examples, settings, coder, workers, cache, tick)
     found, geometry = load_importance(options.importance), quantized.sharded.geometry
     if found.presence.shape != (geometry.layers, geometry.slices) or found.bits != settings.bits:
         raise InputError(
@@ -244,15 +255,23 @@ def _worth(
     return found
 
 
-def _problem(options: CompileOptions, materials: Materials, worth: Importance, costs: Costs) -> Problem:
+def _problem(
+    options: CompileOptions,
+    materials: Materials,
+    worth: Importance | None,
+    bits: tuple[int, ...],
+    costs: Costs,
+) -> Problem:
+    """What the planner may know; without importance, for a planner that asks for none, nothing is worth anything."""
     elastic = materials.quantized.sharded.model.elastic
+    shape = (materials.store.layers, materials.store.slices)
     return Problem(
         store=materials.store,
-        bits=tuple(worth.bits),
-        gain=worth.gain,
-        presence=worth.presence,
+        bits=bits,
+        gain=np.zeros((*shape, len(bits))) if worth is None else worth.gain,
+        presence=np.zeros(shape) if worth is None else worth.presence,
         elastic=elastic,
-        path=worth.path if elastic else None,
+        path=worth.path if elastic and worth is not None else None,
         io=costs.io,
         compute=costs.compute,
         length=materials.sizes.max_length,
@@ -268,13 +287,18 @@ def _problem(options: CompileOptions, materials: Materials, worth: Importance, c
 
 
 def _trial(
-    options: CompileOptions, quantized: QuantizedModel, calibration: Examples, settings: ProfileSettings
+    options: CompileOptions,
+    quantized: QuantizedModel,
+    calibration: Examples,
+    coder: Path | Tokenizer,
+    settings: ProfileSettings,
 ) -> Trial | None:
     """What the ilp's plan and greedy's are compared on; None: nothing, the ilp's is taken."""
     if not options.trial_tokens:
         return None
     more = replace(settings, tokens=options.trial_tokens)
-    return trial_on(calibration, quantized, more, Workers(options.jobs, options.cluster), cache_dir() / "importance")
+    workers = Workers(options.jobs, options.cluster)
+    return trial_on(calibration, quantized, more, workers, cache_dir() / "importance", coder)
 
 
 def _plan(options: CompileOptions, problem: Problem, costs: Costs, trial: Trial | None, note: Note) -> Plan:

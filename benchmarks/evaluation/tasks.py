@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.evaluation.graphs import export_float32
 from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.resume import write_json
-from stic.compiler.array_cache import sources
+from stic.compiler.import_closure import code_of
 from stic.compiler.importance.examples import label_names
 from stic.compiler.importance.log import digest
 from stic.runtime.emulated import EmulatedStorage
@@ -161,14 +161,10 @@ def _profile(
     layers = Layers.of(read_model(options.model), options.max_length, options.slices, options.full_bits)
     geometry = layers.geometry
     shape = KernelShape(geometry.hidden, geometry.head_dim, layers.activation, layers.epsilon, layers.epsilon)
-    engine = find_library()
-    code = sources(
-        "compiler/device/measure.py",
-        "compiler/device/synthetic.py",
-        "targets/storage.py",
-        "benchmarks/evaluation/quiet.py",
-    )
-    key = digest(code, probes, layers, options.threads, kernels_key(shape, target), str(engine), platform.node())
+    made_by = (kernels_key(shape, target), str(find_library()))
+    modules = (Layers.__module__, repeated.__module__)
+    code = code_of(*modules, known=(kernels_key.__module__,), alone=(__name__,))
+    key = digest(code, probes, target, layers, options.threads, made_by, platform.node())
     path = folder / "profiles" / f"{key}.json"
     if not path.is_file():
         tick = partial(progress, "measuring this machine")
@@ -205,7 +201,7 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     if source.calibration is not None:
         calibration = _existing(data_folder() / source.calibration, "calibration file")
     options = CompileOptions(
-        model=model, target="host", budget=Budget(), planner="preload", bits=COMPUTE_BITS, calibration=calibration,
+        model=model, target="host", budget=Budget(), planner="greedy", calibration=calibration,
         calibration_tokens=machine.calibration_tokens, max_length=machine.tokens, threads=machine.threads, place="cpu",
         margin=machine.margin,
     )  # fmt: skip

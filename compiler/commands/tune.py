@@ -13,6 +13,7 @@ import click
 from stic.compiler.commands.parameters import FILE, NAME, ROUNDS, json_option
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.errors import TargetError
+from stic.runtime.files import check_writable
 
 
 @click.command("tune")
@@ -71,10 +72,7 @@ def _describe(tuning: object) -> str:
 def _check_writable(path: Path) -> None:
     """Refuse before minutes of measuring what is bound to fail after them."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_suffix(".partial")
-        probe.touch()
-        probe.unlink()
+        check_writable(path)
     except OSError as error:
         raise TargetError(f"cannot write {path} ({error.strerror}): name another file with --output") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stic.compiler.array_cache import Note
-from stic.compiler.device.measure import cached, measure
+from stic.compiler.device.measure import __name__, cached, measure
 from stic.compiler.device.measure_gpu import measure_gpu
 from stic.compiler.options import CompileOptions
 from stic.compiler.package.assembly import Materials
@@ -59,7 +59,7 @@ def _costs(
     def work() -> dict[str, Any]:
         return measure(target, *measured, folder, tick, epsilon=model.embeddings.norm.epsilon)
 
-    data = cached((*measured, kernels, folder.stat().st_dev), work, note)
+    data = cached(__name__, (target, *measured, kernels, folder.stat().st_dev), work, note)
     if target.gpu is not None:
         data = {**data, "gpu": _gpu_times(target, materials, measured, options.gpu_storage, folder, note) or None}
     return costs(parse(data), *shape, bits)
@@ -81,4 +81,5 @@ def _gpu_times(
             note(f"{error}; what the GPU takes is estimated")
             return {}
 
-    return cached(("gpu", *measured, kernels_key(shape, target), text, *drivers), work, note)
+    key = ("gpu", target, *measured, kernels_key(shape, target), text, *drivers)
+    return cached(measure_gpu.__module__, key, work, note)

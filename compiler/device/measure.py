@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -20,16 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from stic.compiler.array_cache import Note, sources
+from stic.compiler.array_cache import Note
 from stic.compiler.device.disturbance import Watch, disturbed
 from stic.compiler.device.runner import HostRunner, Runner, Tick
 from stic.compiler.device.synthetic import VOCABULARY, synthetic
+from stic.compiler.import_closure import code_of
 from stic.compiler.model import Activation
 from stic.compiler.package.assembly import Materials, assemble_package, collect
 from stic.compiler.package.kernels import GpuProgram, generate
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.sharding import Geometry
+from stic.runtime.files import write_text
 from stic.runtime.format import BLOCK, LEVEL_BITS, row_stride
 from stic.runtime.native import cache_dir, find_library
 from stic.runtime.trace import Trace
@@ -67,7 +68,7 @@ def measure(
     tick(0, steps)
     bits = LEVEL_BITS + ((full_bits,) if full_bits else ())
     layers = len(bits) + 1
-    quantized = synthetic(replace(geometry, layers=layers), activation, rows, epsilon=epsilon)
+    quantized = synthetic(replace(geometry, layers=layers), activation, rows, epsilon=epsilon, alike=True)
     materials = collect(quantized, full_bits, rows, threads, lanes)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".stic-probe-") as name:
         kernels = Path(name) / "kernels.so"
@@ -93,13 +94,14 @@ def shape_facts(geometry: Geometry, rows: int) -> dict[str, Any]:
     return {**{name: getattr(geometry, name) for name in names}, "rows": rows}
 
 
-def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note) -> dict[str, Any]:
-    """Return what was measured under `key` on this machine, by this engine and this code, else measure it.
+def cached(module: str, key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note) -> dict[str, Any]:
+    """Return what `work` of `module` measured under `key` on this machine, by this engine and this code, else measure.
 
-    What is not empty is kept, unless the machine was busy: then `note` is told, and the next call measures again.
+    `key` holds the keys of the kernels that are measured. What is not empty is kept, unless the machine was busy: then
+    `note` is told, and the next call measures again.
     """
     engine = find_library()  # its path names its content
-    code = sources("compiler/device/measure.py", "compiler/device/synthetic.py", "targets/storage.py")
+    code = code_of(module, known=(generate.__module__,), alone=(__name__,))
     name = hashlib.sha256(repr((platform.node(), engine, code, key)).encode()).hexdigest()[:24]
     path = cache_dir() / "profiles" / f"{name}.json"
     try:
@@ -113,10 +115,7 @@ def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note)
     if why := disturbed(profile, watch.others()):
         note(f"while this machine was measured {why}: it may be faster than that; the next plan measures again")
         return profile
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(profile, indent=1))
-    partial.replace(path)
+    write_text(path, json.dumps(profile, indent=1))
     return profile
 
 

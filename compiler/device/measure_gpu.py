@@ -57,7 +57,7 @@ def measure_gpu(
     if target.gpu is None:
         raise ValueError(f"target {target.name} has no GPU to be measured")
     bits = LEVEL_BITS + ((full_bits,) if full_bits else ())
-    quantized = synthetic(replace(geometry, layers=len(bits) + 1), activation, rows, epsilon=epsilon)
+    quantized = synthetic(replace(geometry, layers=len(bits) + 1), activation, rows, epsilon=epsilon, alike=True)
     materials = collect(quantized, full_bits, rows, threads, lanes)
     slices = materials.sizes.slices
     runner = runner or HostRunner(folder)
