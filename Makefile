@@ -23,7 +23,7 @@ TARGET ?= host
 FOLDERS := runtime targets schedules compiler tests benchmarks examples
 C_FILES := $(shell find $(FOLDERS) -name '*.[ch]')
 
-.PHONY: demo test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner clean help
+.PHONY: demo test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner bench-sizes clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
@@ -42,6 +42,7 @@ help:
 	@echo "                        (BENCH=... adds arguments, such as --quick or --only gemm)"
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
 	@echo "make bench-planner      planner ilp against greedy on 200 random instances (40 minutes; goes on likewise)"
+	@echo "make bench-sizes        compile random encoders from MiniLM to BERT-large: time and memory of every stage (20 minutes)"
 	@echo "make clean              remove what was built, and the environment"
 
 $(BIN)/python:
@@ -136,6 +137,9 @@ bench-quantizers: $(VENV)/test.stamp
 
 bench-planner: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.planner_study $(BENCH)
+
+bench-sizes: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/real_sizes.py $(BENCH)
 
 clean:
 	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,8 +8,8 @@ One file an entry, `<key>.arrays`:
     head: JSON {"key": ..., "arrays": [[name, dtype, shape], ...]}
     the arrays, C order, one after the other
 
-A file whose digest is wrong counts as absent. Files are written under another name and renamed, so several processes
-may share a folder. Once a folder holds more than LIMIT_BYTES, the files that were not used for longest go.
+A file whose digest is wrong counts as absent. Files appear whole or not at all, so that several processes may share
+a folder. Once a folder holds more than LIMIT_BYTES, the files that were not used for longest go.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.runtime.files import SUFFIX, whole_file
+
 MAGIC = b"stic arrays 1\n"
-ROOT = Path(__file__).resolve().parents[1]
 LIMIT_BYTES = 2 << 30
 ABANDONED_S = 3600.0  # an unfinished file this old belongs to a process that was killed
 
@@ -67,15 +68,6 @@ def remember(
     return value
 
 
-def sources(*patterns: str) -> str:
-    """Return a digest of stic's own files ("compiler/plan.py", "runtime/*.py"): what changes a key with the code."""
-    state = hashlib.sha256()
-    for pattern in patterns:
-        for path in sorted(ROOT.glob(pattern)):
-            state.update(path.read_bytes())
-    return state.hexdigest()
-
-
 def read_arrays(path: Path, key: str) -> Arrays:
     """Read a file of arrays. Raises OSError, and ValueError for one that is damaged or of another key or version."""
     data = path.read_bytes()
@@ -103,14 +95,8 @@ def write_arrays(path: Path, key: str, arrays: Arrays) -> None:
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines((MAGIC, state.digest(), *parts))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.writelines((MAGIC, state.digest(), *parts))
 
 
 def _shrink(folder: Path, keep: Path) -> None:
@@ -122,7 +108,7 @@ def _shrink(folder: Path, keep: Path) -> None:
             facts = path.stat()
             ages.append((now - facts.st_mtime, facts.st_size, path))
     for age, size, path in sorted(ages):
-        if path.suffix == ".partial" and age > ABANDONED_S:
+        if path.suffix == SUFFIX and age > ABANDONED_S:
             path.unlink(missing_ok=True)
         elif path.suffix == ".arrays" and path != keep:
             total += size

@@ -23,8 +23,9 @@ from stic.compiler.planner.costs import Costs, costs_from_json, costs_to_json
 from stic.compiler.quantization.quantize import QuantizedModel, Quantizer
 from stic.compiler.sharding import ShardedModel
 from stic.compiler.stage import Artifact, Made
-from stic.compiler.stage_cache import UnitOrder, encoder_of, pack_codes, pack_order, unpack_codes, unpack_order
+from stic.compiler.stage_cache import UnitOrder, pack_codes, pack_order, unpack_codes, unpack_order
 from stic.compiler.stages import Decided, decided
+from stic.compiler.weights import encoder_digest
 from stic.runtime.errors import InputError
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def _read(path: Path, read: Callable[[], T]) -> T:
 
 
 def _order_key(made: Made) -> str:
-    return digest("order", encoder_of(made[Model]))
+    return digest("order", encoder_digest(made[Model]))
 
 
 def _save_order(made: Made, path: Path) -> None:
@@ -54,7 +55,7 @@ def _load_order(made: Made, path: Path) -> UnitOrder:
 
 def _codes_key(made: Made, quantizer: Quantizer) -> str:
     sharded = made[ShardedModel]
-    return digest("codes", quantizer, sharded.geometry, encoder_of(sharded.model))
+    return digest("codes", quantizer, sharded.geometry, encoder_digest(sharded.model))
 
 
 def codes(quantizer: Quantizer) -> Artifact:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from stic.compiler.array_cache import Note
 from stic.compiler.importance.evaluate import Assignment, Setup, uniform_assignment
 from stic.compiler.importance.examples import Examples
@@ -65,12 +67,20 @@ def best_plan(problem: Problem, trial: Trial, time_limit_s: float, gap: float, f
 
 
 def trial_on(
-    examples: Examples, quantized: QuantizedModel, settings: ProfileSettings, workers: Workers, cache: Path
+    examples: Examples,
+    quantized: QuantizedModel,
+    settings: ProfileSettings,
+    workers: Workers,
+    cache: Path,
+    tokenizer: Path | Tokenizer | None = None,
 ) -> Trial:
-    """A trial on a sample of calibration examples, drawn and judged as `settings` say; losses are kept in `cache`."""
+    """A trial on a sample of calibration examples, drawn and judged as `settings` say; losses are kept in `cache`.
+
+    `tokenizer` None: the model's.
+    """
     model = quantized.sharded.model
     length = min(settings.max_length, model.max_length)
-    examples, batches = sample(examples, model.tokenizer or Path(), length, settings, Tables.of(model))
+    examples, batches = sample(examples, tokenizer or model.tokenizer or Path(), length, settings, Tables.of(model))
     objective = settings.objective or default_objective(model, examples)
     key = measurement_key(quantized, examples, batches, objective)
     base = uniform_assignment(quantized, settings.level)

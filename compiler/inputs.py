@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from stic.compiler.export.huggingface import export_model, sentence_head
+from tokenizers import Tokenizer
+
+from stic.compiler.export.huggingface import exported_graph, sentence_head
 from stic.compiler.frontend.folders import beside, name_of, no_tokenizer, onnx_file
-from stic.compiler.frontend.onnx import load_model
+from stic.compiler.frontend.onnx import load_exported, load_model
 from stic.compiler.importance.examples import Examples, built_in_examples, check_calibration, label_names, read_examples
 from stic.compiler.importance.measure import ProfileSettings
 from stic.compiler.importance.objectives import agreement_objective
+from stic.compiler.importance.random_text import random_examples
 from stic.compiler.model import Model
 from stic.compiler.options import ImportanceOptions, TargetOptions
+from stic.compiler.planner import FIXED
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 from stic.targets.target import Target
@@ -25,30 +28,19 @@ BITS = (2, 3, 4, 5, 6, 8)  # on offer; 7 is stored on the way to 8, and buys lit
 def read_model(path: Path, output: str | None = None) -> Model:
     """Read MODEL: an .onnx file, or a directory with one or with what transformers saves (`model_files`).
 
-    The latter is exported to a temporary file first. Raises InputError, which names the directory.
+    The latter goes by way of the graph that `stic export` writes of it. Raises InputError, which names the directory.
     """
     if not path.is_dir():
         return load_model(path, output)
     onnx = onnx_file(path)
     if onnx is None:
-        tokenizer = beside(path, "tokenizer.json")
-        model = _exported(path, output)
-        return replace(model, name=name_of(path), tokenizer=tokenizer if tokenizer.exists() else None, source=path)
+        exported, folder = exported_graph(path)
+        return load_exported(exported, path, folder / "config.json", output)
     model = replace(load_model(onnx, output), name=name_of(path))
     head = None if output is not None else sentence_head(beside(onnx, "modules.json").parent)
     bare = model.head.pooling == "tokens" and not model.head.dense and not model.head.normalize
     # The rest of a sentence encoder lies beside its ONNX.
     return replace(model, head=head) if head is not None and bare else model
-
-
-def _exported(path: Path, output: str | None) -> Model:
-    with tempfile.TemporaryDirectory(prefix="stic-") as folder:
-        onnx = Path(folder) / "model.onnx"
-        try:
-            export_model(path, onnx)
-            return load_model(onnx, output)
-        except InputError as error:  # the temporary file says nothing to people
-            raise type(error)(str(error).replace(str(onnx), f"the export of {path}")) from error
 
 
 def wanted_target(options: TargetOptions) -> Target:
@@ -67,13 +59,36 @@ def offered_bits(full_bits: int, asked: int | None) -> tuple[int, ...]:
     return (*sorted(nested), *((full_bits,) if full_bits else ()))
 
 
-def calibration_examples(model: Model, calibration: Path | None) -> Examples:
-    """The examples that importance is measured on."""
+def measures_importance(elastic: bool, planner: str, asked_for: bool, importance: ImportanceOptions) -> bool:
+    """Whether gains have to be measured: none were given, and the planner uses some, or they are `asked_for`.
+
+    Planners at a fixed bitwidth use those of an elastic model only, to choose the submodel to keep.
+    """
+    return importance.file is None and (elastic or asked_for or planner not in FIXED)
+
+
+def calibration_examples(model: Model, calibration: Path | None) -> tuple[Examples, Path | Tokenizer]:
+    """The examples that order, codes and gains rest on, and what turns them into tokens.
+
+    Without a tokenizer they are random tokens. Raises InputError for a calibration file that cannot be used.
+    """
     if model.tokenizer is None:
-        raise InputError(no_tokenizer(model.source or Path(model.name)))
+        if calibration is not None:
+            raise InputError(
+                f"{calibration} cannot be used: {no_tokenizer(model.source or Path(model.name))}, or leave out"
+                " --calibration for tokens drawn at random"
+            )
+        return random_examples(model)
     if calibration is None:
-        return built_in_examples()
-    return check_calibration(read_examples(calibration, labels=class_names(model) or None))
+        return built_in_examples(), model.tokenizer
+    examples = read_examples(calibration, labels=class_names(model) or None)
+    return check_calibration(examples), model.tokenizer
+
+
+def without_tokenizer(model: Model) -> str:
+    """What to say where calibration rests on random tokens."""
+    missing = no_tokenizer(model.source or Path(model.name))
+    return f"{missing}; until then calibration rests on tokens drawn at random"
 
 
 def class_names(model: Model) -> tuple[str, ...]:
@@ -84,7 +99,9 @@ def class_names(model: Model) -> tuple[str, ...]:
     return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
 
 
-def profile_settings(options: ImportanceOptions, model: Model, bits: tuple[int, ...], length: int) -> ProfileSettings:
+def importance_settings(
+    options: ImportanceOptions, model: Model, bits: tuple[int, ...], length: int
+) -> ProfileSettings:
     """How importance is measured: at these bits, on sequences of at most `length` tokens."""
     return ProfileSettings(
         method=options.method,

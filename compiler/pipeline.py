@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from stic.compiler import artifacts, stages
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance
-from stic.compiler.inputs import offered_bits, read_model, wanted_target
+from stic.compiler.inputs import measures_importance, offered_bits, read_model, wanted_target
 from stic.compiler.model import Model
 from stic.compiler.options import CompileOptions, StageOptions
 from stic.compiler.package.assembly import Materials
@@ -29,6 +29,7 @@ from stic.compiler.plan import Problem, to_json
 from stic.compiler.planner.costs import Costs, costs_to_json
 from stic.compiler.progress import Progress, silent
 from stic.compiler.quantization.quantize import QuantizedModel, bytes_per_weight
+from stic.compiler.release import release_memory
 from stic.compiler.sharding import ShardedModel
 from stic.compiler.simulate import Timeline
 from stic.compiler.stage import Made, Stage, Summary, Tell
@@ -71,6 +72,15 @@ def _planning(options: CompileOptions) -> list[Stage]:
     workers = Workers(options.importance.jobs, options.importance.cluster)
     folder = Path.cwd() if options.output is None else options.output.absolute().parent
     precision = options.target.gpu_precision
+
+    def needs_gains(model: Model) -> bool:
+        asked_for = options.stages.until == "importance"
+        return measures_importance(model.elastic, options.planner.name, asked_for, options.importance)
+
+    def needs_text(model: Model) -> bool:
+        """Units are ordered by it unless the model is elastic, and nested codes are fitted to it."""
+        return not model.elastic or options.shards.quantizer == "nested" or needs_gains(model)
+
     return [
         Stage(
             "load",
@@ -81,7 +91,9 @@ def _planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "calibrate",
             "draw calibration examples and turn them into tokens",
-            lambda made, tell: stages.calibrate(made[Model], options.model, options.importance, bits),
+            lambda made, tell: stages.calibrate(
+                made[Model], options.model, options.importance, bits, needs_text(made[Model]), tell
+            ),
             lambda made: _of_calibration(made[Calibration]),
         ),
         Stage(
@@ -96,6 +108,7 @@ def _planning(options: CompileOptions) -> list[Stage]:
             "cut every layer into slices",
             lambda made, tell: stages.cut(made[Model], made[UnitOrder], options.shards.slices),
             lambda made: asdict(made[ShardedModel].geometry),
+            last_use=(Model,),  # the weights as they were read are held no longer
         ),
         Stage(
             "quantize",
@@ -118,7 +131,14 @@ def _planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "importance",
             "measure what each bitwidth of each shard is worth",
-            lambda made, tell: stages.value(made[QuantizedModel], made[Calibration], options.importance, workers, tell),
+            lambda made, tell: stages.value(
+                made[QuantizedModel],
+                made[Calibration],
+                options.importance,
+                needs_gains(made[ShardedModel].model),
+                workers,
+                tell,
+            ),
             lambda made: _of_importance(made[Importance]),
             artifacts.IMPORTANCE,
         ),
@@ -192,13 +212,14 @@ def _run(pipeline: Sequence[Stage], options: StageOptions, progress: Progress, m
     end = len(names) if options.until is None else names.index(options.until) + 1
     notes = list(made.notes)
     with threadpool_limits(1):
-        for number, stage in enumerate(pipeline[len(made.values) : end], len(made.values)):
+        for number, stage in enumerate(pipeline[made.stages : end], made.stages):
             progress(stage.name, 0, 0)
             tell = Tell(partial(progress, stage.name), notes.append)
             if number < start and stage.artifact is not None and options.dump is not None:
-                made += stage.artifact.load(made, options.dump / stage.artifact.file)
+                made = made.after(stage, stage.artifact.load(made, options.dump / stage.artifact.file))
                 continue
-            made += stage.work(made, tell)
+            made = made.after(stage, stage.work(made, tell))
+            release_memory()
             if options.dump is not None:
                 _dump(stage, number, made, options.dump)
     return replace(made, notes=tuple(notes))

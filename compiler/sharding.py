@@ -22,6 +22,7 @@ from stic.runtime.errors import InputError
 from stic.runtime.format import MATRICES, Shape
 
 MAX_COLUMNS = 4096  # an outlier's u16 position spans 16 rows of this many columns
+LARGE_BYTES = 1 << 28  # of float32 weights: from here on, copies are most of the compiler's memory
 LINEARS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
 
 Order = Sequence[NDArray[np.intp]] | NDArray[np.intp]
@@ -111,6 +112,12 @@ class ShardedModel:
     geometry: Geometry
     head_order: NDArray[np.intp]  # (layers, heads): position -> head of the original model
     neuron_order: NDArray[np.intp]  # (layers, ffn)
+
+    @property
+    def large(self) -> bool:
+        """Whether a copy of its weights is to be avoided."""
+        g = self.geometry
+        return 4 * g.layers * g.slices * g.weights_per_shard >= LARGE_BYTES
 
 
 @dataclass(frozen=True, eq=False)

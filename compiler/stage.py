@@ -11,26 +11,6 @@ T = TypeVar("T")
 Summary = Mapping[str, object]  # plain data, for JSON
 
 
-@dataclass(frozen=True, eq=False)
-class Made:
-    """What stages have made so far: one value of each type. To ask for what no stage made yet is a defect."""
-
-    values: Mapping[type, object] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # what went wrong without harm, for people
-
-    def __getitem__(self, kind: type[T]) -> T:
-        found = self.values[kind]
-        assert isinstance(found, kind)
-        return found
-
-    def __contains__(self, kind: type) -> bool:
-        return kind in self.values
-
-    def __add__(self, value: object) -> Made:
-        """The same, and what one more stage made."""
-        return Made({**self.values, type(value): value}, self.notes)
-
-
 @dataclass(frozen=True)
 class Artifact:
     """How what a stage made is kept in a file, for a later run to start from.
@@ -60,3 +40,26 @@ class Stage:
     work: Callable[[Made, Tell], object]
     summary: Callable[[Made], Summary]  # what there is to say of what it made
     artifact: Artifact | None = None  # None: what it makes is made again, which costs little
+    last_use: tuple[type, ...] = ()  # values that no later stage uses
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What stages have made so far: one value of each type. To ask for what no stage made yet is a defect."""
+
+    values: Mapping[type, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what went wrong without harm, for people
+    stages: int = 0  # that have run
+
+    def __getitem__(self, kind: type[T]) -> T:
+        found = self.values[kind]
+        assert isinstance(found, kind)
+        return found
+
+    def __contains__(self, kind: type) -> bool:
+        return kind in self.values
+
+    def after(self, stage: Stage, value: object) -> Made:
+        """The same after one more stage, which made `value`; what no later stage uses is let go."""
+        kept = {kind: known for kind, known in self.values.items() if kind not in stage.last_use}
+        return Made({**kept, type(value): value}, self.notes, self.stages + 1)

@@ -1,7 +1,7 @@
 """Stages whose results are kept, so that another budget for the same model, or the same command, costs seconds.
 
 The order of units and the codes depend on the weights and the calibration text; a plan on the whole problem. Keys
-are digests of just that, and of the sources that compute it.
+are digests of just that, and of the code that computes it (`import_closure`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.array_cache import Arrays, Cursor, Note, joined, remember, sources
+from stic.compiler.array_cache import Arrays, Cursor, Note, joined, remember
+from stic.compiler.import_closure import code_of
 from stic.compiler.importance.contributions import Order, unit_order
 from stic.compiler.importance.examples import Batch
 from stic.compiler.importance.log import digest
@@ -24,14 +25,15 @@ from stic.compiler.plan import Plan, Problem, dumps, from_json
 from stic.compiler.planner import solve
 from stic.compiler.quantization.moments import Ids, input_moments
 from stic.compiler.quantization.quantize import Outliers, QuantizedMatrix, QuantizedModel, Quantizer, quantize
-from stic.compiler.sharding import ShardedModel
+from stic.compiler.sharding import ShardedModel, shard
+from stic.compiler.weights import encoder_digest, follows
 from stic.runtime.format import LEVEL_BITS, MATRICES
 
-_RUNS = ("compiler/forward.py", "compiler/quantization/moments.py")
-_ORDERS = (*_RUNS, "compiler/importance/contributions.py")
-_FITS = (f"compiler/{name}.py" for name in ("codebook", "gobo", "nested", "quantize", "rounding", "sharding"))
-_QUANTIZES = (*_RUNS, *_FITS, "runtime/format.py")
-_PLANS = ("compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "runtime/format.py")
+# The modules that compute what is kept; how it lies in a file is in this module.
+_ORDERS = (unit_order.__module__,)
+_SHARDS = (shard.__module__,)
+_QUANTIZES = (quantize.__module__, input_moments.__module__)
+_PLANS = (solve.__module__,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +44,10 @@ class UnitOrder:
     neurons: Order | None
 
 
-def encoder_of(model: Model) -> tuple[Any, ...]:
-    """What decides the hidden states of a model."""
-    return model.embeddings, model.layers, model.heads, model.activation, model.attention_scale
-
-
 def ordered_units(model: Model, batches: Sequence[Batch], folder: Path, note: Note) -> UnitOrder:
     """`contributions.unit_order`, kept in `folder`."""
-    key = digest(sources(*_ORDERS), encoder_of(model), [(b.ids, b.mask, b.types) for b in batches])
+    code, inputs = code_of(*_ORDERS, alone=(__name__,)), [(b.ids, b.mask, b.types) for b in batches]
+    key = digest(code, encoder_digest(model), inputs)
     return remember(folder, key, lambda: UnitOrder(*unit_order(model, batches)), pack_order, unpack_order, note)
 
 
@@ -63,6 +61,13 @@ def unpack_order(arrays: Arrays) -> UnitOrder:
     return UnitOrder(arrays["heads"], arrays["neurons"]) if arrays else UnitOrder(None, None)
 
 
+def sharded_model(model: Model, slices: int | None, order: UnitOrder) -> ShardedModel:
+    """`sharding.shard`, whose weights are those of `model` in another order: keys need not read them again."""
+    sharded = shard(model, slices, order.heads, order.neurons)
+    follows(sharded.model, code_of(*_SHARDS), encoder_digest(model), sharded.head_order, sharded.neuron_order)
+    return sharded
+
+
 def quantized_model(
     sharded: ShardedModel,
     quantizer: Quantizer,
@@ -73,20 +78,26 @@ def quantized_model(
 ) -> QuantizedModel:
     """`quantize` by the input moments of `sequences` (gobo needs none), kept in `folder`."""
     inputs = sequences if quantizer == "nested" else ()
-    key = digest(sources(*_QUANTIZES), quantizer, sharded.geometry, encoder_of(sharded.model), inputs)
+    code = code_of(*_QUANTIZES, alone=(__name__,))
+    key = digest(code, quantizer, sharded.geometry, encoder_digest(sharded.model), inputs)
 
     def compute() -> QuantizedModel:
         moments = input_moments(sharded, inputs) if quantizer == "nested" else None
         return quantize(sharded, quantizer, moments, progress=progress)
 
-    return remember(folder, key, compute, pack_codes, lambda arrays: unpack_codes(arrays, sharded, quantizer), note)
+    def unpack(arrays: Arrays) -> QuantizedModel:
+        return unpack_codes(arrays, sharded, quantizer)
+
+    quantized = remember(folder, key, compute, pack_codes, unpack, note)
+    follows(quantized, key)
+    return quantized
 
 
 def solved(
     problem: Problem, planner: str, bits: int | None, time_limit_s: float, gap: float, folder: Path, note: Note
 ) -> Plan:
     """`planner.solve`, kept in `folder` unless the time limit ended the search: then the next one may find more."""
-    key = digest(sources(*_PLANS), problem, planner, bits, time_limit_s, gap)
+    key = digest(code_of(*_PLANS, alone=(__name__,)), problem, planner, bits, time_limit_s, gap)
 
     def pack(plan: Plan) -> Arrays | None:
         late = plan.proof.status == "feasible" and not plan.proof.near_enough

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from stic.compiler.choice import Trial, best_plan, trial_on
 from stic.compiler.device.lookup import device_costs
@@ -14,10 +15,10 @@ from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.importance.examples import Batch, Examples
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
-from stic.compiler.importance.measure import Importance, ProfileSettings, sample
+from stic.compiler.importance.measure import Importance, ProfileSettings, sample, worthless
 from stic.compiler.importance.measure import profile as measure_importance
 from stic.compiler.importance.tokens import Tables
-from stic.compiler.inputs import calibration_examples, class_names, profile_settings
+from stic.compiler.inputs import calibration_examples, class_names, importance_settings, without_tokenizer
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
 from stic.compiler.options import (
@@ -34,14 +35,15 @@ from stic.compiler.package.assembly import Materials, Planned, assemble_package,
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Plan, Problem
+from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, paced
 from stic.compiler.planner.family import plan_family
 from stic.compiler.quantization.quantize import QuantizedModel
-from stic.compiler.sharding import ShardedModel, shard
+from stic.compiler.sharding import ShardedModel
 from stic.compiler.simulate import ReplayError, Timeline, check, simulate
 from stic.compiler.stage import Tell
-from stic.compiler.stage_cache import UnitOrder, ordered_units, quantized_model, solved
+from stic.compiler.stage_cache import UnitOrder, ordered_units, quantized_model, sharded_model, solved
 from stic.runtime.errors import InputError
 from stic.runtime.gpu_format import PROGRAM_FILE, Storage
 from stic.runtime.native import cache_dir
@@ -56,6 +58,7 @@ class Calibration:
     """Texts that importance is measured on: all there are, and the sample that is run."""
 
     examples: Examples
+    tokenizer: Path | Tokenizer
     sampled: Examples
     batches: tuple[Batch, ...]
     settings: ProfileSettings
@@ -111,13 +114,25 @@ class Written:
     claimed_bytes: int
 
 
-def calibrate(model: Model, options: ModelOptions, importance: ImportanceOptions, bits: tuple[int, ...]) -> Calibration:
-    """Draw calibration examples and turn them into tokens; `bits` are those that a plan may choose from."""
+def calibrate(
+    model: Model,
+    options: ModelOptions,
+    importance: ImportanceOptions,
+    bits: tuple[int, ...],
+    needed: bool,
+    tell: Tell,
+) -> Calibration:
+    """Draw calibration examples and turn them into tokens; `bits` are those that a plan may choose from.
+
+    Where something rests on them, it is `needed` to say that they are random for want of a tokenizer.
+    """
     length = longest_input(options.max_length, model.max_length)
-    examples = calibration_examples(model, importance.calibration)
-    settings = profile_settings(importance, model, bits, length)
-    sampled, batches = sample(examples, model.tokenizer or Path(), length, settings, Tables.of(model))
-    return Calibration(examples, sampled, batches, settings)
+    examples, tokenizer = calibration_examples(model, importance.calibration)
+    if needed and model.tokenizer is None:
+        tell.note(without_tokenizer(model))
+    settings = importance_settings(importance, model, bits, length)
+    sampled, batches = sample(examples, tokenizer, length, settings, Tables.of(model))
+    return Calibration(examples, tokenizer, sampled, batches, settings)
 
 
 def order(model: Model, calibration: Calibration, tell: Tell) -> UnitOrder:
@@ -129,7 +144,7 @@ def order(model: Model, calibration: Calibration, tell: Tell) -> UnitOrder:
 
 def cut(model: Model, order: UnitOrder, slices: int | None) -> ShardedModel:
     """Cut every layer into slices; None: one for each head."""
-    return shard(model, slices, order.heads, order.neurons)
+    return sharded_model(model, slices, order)
 
 
 def quantize(sharded: ShardedModel, calibration: Calibration, quantizer: Quantizer, tell: Tell) -> QuantizedModel:
@@ -149,14 +164,24 @@ def gather(
 
 
 def value(
-    quantized: QuantizedModel, calibration: Calibration, options: ImportanceOptions, workers: Workers, tell: Tell
+    quantized: QuantizedModel,
+    calibration: Calibration,
+    options: ImportanceOptions,
+    needed: bool,
+    workers: Workers,
+    tell: Tell,
 ) -> Importance:
-    """Measure what each bitwidth of each shard is worth, or read what was measured before."""
-    settings = calibration.settings
+    """Measure what each bitwidth of each shard is worth, or read what was measured before.
+
+    Where gains are not `needed`, since the planner uses none, nothing is measured and nothing is worth anything.
+    """
+    settings, geometry = calibration.settings, quantized.sharded.geometry
+    if not needed and options.file is None:
+        return worthless(geometry, settings)
     if options.file is None:
-        cache = cache_dir() / "importance"
-        return measure_importance(quantized, calibration.sampled, settings, None, workers, cache, tell.tick)
-    found, geometry = load_importance(options.file), quantized.sharded.geometry
+        coder, cache = calibration.tokenizer, cache_dir() / "importance"
+        return measure_importance(quantized, calibration.sampled, settings, coder, workers, cache, tell.tick)
+    found = load_importance(options.file)
     if found.presence.shape != (geometry.layers, geometry.slices) or found.bits != settings.bits:
         raise InputError(
             f"{options.file} covers {found.presence.shape[0]} layers of {found.presence.shape[1]} slices at"
@@ -218,9 +243,10 @@ def solver(
     `notes` are what there is to say of the costs that its plans rest on.
     """
     trial = None
-    if options.trial_tokens:
+    if options.trial_tokens and options.name not in FIXED:
         more = replace(calibration.settings, tokens=options.trial_tokens)
-        trial = trial_on(calibration.examples, quantized, more, workers, cache_dir() / "importance")
+        cache = cache_dir() / "importance"
+        trial = trial_on(calibration.examples, quantized, more, workers, cache, calibration.tokenizer)
     effort = (options.time_limit_s, options.gap, cache_dir() / "plans", tell.note)
 
     def solve(problem: Problem) -> Plan:

@@ -1,7 +1,9 @@
 """Find the C engine, or build it, and declare its functions to ctypes.
 
 `$STIC_LIBRARY` names a libstic.so to use. Without it the engine is compiled from the sources beside this file with
-the machine's C compiler, once: the result lies in the user's cache, keyed by everything it was made from.
+the machine's C compiler, or the command line in `$STIC_HOST_CC`, once: the result lies in the user's cache, keyed by
+everything it was made from. Engines for other devices are built by the same `compile_engine`, with the compilers that
+`stic.targets.toolchain` finds.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from stic.runtime.errors import EngineError, ToolchainError
+from stic.runtime.files import whole_folder
 
-FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Every libstic.so and stic_run is compiled with these.
+FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Werror")
 _ROOT = Path(__file__).resolve().parent
 _TIMEOUT_S = 120
 
@@ -63,7 +68,7 @@ class Stats(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_uint32) for name in ("struct_bytes", "direct", "emulated", "gpu_layers")),
         *((name, ctypes.c_uint64) for name in _STATS_NUMBERS),
-        *((name, ctypes.c_uint32) for name in ("gpu_builds", "gpu_arithmetic", "plan")),
+        *((name, ctypes.c_uint32) for name in ("gpu_builds", "gpu_arithmetic", "plan", "reserved")),
     )
 
 
@@ -141,18 +146,61 @@ def find_library() -> Path:
         if not Path(chosen).is_file():
             raise ToolchainError(f"$STIC_LIBRARY names {chosen}, which is not a file: unset it, or correct it")
         return Path(chosen)
-    command = _compiler()
-    sources = sorted(path for path in (_ROOT / "src").glob("*.c") if path.name != "stic_run.c")
-    if not sources:
-        raise ToolchainError(f"the engine's sources are missing at {_ROOT / 'src'}: install stic again")
-    key = hashlib.sha256(repr((command, FLAGS, platform.machine())).encode())
-    for path in (*sources, *sorted((_ROOT / "src").glob("*.h")), *sorted((_ROOT / "include").glob("*.h"))):
-        content = path.read_bytes()
-        key.update(f"{path.name}:{len(content)}:".encode() + content)
-    library = cache_dir() / "native" / key.hexdigest()[:32] / "libstic.so"
+    command, sources = _compiler(), engine_sources(_ROOT)
+    library = cache_dir() / "native" / sources.key(command, platform.machine()) / "libstic.so"
     if not library.is_file():
-        _build(command, sources, library)
+        compile_engine(partial(_run, command), sources, library.parent, program=False)
     return library
+
+
+@dataclass(frozen=True)
+class EngineSources:
+    """The C files of an engine, in order."""
+
+    root: Path  # holds include/ and src/
+    library: tuple[Path, ...]
+    program: tuple[Path, ...]  # of stic_run, beside the library's
+    headers: tuple[Path, ...]
+
+    def key(self, *facts: object) -> str:
+        """Digest of the sources, the flags and whatever else decides what is built."""
+        state = hashlib.sha256(repr((facts, FLAGS)).encode())
+        for path in (*self.library, *self.program, *self.headers):
+            content = path.read_bytes()
+            state.update(f"{path.name}:{len(content)}:".encode() + content)
+        return state.hexdigest()[:32]
+
+
+def engine_sources(root: Path) -> EngineSources:
+    """The sources below `root`. Raises ToolchainError if there are none."""
+    sources = sorted((root / "src").glob("*.c"))
+    if not sources:
+        raise ToolchainError(f"the engine's sources are missing at {root / 'src'}: install stic again")
+    library = tuple(path for path in sources if path.name != "stic_run.c")
+    headers = (*sorted((root / "src").glob("*.h")), *sorted((root / "include").glob("*.h")))
+    return EngineSources(root, library, tuple(path for path in sources if path not in library), headers)
+
+
+def compile_engine(
+    run: Callable[[Sequence[str], str], None], sources: EngineSources, folder: Path, program: bool = True
+) -> None:
+    """Compile libstic.so, and with `program` stic_run beside it, into `folder`: it is there whole or not at all.
+
+    `run` starts a C compiler with arguments and a word for what they make, and raises ToolchainError if it fails.
+    """
+    includes = [f"-I{sources.root / name}" for name in ("include", "src")]
+    try:
+        with whole_folder(folder, once=True) as made:
+            wanted = [("libstic.so", sources.library, ["-shared"])]
+            if program:
+                wanted.append(("stic_run", (*sources.library, *sources.program), []))
+            for name, files, kind in wanted:
+                run([*FLAGS, *includes, *kind, "-o", str(made / name), *map(str, files), "-ldl"], name)
+    except OSError as error:
+        raise ToolchainError(
+            f"the engine cannot be written to {folder}: {error.strerror or error}; free some space, or name another"
+            " folder in $STIC_CACHE"
+        ) from error
 
 
 def _compiler() -> tuple[str, ...]:
@@ -167,19 +215,14 @@ def _compiler() -> tuple[str, ...]:
     )
 
 
-def _build(command: tuple[str, ...], sources: list[Path], library: Path) -> None:
-    """Compile beside the destination, then rename: the library is there whole or not at all."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
-        partial = Path(folder) / library.name
-        line = [*command, *FLAGS, "-shared", "-o", str(partial), *map(str, sources), "-ldl"]
-        try:
-            done = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ToolchainError(f"the engine could not be built with {shlex.join(command)}: {error}") from error
-        if done.returncode:
-            raise ToolchainError(f"the engine could not be built with {shlex.join(command)}: {done.stderr.strip()}")
-        os.replace(partial, library)
+def _run(command: tuple[str, ...], arguments: Sequence[str], what: str) -> None:
+    line = [*command, *arguments]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolchainError(f"the engine could not be built with {shlex.join(command)}: {error}") from error
+    if done.returncode:
+        raise ToolchainError(f"the engine could not be built with {shlex.join(command)}: {done.stderr.strip()}")
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stic.runtime.errors import TargetError
+from stic.runtime.files import write_text
 from stic.targets.target import Target, processor
 
 FORMAT = 1
@@ -85,6 +86,4 @@ def write(
         "measured": measured,
         "made_with": made_with,
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(data, indent=1) + "\n")

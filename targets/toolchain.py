@@ -2,13 +2,12 @@
 
 Kernels need no C library, so any compiler for their architecture links them: this machine's own or the distribution's
 cross compiler, clang of the NDK at $ANDROID_NDK_HOME, `python -m ziglang cc`, in this order. The engine needs one for
-the device's system (SYSTEMS). `$STIC_CC` overrides the search (a command line). Built files live in a cache, keyed by
-everything they depend on.
+the device's system (SYSTEMS). `$STIC_CC` overrides the search (a command line; `$STIC_HOST_CC` is for the engine that
+this stic itself loads, see `stic.runtime.native`). Built files live in a cache, keyed by everything they depend on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import platform
@@ -22,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stic.runtime.errors import ToolchainError
-from stic.runtime.native import FLAGS, cache_dir
+from stic.runtime.files import copy_file, whole_file
+from stic.runtime.native import cache_dir, compile_engine, engine_sources
 from stic.targets.target import Target
 
 # What an engine is built for: Linux with glibc, Linux with musl (Alpine, postmarketOS), Android with bionic.
@@ -31,8 +31,6 @@ _TIMEOUT_S = 120
 _API = 28  # oldest Android that the engine is built for
 # Android's kernels have pages of 4 or of 16 KiB (developer.android.com/guide/practices/page-sizes); old NDKs mean 4.
 _ANDROID_PAGES = "-Wl,-z,max-page-size=16384"
-_WARNINGS = ("-Wall", "-Wextra", "-Werror")
-_FLAGS = (*FLAGS, *_WARNINGS)
 
 
 @dataclass(frozen=True)
@@ -140,15 +138,13 @@ def link_shared(objects: Sequence[Path], out: Path, target: Target) -> None:
     `out` appears whole or not at all.
     """
     compiler = find_c_compiler(target)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".link-") as folder:
-        partial, exports = Path(folder) / out.name, Path(folder) / "exports"
+    with whole_file(out) as partial, tempfile.TemporaryDirectory(prefix="stic-") as folder:
+        exports = Path(folder) / "exports"
         exports.write_text("{ global: stic_*; local: *; };\n")
         arguments = ["-shared", "-nostdlib", "-s", "-Wl,-z,noexecstack", "-Wl,-z,defs"]
         arguments.append(f"-Wl,--version-script={exports}")
         arguments += ["-o", str(partial), *map(str, objects)]
         compiler.run(arguments, f"linking {out.name}")
-        os.replace(partial, out)
 
 
 def build_engine(target: Target, out_dir: Path, system: str = SYSTEMS[0]) -> EngineBuild:
@@ -158,22 +154,14 @@ def build_engine(target: Target, out_dir: Path, system: str = SYSTEMS[0]) -> Eng
     unchanged engine is taken from the cache.
     """
     root = _runtime_root()
-    sources = sorted((root / "src").glob("*.c"))
-    if not sources:
-        raise ToolchainError(f"the C engine's sources are missing at {root / 'src'}; reinstall stic")
     compiler = find_c_compiler(target, system)
-    headers = sorted([*(root / "src").glob("*.h"), *(root / "include").glob("*.h")])
-    key = hashlib.sha256(repr((compiler.command, compiler.version, _FLAGS, target.arch, system)).encode())
-    for path in (*sources, *headers):
-        content = path.read_bytes()
-        key.update(f"{path.name}:{len(content)}:".encode() + content)
-    cached = cache_dir() / "engine" / key.hexdigest()[:32]
+    sources = engine_sources(root)
+    cached = cache_dir() / "engine" / sources.key(compiler.command, compiler.version, target.arch, system)
     if not cached.is_dir():
-        _compile_engine(compiler, root, sources, cached)
+        compile_engine(compiler.run, sources, cached)
     build = EngineBuild(out_dir / "libstic.so", out_dir / "stic_run")
-    out_dir.mkdir(parents=True, exist_ok=True)
     for path in (build.library, build.runner):
-        _copy(cached / path.name, path)
+        copy_file(cached / path.name, path)
     return build
 
 
@@ -181,34 +169,3 @@ def _runtime_root() -> Path:
     import stic.runtime
 
     return Path(next(iter(stic.runtime.__path__)))
-
-
-def _compile_engine(compiler: Compiler, root: Path, sources: Sequence[Path], cached: Path) -> None:
-    """Compile into a folder beside `cached`, then rename it: a cache entry is whole or absent."""
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".build-") as folder:
-        work = Path(folder) / "entry"
-        work.mkdir()
-        includes = [f"-I{root / 'include'}", f"-I{root / 'src'}"]
-        library = [str(path) for path in sources if path.name != "stic_run.c"]
-        everything = [str(path) for path in sources]
-        compiler.run([*_FLAGS, *includes, "-shared", "-o", str(work / "libstic.so"), *library, "-ldl"], "libstic.so")
-        if len(everything) > len(library):
-            compiler.run([*_FLAGS, *includes, "-o", str(work / "stic_run"), *everything, "-ldl"], "stic_run")
-        try:
-            os.replace(work, cached)
-        except OSError:
-            if not cached.is_dir():  # another process finished the same entry first
-                raise
-
-
-def _copy(source: Path, destination: Path) -> None:
-    """Copy a file so that the destination is never half-written."""
-    handle, partial = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}-")
-    os.close(handle)
-    try:
-        shutil.copy(source, partial)
-        os.replace(partial, destination)
-    except BaseException:
-        os.unlink(partial)
-        raise

@@ -14,17 +14,13 @@ def export_float32(directory: Path, out: Path) -> None:
     import onnx
 
     from stic.compiler.export.huggingface import export_model
+    from stic.runtime.files import whole_file
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stored = out.with_name(f".{out.stem}.partial.onnx")
-    try:
+    with whole_file(out) as stored:
         export_model(directory, stored)
         model = onnx.load(stored)
         widen(model)
         onnx.save(model, stored)
-        stored.replace(out)
-    finally:
-        stored.unlink(missing_ok=True)
 
 
 def widen(model: ModelProto) -> None:

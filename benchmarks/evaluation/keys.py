@@ -13,20 +13,16 @@ from benchmarks.evaluation.peers import NEEDED
 from benchmarks.evaluation.plans import Answer
 from benchmarks.evaluation.tasks import Prepared
 from benchmarks.evaluation.throttle import Place
-from stic.compiler.array_cache import sources
+from stic.compiler.import_closure import code_of
 from stic.compiler.importance.log import digest
 from stic.runtime.native import find_library
 
-_RUNS = tuple(f"benchmarks/evaluation/{name}.py" for name in ("measure", "quiet", "throttle"))
-_PEERS = (*_RUNS, "benchmarks/evaluation/peer*.py", "benchmarks/evaluation/graphs.py",
-          "benchmarks/kernels/peers.py", "benchmarks/kernels/models.py")  # fmt: skip
-_SCORES = (
-    "benchmarks/evaluation/accuracy.py",
-    "compiler/importance/examples.py",
-    "compiler/report/texts.py",
-    "compiler/forward.py",
-)
-_SWITCHES = ("benchmarks/evaluation/switch.py",)
+# The modules that measure. Of stic they measure the engine and a package, both of which are in the keys by content;
+# scores are computed by stic's own code.
+_RUNS = ("benchmarks.evaluation.measure",)
+_PEERS = ("benchmarks.evaluation.peers", "benchmarks.evaluation.peer_process")
+_SWITCHES = ("benchmarks.evaluation.switch",)
+_SCORES = ("benchmarks.evaluation.accuracy",)
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,8 @@ class Keys:
     @classmethod
     def of(cls, machine: Machine, place: Place, runner: Path) -> Keys:
         """Those of this code and this engine."""
-        runs, peers, scores, switching = (sources(*files) for files in (_RUNS, _PEERS, _SCORES, _SWITCHES))
+        runs, peers, switching = (code_of(*modules, known=("stic",)) for modules in (_RUNS, _PEERS, _SWITCHES))
+        scores = code_of(*_SCORES)
         return cls(machine, place, runs, peers, scores, switching, digest(runner.read_bytes(), str(find_library())))
 
     def model_accuracy(self, prepared: Prepared) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from benchmarks.evaluation.tasks import ROOT
 from benchmarks.evaluation.throttle import MemoryGroup, counted_memory, forget, slow_reads, started
 from benchmarks.kernels.worker import THREAD_VARIABLES
 from stic.runtime.errors import EngineError
+from stic.runtime.files import whole_folder
 
 if TYPE_CHECKING:
     from benchmarks.evaluation.tasks import Prepared
@@ -53,20 +53,17 @@ def quantize(name: str, onnx: Path, out: Path, calibration: Path | None, labels:
     from benchmarks.kernels.models import dynamic, post_training
     from stic.compiler.importance.examples import built_in_examples, read_examples
 
-    staging = out.parent.with_name(f".{out.parent.name}.partial")
-    staging.mkdir(parents=True, exist_ok=True)
     try:
-        if name == "onnxruntime int8":
-            dynamic(onnx, staging / out.name)
-        else:
-            known = labels or None
-            found = built_in_examples() if calibration is None else read_examples(calibration, labels=known)
-            post_training(onnx, staging / out.name, found.pick(range(min(CALIBRATION_EXAMPLES, len(found)))))
-        staging.rename(out.parent)
+        with whole_folder(out.parent) as staging:
+            if name == "onnxruntime int8":
+                dynamic(onnx, staging / out.name)
+            else:
+                found = built_in_examples()
+                if calibration is not None:
+                    found = read_examples(calibration, labels=labels or None)
+                post_training(onnx, staging / out.name, found.pick(range(min(CALIBRATION_EXAMPLES, len(found)))))
     except Exception as error:  # another runtime's own
         raise EngineError(f"{type(error).__name__}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return {}
 
 

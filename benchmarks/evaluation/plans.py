@@ -11,8 +11,8 @@ from benchmarks.evaluation.cases import NONE, PAPER, STI, Bandwidth, Case, Deadl
 from benchmarks.evaluation.results import PAPER_RATIO
 from benchmarks.evaluation.resume import Finished
 from benchmarks.evaluation.tasks import COMPUTE_BITS, Prepared
-from stic.compiler.array_cache import sources
 from stic.compiler.choice import best_plan
+from stic.compiler.import_closure import code_of
 from stic.compiler.importance.log import digest
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.package.assembly import Planned, assemble_package, claim
@@ -27,8 +27,7 @@ from stic.runtime.errors import InfeasibleError
 from stic.runtime.native import cache_dir
 
 GAP = 0.005  # at which the integer program stops, as `stic compile` does
-_PLANS = (*(f"compiler/{name}.py" for name in ("planner/*", "choice", "plan", "store", "simulate")),
-          "runtime/format.py", "benchmarks/evaluation/plans.py")  # fmt: skip
+_PLANS = (best_plan.__module__, simulate.__module__, claim_of.__module__)  # and what is in this file
 
 Bits = tuple[tuple[int, ...], ...]  # of each kept slice, by layer
 
@@ -129,7 +128,7 @@ def planned(prepared: Prepared, asked: Asked, seconds: float, note: Callable[[st
 def answer(prepared: Prepared, asked: Asked, seconds: float, finished: Finished, note: Callable[[str], None]) -> Answer:
     """`planned`, kept with what else is finished: a search that the clock ended may find another plan the next time."""
     problem = problem_of(prepared, asked)
-    key = (sources(*_PLANS), problem, prepared.trial.setup.key, asked.case.planner, seconds)
+    key = (code_of(*_PLANS, alone=(__name__,)), problem, prepared.trial.setup.key, asked.case.planner, seconds)
     found = finished.get("plan", key)
     if found is None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.evaluation import run_tables, tables
@@ -14,6 +13,7 @@ from benchmarks.evaluation.figures import drawings
 from benchmarks.evaluation.markdown import section
 from benchmarks.evaluation.results import Results
 from stic.runtime.errors import InputError
+from stic.runtime.files import whole_file, write_text
 
 NAME = "evaluation"
 STUDY = "planner-study.json"  # beside the result
@@ -36,16 +36,17 @@ def write(result: Path, folder: Path, docs: Path | None = None) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     figures = drawings(results)
     for name, draw in figures.items():
-        _whole(folder / picture(name), draw)
+        with whole_file(folder / picture(name)) as partial:
+            draw(partial)
     for older in {*folder.glob(picture("*"))} - {folder / picture(name) for name in figures}:
         older.unlink()  # names hold deadlines and bandwidths, so that another result has others
     shown = section("Figures", *(_shown(name) for name in figures))
     parts = ("# Evaluation", everything(results, result.with_name(STUDY)), shown)
     text = folder / f"{NAME}.md"
-    _whole(text, lambda path: path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8"))
+    write_text(text, "\n\n".join(filter(None, parts)) + "\n")
     if docs is not None and page is not None:
         filled = page[0] + BEGIN + region(results, os.path.relpath(folder, docs.parent)) + END + page[1]
-        _whole(docs, lambda path: path.write_text(filled, encoding="utf-8"))
+        write_text(docs, filled)
     return [text, *(folder / picture(name) for name in figures)]
 
 
@@ -56,16 +57,6 @@ def picture(name: str) -> str:
 
 def _shown(name: str, folder: str = ".") -> str:
     return f"![{name}]({os.path.normpath(f'{folder}/{picture(name)}')})"
-
-
-def _whole(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file under another name, then rename it."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        make(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def everything(results: Results, study: Path) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stic.compiler.importance.log import digest
 from stic.runtime.errors import InputError
+from stic.runtime.files import write_text
 
 Json = dict[str, Any]
 FORMAT = 1
@@ -44,17 +44,11 @@ class Finished:
 
 
 def write_json(path: Path, data: Json, indent: int | None = None) -> None:
-    """Write a file under another name, then rename it. Raises InputError where it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file, whole or not at all. Raises InputError where it cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(data, indent=indent) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(data, indent=indent) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; name another folder with --folder") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 @contextmanager

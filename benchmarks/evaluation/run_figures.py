@@ -33,7 +33,7 @@ def timelines(results: Results) -> dict[str, Drawing]:
 
 
 def _timeline(rows: Sequence[Row], path: Path) -> None:
-    picture([strip for row in rows for strip in _strips(row)], path)
+    picture([strip for row in rows for strip in _strips(row)], path, "png")
 
 
 def _strips(row: Row) -> Iterable[Strip]:

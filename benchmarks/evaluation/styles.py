@@ -86,4 +86,4 @@ def legend(panel: Any, axes: Iterable[Any], order: Iterable[str] = ()) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the picture."""
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, format="png")

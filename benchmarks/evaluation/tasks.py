@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.evaluation.graphs import export_float32
 from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.resume import write_json
-from stic.compiler.array_cache import sources
+from stic.compiler.import_closure import code_of
 from stic.compiler.importance.examples import label_names
 from stic.compiler.importance.log import digest
 from stic.runtime.emulated import EmulatedStorage
@@ -157,14 +157,10 @@ def _profile(workload: Workload, probes: int, target: Target, folder: Path, prog
 
     geometry, epsilon = workload.geometry, workload.epsilon
     shape = KernelShape(geometry.hidden, geometry.head_dim, workload.activation, epsilon, epsilon)
-    engine = find_library()
-    code = sources(
-        "compiler/device/measure.py",
-        "compiler/device/synthetic.py",
-        "targets/storage.py",
-        "benchmarks/evaluation/quiet.py",
-    )
-    key = digest(code, probes, workload, kernels_key(shape, target), str(engine), platform.node())
+    made_by = (kernels_key(shape, target), str(find_library()))
+    modules = (probe.__module__, repeated.__module__)
+    code = code_of(*modules, known=(kernels_key.__module__,), alone=(__name__,))
+    key = digest(code, probes, target, workload, made_by, platform.node())
     path = folder / "profiles" / f"{key}.json"
     if not path.is_file():
         tick = partial(progress, "measuring this machine")
@@ -192,7 +188,6 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     from stic.compiler.device.workload import Workload
     from stic.compiler.importance.measure import Importance
     from stic.compiler.inputs import read_model
-    from stic.compiler.model import Model
     from stic.compiler.options import (
         CompileOptions,
         ImportanceOptions,
@@ -206,6 +201,7 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     from stic.compiler.package.kernels import generate
     from stic.compiler.pipeline import plan_model
     from stic.compiler.plan import Problem
+    from stic.compiler.sharding import ShardedModel
     from stic.compiler.stages import Solver
     from stic.targets.target import load
 
@@ -221,7 +217,7 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
         ModelOptions(model, max_length=machine.tokens),
         TargetOptions("host", place="cpu", threads=machine.threads, profile=profile),
         importance=ImportanceOptions(calibration=calibration, tokens=machine.calibration_tokens),
-        planner=PlannerOptions("preload", COMPUTE_BITS, margin=machine.margin),
+        planner=PlannerOptions("greedy", margin=machine.margin),
     )
     made = plan_model(options, progress)
     sti = replace(options, importance=replace(options.importance, method="sti"))
@@ -237,8 +233,8 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     labels = label_names(model if model.is_dir() else model.parent) or ()
     onnx = _onnx_of(name, model, folder)
     return Prepared(
-        name, made[Model], materials, problem, published, trial, target, kernels, onnx, dev,
-        labels if made[Model].head.dense else (),
+        name, made[ShardedModel].model, materials, problem, published, trial, target, kernels, onnx, dev,
+        labels if made[ShardedModel].model.head.dense else (),
         calibration, made[Importance].calibration.replace(str(calibration), str(source.calibration)),
         machine.requests_per_s,
     )  # fmt: skip

@@ -95,7 +95,7 @@ def build_driver(target: Target, folder: Path) -> ctypes.CDLL:
     engine = Path(next(iter(stic.runtime.__path__))) / "src"
     library = folder / "bench.so"
     sources = [_HERE / "driver.c", _HERE / f"loops_{target.arch}.S", *(engine / name for name in _ENGINE)]
-    arguments = [*FLAGS, "-Wall", "-Wextra", "-Werror", "-fvisibility=default", f"-I{engine}", "-shared"]
+    arguments = [*FLAGS, "-fvisibility=default", f"-I{engine}", "-shared"]
     find_c_compiler(target).run([*arguments, "-o", str(library), *map(str, sources), "-ldl"], "bench.so")
     driver = ctypes.CDLL(str(library))
     for name, (result, types) in _PROTOTYPES.items():

@@ -29,19 +29,16 @@ from benchmarks.planner_study.gains import measured
 from benchmarks.planner_study.instances import instance, read
 from benchmarks.planner_study.measure import measure
 from benchmarks.planner_study.summary import summary, tables
-from stic.compiler.array_cache import sources
 from stic.compiler.commands.terminal import progress_bar
+from stic.compiler.import_closure import code_of
 from stic.compiler.importance.log import digest
 from stic.runtime.errors import SticError
+from stic.runtime.files import write_text
 from stic.targets import target as targets
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "planner-study.json"
-SOURCES = (
-    "compiler/planner/*.py", "compiler/plan.py", "compiler/store.py", "compiler/memory/placement.py",
-    "runtime/format.py",
-    *(f"benchmarks/planner_study/{name}" for name in ("measure.py", "instances.py", "gains.py", "gains.json")),
-)  # fmt: skip
+MODULES = (measure.__module__, instance.__module__, measured.__module__)  # what makes and solves an instance
 BUSY = 0.5  # load average
 
 
@@ -61,7 +58,7 @@ def main() -> int:
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("stic", "ortools", "numpy")}
     settings = {name: value for name, value in study.items() if name != "instances"}
-    key = digest(settings, sources(*SOURCES), versions["ortools"], here["cpu"], here["cpus"])
+    key = digest(settings, code_of(*MODULES), versions["ortools"], here["cpu"], here["cpus"])
     try:
         rows = _rows(count, study, options.folder / key[:12])
     except KeyboardInterrupt:
@@ -79,7 +76,7 @@ def main() -> int:
         "settings": study,
         "summary": groups,
     }
-    _write(out, json.dumps(facts, indent=1)[:-2] + ',\n "rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
+    write_text(out, json.dumps(facts, indent=1)[:-2] + ',\n "rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
     print(f"\nwrote {out}", file=sys.stderr)
     wrong = [f"instance {row['instance']}: {what}" for row in rows for what in row["defects"]]
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
@@ -105,7 +102,7 @@ def _rows(count: int, study: dict[str, Any], folder: Path) -> list[dict[str, Any
             row = _kept(path)
             if row is None:
                 row = pool.submit(solve, number).result()
-                _write(path, json.dumps(row))
+                write_text(path, json.dumps(row))
             rows.append(row)
         tick("solving instances", count, count)
     return rows
@@ -118,14 +115,6 @@ def _kept(path: Path) -> dict[str, Any] | None:
         return found
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from stic.compiler.commands.groups import json_option
 from stic.compiler.commands.parameters import FILE, NAME, ROUNDS
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.errors import TargetError
+from stic.runtime.files import check_writable
 
 
 @click.command("tune")
@@ -72,10 +73,7 @@ def _describe(tuning: object) -> str:
 def _check_writable(path: Path) -> None:
     """Refuse before minutes of measuring what is bound to fail after them."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_suffix(".partial")
-        probe.touch()
-        probe.unlink()
+        check_writable(path)
     except OSError as error:
         raise TargetError(f"cannot write {path} ({error.strerror}): name another file with --output") from error
 

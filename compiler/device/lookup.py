@@ -62,8 +62,9 @@ def _measured_here(
         materials.store.full_bits,
         model.embeddings.norm.epsilon,
     )
-    key = (workload, kernels_key(materials.kernel_shape, target))
-    data = cached((*key, folder.stat().st_dev), lambda: measure(target, workload, folder, tick), note)
+    key = (target, workload, kernels_key(materials.kernel_shape, target))
+    here = (*key, folder.stat().st_dev)
+    data = cached(measure.__module__, here, lambda: measure(target, workload, folder, tick), note)
     if target.gpu is None:
         return data
     text = program_key(materials.kernel_shape, target.gpu.style, gpu_precision, interleave(target))
@@ -76,4 +77,4 @@ def _measured_here(
             note(f"{error}; what the GPU takes is estimated")
             return {}
 
-    return {**data, "gpu": cached(("gpu", *key, text, *drivers), on_gpu, note) or None}
+    return {**data, "gpu": cached(measure_gpu.__module__, (*key, text, *drivers), on_gpu, note) or None}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -20,15 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from stic.compiler.array_cache import Note, sources
+from stic.compiler.array_cache import Note
 from stic.compiler.device.disturbance import Watch, disturbed
 from stic.compiler.device.runner import HostRunner, Runner, Tick
 from stic.compiler.device.synthetic import VOCABULARY, synthetic
 from stic.compiler.device.workload import Workload
+from stic.compiler.import_closure import code_of
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, collect
 from stic.compiler.package.kernels import GpuProgram, generate
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
+from stic.runtime.files import write_text
 from stic.runtime.format import BLOCK, row_stride
 from stic.runtime.native import cache_dir, find_library
 from stic.runtime.trace import Trace
@@ -79,7 +80,7 @@ def measure(
 def probe_materials(workload: Workload) -> Materials:
     """Random weights for as many layers as `layers_of` measures."""
     geometry = replace(workload.geometry, layers=len(workload.bits) + 1)
-    quantized = synthetic(geometry, workload.activation, workload.max_length, epsilon=workload.epsilon)
+    quantized = synthetic(geometry, workload.activation, workload.max_length, epsilon=workload.epsilon, alike=True)
     return collect(quantized, workload.full_bits, workload.max_length, workload.threads, workload.lanes)
 
 
@@ -89,13 +90,14 @@ def shape_facts(workload: Workload) -> dict[str, Any]:
     return {**{name: getattr(workload.geometry, name) for name in names}, "rows": workload.max_length}
 
 
-def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note) -> dict[str, Any]:
-    """Return what was measured under `key` on this machine, by this engine and this code, else measure it.
+def cached(module: str, key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note) -> dict[str, Any]:
+    """Return what `work` of `module` measured under `key` on this machine, by this engine and this code, else measure.
 
-    What is not empty is kept, unless the machine was busy: then `note` is told, and the next call measures again.
+    `key` holds the keys of the kernels that are measured. What is not empty is kept, unless the machine was busy: then
+    `note` is told, and the next call measures again.
     """
     engine = find_library()  # its path names its content
-    code = sources("compiler/device/measure.py", "compiler/device/synthetic.py", "targets/storage.py")
+    code = code_of(module, known=(generate.__module__,), alone=(__name__,))
     name = hashlib.sha256(repr((platform.node(), engine, code, key)).encode()).hexdigest()[:24]
     path = cache_dir() / "profiles" / f"{name}.json"
     try:
@@ -109,10 +111,7 @@ def cached(key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note)
     if why := disturbed(profile, watch.others()):
         note(f"while this machine was measured {why}: it may be faster than that; the next plan measures again")
         return profile
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(profile, indent=1))
-    partial.replace(path)
+    write_text(path, json.dumps(profile, indent=1))
     return profile
 
 

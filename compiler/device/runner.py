@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -14,8 +14,10 @@ from stic.runtime.package import Package
 from stic.runtime.session import Session, Stats
 from stic.runtime.trace import Trace
 from stic.targets.host import HostFunctions
-from stic.targets.remote_device import RemoteDevice
 from stic.targets.storage import measure_storage
+
+if TYPE_CHECKING:
+    from stic.targets.remote_device import RemoteDevice
 
 Tick = Callable[[int, int], None]
 

@@ -6,21 +6,31 @@ outlier positions are drawn at random, the outliers at the rate that the nested 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.model import Activation, Embeddings, Head, Layer, Linear, Model, Norm
 from stic.compiler.quantization.quantize import OUTLIER_RATE, Outliers, QuantizedMatrix, QuantizedModel
-from stic.compiler.sharding import Geometry, shard
+from stic.compiler.sharding import Geometry, ShardedModel, shard
 from stic.runtime.format import LEVEL_BITS, MATRICES
 
 VOCABULARY = 8192  # so many that the tokens of an input have rows in different blocks, as a real vocabulary's
 
 
 def synthetic(
-    geometry: Geometry, activation: Activation, max_length: int, seed: int = 0, epsilon: float = 1e-12
+    geometry: Geometry,
+    activation: Activation,
+    max_length: int,
+    seed: int = 0,
+    epsilon: float = 1e-12,
+    alike: bool = False,
 ) -> QuantizedModel:
-    """Make a quantised model of `geometry` whose output is one mean-pooled vector."""
+    """Make a quantised model of `geometry` whose output is one mean-pooled vector.
+
+    `alike`: layers differ in their codes, but share the float weights behind them, which only full precision reads.
+    """
     rng = np.random.default_rng(seed)
     hidden, attention, ffn = geometry.hidden, geometry.heads * geometry.head_dim, geometry.ffn
 
@@ -40,7 +50,7 @@ def synthetic(
             linear(hidden, ffn),
             norm(),
         )
-        for _ in range(geometry.layers)
+        for _ in range(1 if alike else geometry.layers)
     )
     tables = Embeddings(
         rng.standard_normal((VOCABULARY, hidden), np.float32),
@@ -50,7 +60,14 @@ def synthetic(
     )
     scale = geometry.head_dim**-0.5
     model = Model("synthetic", geometry.heads, activation, tables, layers, Head("mean"), scale)
-    sharded = shard(model, geometry.slices)
+    found = shard(model, geometry.slices)
+    copies = geometry.layers // len(layers)
+    sharded = ShardedModel(
+        replace(found.model, layers=found.model.layers * copies),
+        replace(found.geometry, layers=geometry.layers),
+        np.tile(found.head_order, (copies, 1)),
+        np.tile(found.neuron_order, (copies, 1)),
+    )
     matrices = tuple(
         tuple({name: _matrix(geometry, name, rng) for name in MATRICES} for _ in range(geometry.slices))
         for _ in range(geometry.layers)

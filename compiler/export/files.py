@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
+from stic.compiler.export.graph import ExportedGraph
 from stic.runtime.errors import InputError
+from stic.runtime.files import copy_file, whole_file, write_bytes, write_text
 
 _KEPT = (
     "model_type", "architectures", "elastic", "id2label", "label2id", "num_labels", "hidden_size", "dim",
     "max_position_embeddings", "pad_token_id",
 )  # fmt: skip
 _INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GiB; larger weights go to a file beside the model
+_POINTED_BYTES = 1024  # of a weight that is worth pointing to
 
 
-def write_all(model: onnx.ModelProto, config: dict[str, Any], folder: Path, out: Path) -> None:
+def write_all(exported: ExportedGraph, config: dict[str, Any], folder: Path, out: Path) -> None:
     """Write tokenizer, config, weights beside the model if they are large, and the model last."""
     tokenizer, kept = folder / "tokenizer.json", {key: config[key] for key in _KEPT if key in config}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.parent.resolve() != folder.resolve():
             text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
-            _replace(out.parent / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(out.parent / "config.json", text)
             if tokenizer.is_file():
-                _replace(out.parent / "tokenizer.json", lambda path: shutil.copyfile(tokenizer, path))
-        if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _INLINE_LIMIT:
-            _move_weights(model, out.with_name(out.name + ".data"))
-        _replace(out, lambda path: path.write_bytes(model.SerializeToString()))
+                copy_file(tokenizer, out.parent / "tokenizer.json")
+        if sum(array.nbytes for array in exported.weights.values()) > _INLINE_LIMIT:
+            model = _beside(exported, out.with_name(out.name + ".data"))
+        else:
+            model = exported.whole()
+        write_bytes(out, model.SerializeToString())
     except OSError as error:
         raise InputError(
             f"{out} cannot be written: {error.strerror or error}; free some space or choose another place"
@@ -40,30 +44,20 @@ def write_all(model: onnx.ModelProto, config: dict[str, Any], folder: Path, out:
         ) from error
 
 
-def _move_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Write every weight to `path`, one after another, and point the model at it."""
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            for tensor in model.graph.initializer:
-                if len(tensor.raw_data) < 1024:
-                    continue
-                entries = {"location": path.name, "offset": file.tell(), "length": file.write(tensor.raw_data)}
-                tensor.ClearField("raw_data")
-                tensor.data_location = onnx.TensorProto.EXTERNAL
-                for key, value in entries.items():
-                    tensor.external_data.add(key=key, value=str(value))
-
-    _replace(path, write)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write under a temporary name in the same folder, then rename; leave nothing behind on failure."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _beside(exported: ExportedGraph, path: Path) -> onnx.ModelProto:
+    """Write every weight to `path`, one after another; return a model that points there."""
+    model = onnx.ModelProto()
+    model.CopyFrom(exported.structure)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        for name, array in exported.weights.items():
+            if array.nbytes < _POINTED_BYTES:
+                model.graph.initializer.append(exported.tensor(name))
+                continue
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            tensor = TensorProto(name=name, dims=array.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+            data = np.ascontiguousarray(array).data
+            entries = {"location": path.name, "offset": file.tell(), "length": file.write(data)}
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=str(value))
+            model.graph.initializer.append(tensor)
+    return model

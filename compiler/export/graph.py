@@ -1,4 +1,8 @@
-"""ONNX graphs of encoders, written node by node (opset 17, standard operators only)."""
+"""ONNX graphs of encoders, written node by node (opset 17, standard operators only).
+
+Weights stay arrays beside the graph: whoever compiles reads them as they are, and only who writes a file serialises
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,31 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET, IR_VERSION = 17, 8  # the oldest with LayerNormalization
 
 
+@dataclass(frozen=True, eq=False)
+class ExportedGraph:
+    """A graph and its weights, which may be views of a mapped file."""
+
+    structure: onnx.ModelProto  # without initializers
+    weights: dict[str, NDArray[Any]]  # in the order in which a file holds them
+
+    def tensor(self, name: str) -> onnx.TensorProto:
+        """Return one weight as an initializer."""
+        return numpy_helper.from_array(np.asarray(self.weights[name], order="C"), name)
+
+    def whole(self) -> onnx.ModelProto:
+        """Return a model that holds its weights."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.structure)
+        model.graph.initializer.extend(self.tensor(name) for name in self.weights)
+        return model
+
+
 @dataclass
 class GraphWriter:
     """Collects nodes and weights; every method returns the name of the value it makes."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    weights: list[onnx.TensorProto] = field(default_factory=list)
+    weights: dict[str, NDArray[Any]] = field(default_factory=dict)
     _constants: dict[tuple[str, bytes], str] = field(default_factory=dict)
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -34,7 +57,7 @@ class GraphWriter:
         return self._constants[key]
 
     def raw_weight(self, name: str, array: NDArray[Any]) -> str:
-        self.weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+        self.weights[name] = array
         return name
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
@@ -113,6 +136,10 @@ class GraphWriter:
         return self.add("Gather", x, self.constant(0), axis=1)
 
     def model(self, inputs: tuple[str, ...], outputs: dict[str, tuple[str, tuple[str | int, ...]]]) -> onnx.ModelProto:
+        """Finish with the weights inside; see `graph`."""
+        return self.graph(inputs, outputs).whole()
+
+    def graph(self, inputs: tuple[str, ...], outputs: dict[str, tuple[str, tuple[str | int, ...]]]) -> ExportedGraph:
         """Finish: `outputs` maps names to (value, shape)."""
         for name, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], name=f"output_{name}"))
@@ -122,8 +149,7 @@ class GraphWriter:
             "encoder",
             [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs],
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, (_, shape) in outputs.items()],
-            self.weights,
         )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="stic"
-        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        structure = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="stic")
+        return ExportedGraph(structure, self.weights)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from stic.compiler.export.families import ACTIVATIONS, FAMILIES, Classifier, Family, refusal
 from stic.compiler.export.files import write_all
-from stic.compiler.export.graph import GraphWriter
+from stic.compiler.export.graph import ExportedGraph, GraphWriter
 from stic.compiler.frontend.folders import onnx_file
 from stic.compiler.frontend.safetensors import Weights
 from stic.compiler.frontend.sharded_safetensors import ShardedWeights, open_weights
@@ -35,7 +34,14 @@ def export_model(hf_dir: Path, out: Path, pooling: str | None = None) -> None:
     in the graph.
     Files appear whole or not at all. InputError says what is missing or not supported.
     """
-    hf_dir, out = Path(hf_dir), Path(out)
+    exported, folder = exported_graph(Path(hf_dir), pooling)
+    write_all(exported, _json(folder / "config.json"), folder, Path(out))
+
+
+def exported_graph(hf_dir: Path, pooling: str | None = None) -> tuple[ExportedGraph, Path]:
+    """Return the graph that `export_model` writes, its weights views of the mapped file where they are float32 or
+    float16, and the folder that holds them. Raises InputError.
+    """
     if pooling not in (None, "mean", "first", "tokens"):
         raise InputError(f"pooling '{pooling}' is not known; use mean, first (the [CLS] token) or tokens")
     onnx_beside = onnx_file(hf_dir) if hf_dir.is_dir() else None
@@ -43,9 +49,7 @@ def export_model(hf_dir: Path, out: Path, pooling: str | None = None) -> None:
         raise InputError(f"{onnx_beside} is ONNX already: give it, or {hf_dir}, to `stic compile` and the others")
     modules = _sentence_modules(hf_dir)
     folder = hf_dir / modules.folder if modules is not None else hf_dir
-    config = _json(folder / "config.json")
-    model = _encoder(folder, config, pooling, modules)
-    write_all(model, config, folder, out)
+    return _encoder(folder, _json(folder / "config.json"), pooling, modules), folder
 
 
 def sentence_head(hf_dir: Path) -> Head | None:
@@ -99,7 +103,7 @@ def _json(path: Path, kind: type = dict) -> Any:
     return content
 
 
-def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules: _Modules | None) -> onnx.ModelProto:
+def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules: _Modules | None) -> ExportedGraph:
     where = folder / "config.json"
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
@@ -143,7 +147,7 @@ def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules:
     else:
         chosen = pooling if pooling is not None else modules.pooling if modules is not None else "tokens"
         outputs = _pooled(writer, weights, chosen, modules is not None and modules.normalize, hidden, x)
-    return writer.model(inputs, outputs)
+    return writer.graph(inputs, outputs)
 
 
 def _linear(

@@ -16,7 +16,7 @@ import networkx as nx
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from stic.compiler.frontend.load import describe
@@ -167,9 +167,11 @@ class Graph:
         return Moved(value, index, factor)
 
 
-def build_graph(model: onnx.ModelProto, precision: Precision, output: str | None, where: str) -> Graph:
-    """Keep what the output needs (`output` by name; None: the first). InputError if the graph is inconsistent."""
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+def build_graph(model: onnx.ModelProto, weights: Values, precision: Precision, output: str | None, where: str) -> Graph:
+    """Keep what the output needs (`output` by name; None: the first) of a graph whose weights stand beside it.
+
+    `precision` is that of the file. InputError if the graph is inconsistent.
+    """
     inputs = {value.name: value for value in model.graph.input if value.name not in weights}
     names = [value.name for value in model.graph.output]
     if output is not None and output not in names:

@@ -110,9 +110,10 @@ def _attention(
     q, k, v = (_projection(graph, moved, at, before) for moved, at in zip((query, key, value), indices, strict=True))
     columns = _head_columns(graph, merged, inner, heads, batch, size, width, heads_last)
     scale = softmax_factor * query.factor * key.factor
-    order = np.argsort(columns)
-    output = Linear(np.ascontiguousarray(last.weight[:, order] * np.float32(inner.factor * value.factor)), last.bias)
-    return AttentionHalf(before, q, k, v, output, layer_norm, heads, scale)
+    order, factor = np.argsort(columns), np.float32(inner.factor * value.factor)
+    if factor != 1 or np.any(np.diff(order) != 1):
+        last = Linear(np.ascontiguousarray(last.weight[:, order] * factor), last.bias)
+    return AttentionHalf(before, q, k, v, last, layer_norm, heads, scale)
 
 
 def _fused(graph: Graph, inputs: Inputs, context: str) -> tuple[tuple[str, str, str], float]:
@@ -155,6 +156,8 @@ def _projection(graph: Graph, moved: Moved, index: NDArray[np.int64], before: st
     if first.max() >= rows or not np.array_equal(index, first[None, :, None, :] + token):
         raise graph.refuse(moved.source, f"features split into {heads} heads, the same for every token")
     chosen = first.reshape(-1)
+    if np.array_equal(chosen, np.arange(rows)):
+        return mapping
     return Linear(np.ascontiguousarray(mapping.weight[chosen]), np.ascontiguousarray(mapping.bias[chosen]))
 
 

@@ -5,11 +5,14 @@ Everything a damaged or foreign file can do wrong is answered with a sentence, b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnx.inliner import inline_local_functions
@@ -34,10 +37,10 @@ def describe(node: onnx.NodeProto) -> str:
     )
 
 
-def read_onnx(path: Path) -> tuple[onnx.ModelProto, Precision]:
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]], Precision]:
     """Read `path` with its external data, inline local functions, and turn every float type into float32.
 
-    Returns the model and the precision that it computed in before.
+    Returns the graph, without its weights, these by name, and the precision that the graph computed in before.
 
     Raises InputError for a file that is damaged or incomplete, UnsupportedModelError for a graph that is
     recognisably no encoder (names the node).
@@ -59,8 +62,23 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Precision]:
         _to_float32(model.graph)
     except (ValueError, TypeError, RuntimeError, IndexError, OverflowError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} is damaged: {_first_line(error)}") from error
-    _reject_not_finite(model.graph, path)
-    return model, precision
+    weights = _take_weights(model.graph, path)
+    _reject_not_finite(weights, path)
+    return model, weights, precision
+
+
+def prepared(
+    structure: onnx.ModelProto, weights: Mapping[str, NDArray[Any]]
+) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]], Precision]:
+    """A graph that stic wrote itself, as `read_onnx` returns one; float32 weights are not copied.
+
+    It computes in float32, whatever its weights are stored in.
+    """
+    _to_float32(structure.graph)
+    widened = {
+        name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in weights.items()
+    }
+    return structure, widened, Precision()
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -156,19 +174,27 @@ def _tensor_to_float32(tensor: onnx.TensorProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
 
 
-def _reject_not_finite(graph: onnx.GraphProto, path: Path) -> None:
-    """Refuse NaN anywhere and Inf in anything larger than a scalar (a lone -Inf is how masks are written)."""
+def _take_weights(graph: onnx.GraphProto, path: Path) -> dict[str, NDArray[Any]]:
+    """Take the weights out of the graph, which is left without."""
+    weights = {}
     for tensor in graph.initializer:
         try:
-            array = numpy_helper.to_array(tensor)
+            weights[tensor.name] = numpy_helper.to_array(tensor)
         except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
             raise InputError(f"{path}: weight '{tensor.name}' is damaged: {_first_line(error)}") from error
+    graph.ClearField("initializer")
+    return weights
+
+
+def _reject_not_finite(weights: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Refuse NaN anywhere and Inf in anything larger than a scalar (a lone -Inf is how masks are written)."""
+    for name, array in weights.items():
         if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
             continue
         bad = int(np.count_nonzero(~np.isfinite(array)))
         if np.isnan(array).any() or array.size > 1:
             raise UnsupportedModelError(
-                f"{path}: weight '{tensor.name}' holds {bad} values that are NaN or infinite; export the model again"
+                f"{path}: weight '{name}' holds {bad} values that are NaN or infinite; export the model again"
             )
 
 

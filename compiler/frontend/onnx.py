@@ -9,19 +9,21 @@ graph gives, so that a graph that was misread is refused, never compiled.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.export.graph import ExportedGraph
 from stic.compiler.forward import outputs
 from stic.compiler.frontend.embeddings import read_embeddings
 from stic.compiler.frontend.folders import beside, name_of
 from stic.compiler.frontend.graph import Graph, build_graph
 from stic.compiler.frontend.head import read_head
 from stic.compiler.frontend.layers import AttentionHalf, FeedForwardHalf, half
-from stic.compiler.frontend.load import read_onnx
+from stic.compiler.frontend.load import prepared, read_onnx
 from stic.compiler.frontend.norms import norm
 from stic.compiler.frontend.parts import terms
 from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs, probe
@@ -38,17 +40,44 @@ def load_model(path: Path, output: str | None = None) -> Model:
     was expected there) for a graph that is not such an encoder.
     """
     path = Path(path)
-    where = str(path)
-    graph = build_graph(*read_onnx(path), output, where)
+    model = _recognised(build_graph(*read_onnx(path), output, str(path)))
+    tokenizer = beside(path, "tokenizer.json")
+    return replace(
+        model,
+        name=name_of(path),
+        elastic=_is_elastic(beside(path, "config.json")),
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        source=path,
+    )
+
+
+def load_exported(exported: ExportedGraph, folder: Path, config: Path, output: str | None = None) -> Model:
+    """Read what `export.exported_graph` made of the Hugging Face directory `folder`, whose configuration is `config`.
+
+    float32 weights stay views of the file, wherever the model takes them as they are. Otherwise as `load_model`.
+    """
+    graph = build_graph(*prepared(exported.structure, exported.weights), output, str(folder))
+    tokenizer = beside(folder, "tokenizer.json")
+    return replace(
+        _recognised(graph),
+        name=name_of(folder),
+        elastic=_is_elastic(config),
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        source=folder,
+    )
+
+
+def _recognised(graph: Graph) -> Model:
+    """The encoder in a graph, without name, files, and what they say."""
     inputs = probe(graph)
     refuse_causal(graph)
     head, last = read_head(graph, inputs)
-    model = _trunk(graph, inputs, path, head, last)
+    model = _trunk(graph, inputs, head, last)
     _check_same(graph, inputs, model)
     return model
 
 
-def _trunk(graph: Graph, inputs: Inputs, path: Path, head: Head, value: str) -> Model:
+def _trunk(graph: Graph, inputs: Inputs, head: Head, value: str) -> Model:
     """Read layers backwards from the last hidden states `value` to the embeddings."""
     layers: list[Layer] = []
     scale = 0.0
@@ -81,18 +110,14 @@ def _trunk(graph: Graph, inputs: Inputs, path: Path, head: Head, value: str) -> 
         value = first.before
     if not layers:
         raise graph.refuse(graph.output, "at least one encoder layer between the embeddings and the output")
-    tokenizer = beside(path, "tokenizer.json")
     return Model(
-        name=name_of(path),
+        name="",
         heads=heads,
         activation=cast(Activation, activation),
         embeddings=read_embeddings(graph, inputs, value),
         layers=tuple(reversed(layers)),
         head=head,
         attention_scale=scale,
-        elastic=_is_elastic(beside(path, "config.json")),
-        tokenizer=tokenizer if tokenizer.is_file() else None,
-        source=path,
     )
 
 

@@ -58,12 +58,17 @@ def fold_linear(graph: Graph, product: str, constants: list[str]) -> tuple[str, 
         raise graph.refuse(product, "a weight matrix of two axes")
     weight = weight if options.get("transB", 0) else weight.T
     bias = np.zeros(weight.shape[0], np.float32)
-    weight = weight * np.float32(options.get("alpha", 1.0))
+    weight = _times(weight, options.get("alpha", 1.0))
     if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]:
         bias = bias + _bias(graph, product, node.input[2], len(bias)) * np.float32(options.get("beta", 1.0))
     for name in constants:
         bias = bias + _bias(graph, product, name, len(bias))
     return graph.source(node.input[0]), Linear(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32))
+
+
+def _times(weight: NDArray[Any], factor: float) -> NDArray[Any]:
+    """A multiple, in float32; the weight itself, which may be large, where the factor is 1."""
+    return weight if factor == 1.0 else weight * np.float32(factor)
 
 
 def _bias(graph: Graph, product: str, name: str, size: int) -> NDArray[Any]:

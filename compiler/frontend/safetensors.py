@@ -25,6 +25,7 @@ _DTYPES = {
     "U8": "u1",
     "BOOL": "u1",
 }
+_MAPPED_BYTES = 1 << 20  # weights this large are mapped, each for itself: its pages go when it is let go
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
@@ -36,21 +37,21 @@ class Weights:
         if not path.is_file():
             raise InputError(f"{path}: no such file; save the model with safetensors (save_pretrained) first")
         self._path = path
-        self._data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-        size = int(self._data[:8].view("<u8")[0]) if self._data.size >= 8 else 0
-        if not 0 < size <= self._data.size - 8:
+        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        size = int(data[:8].view("<u8")[0]) if data.size >= 8 else 0
+        if not 0 < size <= data.size - 8:
             raise InputError(f"{path} is not a safetensors file, or is truncated")
         try:
-            header: dict[str, Any] = json.loads(bytes(self._data[8 : 8 + size]))
+            header: dict[str, Any] = json.loads(bytes(data[8 : 8 + size]))
             header.pop("__metadata__", None)
             entries = {
                 name: (e["dtype"], tuple(e["shape"]), *map(int, e["data_offsets"])) for name, e in header.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} has a damaged header: {error}") from error
-        if any(not 0 <= begin <= end <= self._data.size - 8 - size for _, _, begin, end in entries.values()):
+        if any(not 0 <= begin <= end <= data.size - 8 - size for _, _, begin, end in entries.values()):
             raise InputError(f"{path} is truncated: its header promises more bytes than it has")
-        self._start = 8 + size
+        self._start, self._data_bytes = 8 + size, int(data.size) - 8 - size
         self._entries = entries
         for old, new in _OLD_NAMES:
             for name in [n for n in entries if n.endswith(old)]:
@@ -65,7 +66,7 @@ class Weights:
     @property
     def data_bytes(self) -> int:
         """Bytes of all tensors."""
-        return int(self._data.size) - self._start
+        return self._data_bytes
 
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._entries
@@ -76,7 +77,10 @@ class Weights:
             self.prefix = prefix
 
     def get(self, name: str, shape: tuple[int | None, ...], whole_name: bool = False) -> NDArray[Any]:
-        """Return a tensor, float16 or float32; its shape must fit `shape` (None: any size). InputError otherwise."""
+        """Return a tensor, float16 or float32. A large one that the file holds as such is a view of it, read only.
+
+        Its shape must fit `shape` (None: any size). InputError otherwise.
+        """
         full = name if whole_name else self.prefix + name
         if full not in self._entries:
             raise InputError(f"{self._path}: it has no weight '{full}', which the model of config.json needs")
@@ -85,14 +89,17 @@ class Weights:
             raise InputError(f"{self._path}: weight '{full}' has type {dtype}; expected F32, F16, BF16 or F64")
         if len(actual) != len(shape) or any(s is not None and s != a for s, a in zip(shape, actual, strict=True)):
             raise InputError(f"{self._path}: weight '{full}' has shape {actual}; config.json says {shape}")
-        kind = np.dtype(_DTYPES[dtype])
-        raw = self._data[self._start + begin : self._start + end]
-        if begin < 0 or raw.size != int(np.prod(actual)) * kind.itemsize:
+        kind, offset, count = np.dtype(_DTYPES[dtype]), self._start + begin, int(np.prod(actual))
+        if begin < 0 or end - begin != count * kind.itemsize:
             raise InputError(f"{self._path} is truncated: weight '{full}' is not whole")
-        array = np.frombuffer(raw.tobytes(), kind).reshape(actual)
+        array: NDArray[Any]
+        if offset % kind.itemsize == 0 and end - begin >= _MAPPED_BYTES:
+            array = np.memmap(self._path, kind, "r", offset, actual)
+        else:
+            array = np.fromfile(self._path, kind, count, offset=offset).reshape(actual)
         if dtype == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
-        result = array if dtype == "F16" else array.astype(np.float32)
+        result = np.asarray(array if dtype == "F16" else array.astype(np.float32, copy=False))
         if not np.isfinite(result).all():
             raise InputError(
                 f"{self._path}: weight '{full}' holds values that are NaN or infinite; train or save it again"

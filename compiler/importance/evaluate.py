@@ -110,7 +110,8 @@ class Evaluator:
         self.layouts = [dense_layout(batch.mask) for batch in self.setup.batches]
         slices = self._sharded.geometry.slices
         self._matrices = lru_cache(maxsize=2 * slices)(self._dequantize)
-        self._base_layer = lru_cache(maxsize=None)(lambda number: self._layer(number, self.setup.base[number]))
+        held = None if not self.setup.quantized.sharded.large else 1  # all would be the model once more
+        self._base_layer = lru_cache(maxsize=held)(self.base_layer)
         self._attended = lru_cache(maxsize=1)(self._attend)
         self._part = lru_cache(maxsize=2)(self._slice_part)
         self._prefixes = [[layout.gather(x) for layout, x in zip(self.layouts, measurement.hidden, strict=True)]]
@@ -148,6 +149,10 @@ class Evaluator:
     def matrices(self, layer: int, index: int, bits: int) -> Mapping[str, Array]:
         """Return the dequantised matrices of a shard."""
         return self._matrices(layer, index, bits)
+
+    def base_layer(self, number: int) -> Layer:
+        """Return a layer of the base assignment, put together anew: it takes as much memory as in the model."""
+        return self._layer(number, self.setup.base[number])
 
     def _run(self, number: int, bits: tuple[int, ...], hidden: list[Array], first: bool) -> list[Array]:
         """Run a layer; `first`: on the hidden states of the base assignment."""

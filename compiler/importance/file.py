@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from stic.compiler.importance.additivity import Additivity
 from stic.compiler.importance.measure import Importance
 from stic.compiler.plan import SubmodelPath
 from stic.runtime.errors import InputError
+from stic.runtime.files import write_text
 
 FORMAT = 2  # of an importance file; 1 had no path
 
@@ -26,15 +26,9 @@ def save(importance: Importance, path: Path) -> None:
         data[name] = None if data[name] is None else _without_nan(data[name].tolist())
     if data["path"] is not None:
         data["path"]["value"] = data["path"]["value"].tolist()
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_text(path, json.dumps(data, indent=1), parents=False)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 

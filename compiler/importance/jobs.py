@@ -1,16 +1,19 @@
-"""Run evaluations in parallel through joblib: in local processes, or on a Dask cluster."""
+"""Run evaluations in parallel through joblib: in local processes, of large models in threads, or on a Dask cluster."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from stic.compiler.importance.contributions import local_errors
 from stic.compiler.importance.evaluate import Assignment, Evaluator, Measurement, Setup
+from stic.compiler.importance.expansion import PROBES, expanded_losses
 from stic.compiler.importance.log import EvaluationLog
 from stic.runtime.errors import InputError
 
@@ -25,7 +28,7 @@ SMALL_BYTES = 1 << 14  # larger arrays are shared with local processes through m
 class Workers:
     """Who evaluates."""
 
-    jobs: int | None = None  # local processes; None: one a core. Each computes on one thread
+    jobs: int | None = None  # local processes, or threads; None: one a core. Each computes on one thread
     dask: str | None = None  # address of a Dask scheduler, tcp://host:port; its workers need stic installed
 
 
@@ -62,7 +65,25 @@ class ErrorJob:
         return self.layer
 
 
-Job = LossJob | ErrorJob
+@dataclass(frozen=True)
+class ExpansionJob:
+    """Expand the loss around an assignment, over the sequences of one batch."""
+
+    batch: int
+    bits: tuple[int, ...]
+    base: Assignment
+
+    @property
+    def name(self) -> str:
+        base = LossJob(self.base).name
+        return f"expansion {self.batch} at {','.join(map(str, self.bits))} around {base}"
+
+    def first(self, base: Assignment) -> int:
+        """First layer that must be run."""
+        return 0
+
+
+Job = LossJob | ErrorJob | ExpansionJob
 
 
 def run_jobs(
@@ -70,8 +91,8 @@ def run_jobs(
 ) -> list[Any]:
     """Run what the log does not hold yet, write each result down as it comes, and return all, in the order of `jobs`.
 
-    A loss job's result is {"loss", "metric"}; an error job's a list (slices) of lists (bits). Where the log holds
-    everything, nothing is computed.
+    A loss job's result is {"loss", "metric"}; an error job's a list (slices) of lists (bits); an expansion's the same
+    for each layer. Where the log holds everything, nothing is computed.
     """
     base = setup.base
     wanted = {job.name: job for job in jobs}
@@ -81,17 +102,24 @@ def run_jobs(
     done = total - sum(_cost(job, base) for job in missing)
     if progress is not None:
         progress(done, total)
-    chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
+    size = CHUNK
+    if setup.quantized.sharded.large:  # in threads: there, starting costs nothing
+        size = min(CHUNK, max(1, len(missing) // (workers.jobs or _cores())))
+    chunks = [missing[i : i + size] for i in range(0, len(missing), size)]
     for chunk, results in _results(setup.measurement, chunks, workers) if chunks else ():
         for job, result in zip(chunk, results, strict=True):
             log.add(job.name, result)
             done += _cost(job, base)
         if progress is not None:
             progress(done, total)
+    if setup.quantized.sharded.large:
+        vars(_held).clear()  # this thread's evaluator holds memory that the stages to come need
     return [log.results[job.name] for job in jobs]
 
 
 def _cost(job: Job, base: Assignment) -> int:
+    if isinstance(job, ExpansionJob):
+        return len(base) * (len(job.bits) + PROBES)
     return max(len(base) - job.first(base), 1) if isinstance(job, LossJob) else len(job.bits)
 
 
@@ -104,6 +132,12 @@ def _results(
         yield from _on_dask(measurement, chunks, workers.dask)
         return
     jobs = min(workers.jobs or _cores(), len(chunks))
+    if jobs > 1 and measurement.setup.quantized.sharded.large:
+        # Processes would hold a copy of the weights each; large products leave Python alone for long.
+        with threadpool_limits(1), parallel_config(backend="threading"):
+            parallel = Parallel(n_jobs=jobs, return_as="generator")
+            yield from zip(chunks, parallel(delayed(_evaluate)(measurement, chunk) for chunk in chunks), strict=True)
+        return
     with parallel_config(backend="loky" if jobs > 1 else "sequential", **_one_thread(jobs)):
         parallel = Parallel(n_jobs=jobs, return_as="generator", max_nbytes=SMALL_BYTES)
         yield from zip(chunks, parallel(delayed(_evaluate)(measurement, chunk) for chunk in chunks), strict=True)
@@ -137,16 +171,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_held: list[Evaluator] = []  # this process's evaluator: its hidden states outlive a chunk
+_held = threading.local()  # this process's or thread's evaluator: its hidden states outlive a chunk
 
 
 def _evaluate(measurement: Measurement, jobs: list[Job]) -> list[Any]:
-    if not _held or _held[0].setup.key != measurement.setup.key:
-        _held[:] = [Evaluator(measurement)]
-    return [_run(_held[0], job) for job in jobs]
+    evaluator: Evaluator | None = getattr(_held, "evaluator", None)
+    if evaluator is None or evaluator.setup.key != measurement.setup.key:
+        evaluator = _held.evaluator = Evaluator(measurement)
+    return [_run(evaluator, job) for job in jobs]
 
 
 def _run(evaluator: Evaluator, job: Job) -> Any:
+    if isinstance(job, ExpansionJob):
+        return expanded_losses(evaluator, job.batch, job.bits).tolist()
     if isinstance(job, ErrorJob):
         return np.asarray(local_errors(evaluator, job.layer, job.bits)).tolist()
     return asdict(evaluator.scores(job.assignment))

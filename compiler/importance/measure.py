@@ -4,7 +4,8 @@ Gain curves: every shard is varied over the bits while all others stay at an ope
 calibration examples is measured. u is high, because there the loss is a quadratic form of what one shard changes: at 4
 bits it also has a linear part, of either sign, that comes from the other shards' errors and hides what a bit is worth.
 Cheaper than measuring all bits: four are measured, the ones between follow the shard's local error
-(`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether gains add up (`additivity`). An elastic
+(`gain_curves.fill_in`); `exact` measures all. Random plans then tell whether gains add up (`additivity`). Of a large
+model nothing is measured shard by shard: the same curves come from one expansion of the loss (`expansion`). An elastic
 model's submodels are measured whole, along one path (`submodels`). The method "sti" is the published ranking (arXiv
 2207.05022): everything at the lowest bits, one shard at a time at full precision.
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from stic.compiler.array_cache import sources
+from stic.compiler.import_closure import code_of
 from stic.compiler.importance.additivity import Additivity, check, layer_factors, layer_sums, random_assignments
 from stic.compiler.importance.evaluate import BATCH_TOKENS, Assignment, Setup, uniform_assignment
 from stic.compiler.importance.examples import (
@@ -36,13 +37,15 @@ from stic.compiler.importance.examples import (
     open_tokenizer,
 )
 from stic.compiler.importance.gain_curves import concave_gains, fill_in, presence_values
-from stic.compiler.importance.jobs import ErrorJob, Job, LossJob, Progress, Workers, run_jobs
+from stic.compiler.importance.jobs import ErrorJob, ExpansionJob, Job, LossJob, Progress, Workers, run_jobs
 from stic.compiler.importance.log import EvaluationLog, digest
 from stic.compiler.importance.objectives import Objective, default_objective
 from stic.compiler.importance.submodels import submodel_path
 from stic.compiler.importance.tokens import Tables, tokenise
 from stic.compiler.plan import SubmodelPath
 from stic.compiler.quantization.quantize import QuantizedModel
+from stic.compiler.sharding import Geometry
+from stic.compiler.weights import codes_digest
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 
@@ -52,12 +55,11 @@ Method = Literal["curves", "sti"]
 BITS = (2, 3, 4, 5, 6, 8, 16)
 MIDDLE = 4  # bits between the lowest, where errors are large, and u, where they vanish
 GOOD_RHO = 0.8  # below, gains get a factor per layer
-_EVALUATES = (
-    "compiler/importance/evaluate.py",
-    "compiler/forward.py",
-    "compiler/importance/contributions.py",
-    "compiler/quantization/quantize.py",
-)
+# Multiplications a token that varying every shard once may take. At 1536 tokens and three bitwidths this is 18 T, eight
+# minutes at 40 G a second; encoders of 6 layers and hidden size 768 stay below, those of 12 layers are above. What
+# grows is the square of the number of layers; an expansion grows with the model alone.
+MEASURED_PRODUCTS = 4_000_000_000
+_EVALUATES = (LossJob.__module__,)  # the module that computes what the log keeps
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class ProfileSettings:
         if self.tokens < 1 or self.plans < 0 or self.max_length < 1:
             raise InputError("a profile needs at least one token and no negative number of plans")
 
+    def expands(self, geometry: Geometry) -> bool:
+        """Whether a model of this size gets its curves from an expansion; `exact` asks for measuring in any case."""
+        return not self.exact and _varied_products(geometry) > MEASURED_PRODUCTS
+
     @property
     def measured(self) -> tuple[int, ...]:
         """Bits at which every shard is measured."""
@@ -99,7 +105,7 @@ class Importance:
     gain: Doubles  # (layers, slices, bits) over bits[0]; rising and concave over the bits
     presence: Doubles  # (layers, slices): value at bits[0] over leaving it out; 0 unless the model is elastic
     path: SubmodelPath | None  # of an elastic model
-    raw: Doubles  # (layers, slices, bits): measured losses; NaN: not measured, hence filled in
+    raw: Doubles  # (layers, slices, bits): measured losses; NaN: not measured, hence filled in, or expanded
     raw_width: Doubles | None  # (layers, slices + 1): losses with the first 0.. slices of a layer, if elastic
     objective: Objective
     calibration: str  # for people: source, examples, tokens
@@ -161,11 +167,23 @@ def profile(
     )
 
 
+def worthless(geometry: Geometry, settings: ProfileSettings) -> Importance:
+    """The importance of a model whose planner uses none: nothing was measured, and nothing is worth anything."""
+    shape, bits = (geometry.layers, geometry.slices), len(settings.bits)
+    return Importance(
+        settings.method, settings.bits, settings.level, np.zeros((*shape, bits)), np.zeros(shape), None,
+        np.full((*shape, bits), np.nan), None, settings.objective or "cross entropy",
+        "nothing: the planner uses no gains", None, (), (1.0,) * geometry.layers, 0, 0.0, "",
+    )  # fmt: skip
+
+
 def measurement_key(
     quantized: QuantizedModel, examples: Examples, batches: tuple[Batch, ...], objective: Objective
 ) -> str:
     """Digest of all that decides an assignment's loss."""
-    return digest(sources(*_EVALUATES), quantized, batches, examples.targets, objective)
+    model = quantized.sharded.model
+    of = (codes_digest(quantized), model.head, model.elastic)
+    return digest(code_of(*_EVALUATES), *of, batches, examples.targets, objective)
 
 
 def sample(
@@ -195,6 +213,12 @@ def sample(
     return chosen, encode(chosen, coder, max_length, BATCH_TOKENS, tables)
 
 
+def _varied_products(g: Geometry) -> float:
+    """Multiplications a token of one evaluation for each shard, from its layer on."""
+    products = (4 * g.heads * g.head_dim + 2 * g.ffn) * g.hidden
+    return g.slices * products * g.layers * (g.layers + 1) / 2
+
+
 def _with(base: Assignment, layer: int, bits: tuple[int, ...]) -> Assignment:
     return (*base[:layer], bits, *base[layer + 1 :])
 
@@ -213,22 +237,31 @@ def _curves(
     g, elastic = m.quantized.sharded.geometry, m.quantized.sharded.model.elastic
     bits, level = settings.bits, settings.bits.index(settings.level)
     shards = [(layer, index) for layer in range(g.layers) for index in range(g.slices)]
+    expands = settings.expands(g)
     varied: list[Job] = [LossJob(_with_shard(m.base, *shard, b)) for shard in shards for b in settings.measured]
+    if expands:
+        varied = [LossJob(m.base), *(ExpansionJob(number, bits, m.base) for number in range(len(m.batches)))]
     cut: list[Job] = []
     if elastic:
         rows = [((settings.level,) * kept + (0,) * (g.slices - kept)) for kept in range(g.slices + 1)]
         cut = [LossJob(_with(m.base, layer, row)) for layer in range(g.layers) for row in rows]
-    errors: list[Job] = [] if settings.exact else [ErrorJob(layer, bits, m.base) for layer in range(g.layers)]
+    errors: list[Job] = []
+    if not (settings.exact or expands):
+        errors = [ErrorJob(layer, bits, m.base) for layer in range(g.layers)]
     plans = _plans(m, settings, settings.seed)
     jobs = [*varied, *cut, *errors, *map(LossJob, plans)]
     found = iter(run_jobs(m, jobs, log, workers, progress))
 
     raw = np.full((g.layers, g.slices, len(bits)), np.nan)
-    places = [bits.index(b) for b in settings.measured]
-    raw[:, :, places] = _losses([next(found) for _ in varied]).reshape(g.layers, g.slices, -1)
+    if expands:
+        raw[:, :, level] = next(found)["loss"]
+        losses = raw[:, :, level, None] + sum(np.array(next(found)) for _ in m.batches)
+    else:
+        places = [bits.index(b) for b in settings.measured]
+        raw[:, :, places] = _losses([next(found) for _ in varied]).reshape(g.layers, g.slices, -1)
     raw_width = _losses([next(found) for _ in cut]).reshape(g.layers, g.slices + 1) if elastic else None
-    local = np.array([next(found) for _ in errors]) if errors else np.zeros_like(raw)
-    gain = concave_gains(fill_in(raw, local), bits)
+    local = np.array([next(found) for _ in errors]) if errors else np.zeros(raw.shape)
+    gain = concave_gains(losses if expands else fill_in(raw, local), bits)
     presence = np.zeros(gain.shape[:2]) if raw_width is None else presence_values(raw_width, gain[:, :, level])
     rests_on = {job.name for job in jobs if isinstance(job, LossJob)}
     importance = Importance(
@@ -236,11 +269,11 @@ def _curves(
         (1.0,) * g.layers, len(rests_on), 0.0, "",
     )  # fmt: skip
     if plans:
-        losses = _losses(list(found))
+        lost = _losses(list(found))
         sums = np.array([layer_sums(plan, bits, gain, presence) for plan in plans])
-        importance = replace(importance, additivity=(check(sums, losses),))
+        importance = replace(importance, additivity=(check(sums, lost),))
         if importance.additivity[0].rho < GOOD_RHO:  # not where it is NaN: nothing varied
-            importance = _with_factors(importance, layer_factors(sums, losses), m, settings, log, workers, progress)
+            importance = _with_factors(importance, layer_factors(sums, lost), m, settings, log, workers, progress)
     if not elastic:
         return importance
     path, tried = submodel_path(m, settings.level, log, workers, progress)

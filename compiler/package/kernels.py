@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -18,14 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import stic.schedules
+from stic.compiler.import_closure import code_of
+from stic.runtime.files import write_bytes
 from stic.runtime.gpu_format import LAUNCH, MOST_LAUNCHES, Storage, Style
 from stic.runtime.native import cache_dir
 from stic.schedules.shape import KernelShape
 from stic.schedules.tuning import tuning_for
-from stic.targets import toolchain
 from stic.targets.target import Target
 from stic.targets.toolchain import find_c_compiler, link_shared
+
+# The modules that make a library of kernels and the text of a program; the first of them import tvm, so not here.
+_LIBRARY = ("stic.schedules.rule", "stic.schedules.tir", link_shared.__module__)
+_PROGRAM = "stic.schedules.opencl.rule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ def generate(shape: KernelShape, target: Target, out: Path) -> None:
     cached = cache_dir() / "kernels" / f"{kernels_key(shape, target)}.so"
     if not cached.is_file():
         _compile(shape, target, cached)
-    _replace(out, cached.read_bytes())
+    write_bytes(out, cached.read_bytes())
 
 
 def generate_program(shape: KernelShape, style: Style, storage: Storage, q: int, out: Path) -> GpuProgram:
@@ -61,8 +64,8 @@ def generate_program(shape: KernelShape, style: Style, storage: Storage, q: int,
         data = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         data = _lower(shape, style, storage, q)
-        _replace(cached, json.dumps(data).encode())
-    _replace(out, data["text"].encode())
+        write_bytes(cached, json.dumps(data).encode())
+    write_bytes(out, data["text"].encode())
     return GpuProgram(out, style, storage, _launches(data["launches"]))
 
 
@@ -88,15 +91,6 @@ def _launches(entries: list[dict[str, Any]]) -> NDArray[Any]:
     return table
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".kernels-") as folder:
-        partial = Path(folder) / path.name
-        partial.write_bytes(data)
-        os.replace(partial, path)
-
-
 def _compile(shape: KernelShape, target: Target, out: Path) -> None:
     from stic.schedules.rule import kernels_for
     from stic.schedules.tir import build
@@ -117,23 +111,16 @@ def kernels_key(shape: KernelShape, target: Target) -> str:
         "tvm": metadata.version("apache-tvm"),
         "linker": [linker.command, linker.version],
     }
-    return _key(facts, [path for path in _schedules("*.py") if path.parent.name != "opencl"], toolchain.__file__)
+    return _key(facts, *_LIBRARY)
 
 
 def program_key(shape: KernelShape, style: Style, storage: Storage, q: int) -> str:
     """Return a hash of everything that the content of kernels.cl depends on."""
     facts = {"shape": asdict(shape), "gpu": [style, storage, q], "tvm": metadata.version("apache-tvm")}
-    return _key(facts, [*_schedules("*.py"), *_schedules("*.cl")], __file__)
+    return _key(facts, _PROGRAM)
 
 
-def _schedules(pattern: str) -> list[Path]:
-    """Sources of the schedules, in order."""
-    return sorted(Path(next(iter(stic.schedules.__path__))).rglob(pattern))
-
-
-def _key(facts: dict[str, Any], sources: list[Path], module: str) -> str:
-    """Hash of facts, of source files, and of a module's file."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for path in (*sources, Path(module)):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:32]
+def _key(facts: dict[str, Any], *modules: str) -> str:
+    """Hash of facts, of what `modules` run, and of this file."""
+    code = code_of(*modules, alone=(__name__,))  # this one imports the modules of both keys
+    return hashlib.sha256(json.dumps({**facts, "code": code}, sort_keys=True).encode()).hexdigest()[:32]

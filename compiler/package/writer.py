@@ -29,6 +29,7 @@ from stic.compiler.sharding import shard_matrices
 from stic.compiler.store import Store
 from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
+from stic.runtime.files import whole_folder
 from stic.runtime.format import FULL, LEVEL_BITS, LIMITS, MAGIC, MATRICES, TILE, planes_in, record_layout
 from stic.runtime.gpu_format import PROGRAM_FILE
 from stic.runtime.package import Package
@@ -109,11 +110,7 @@ def write_package(
     original = None if twin is None else Package.open(twin)
     if original is not None:
         parts = _like(parts, original)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed; containers give process ids again
-    staging.mkdir()
-    try:
+    with whole_folder(output) as staging:
         (staging / "plan.json").write_text(json.dumps(_description(parts), indent=1), encoding="utf-8")
         if parts.gpu is not None:
             shutil.copyfile(parts.gpu.program.path, staging / PROGRAM_FILE)
@@ -126,11 +123,6 @@ def write_package(
             for name in known:
                 _link(original.path / name, staging / name)
         (staging / "index.bin").write_bytes(index(parts, crcs, staging, known))
-        for path in (*staging.iterdir(), staging):
-            _to_disk(path)
-        _replace(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_shared(parts: Parts, folder: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:
@@ -180,31 +172,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file or folder would survive a power cut; a full disk shows here at the latest."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(staging: Path, output: Path) -> None:
-    """Give `staging` the name `output`; the old package goes only once the new one stands."""
-    if output.exists():
-        old = output.with_name(f".{output.name}.{os.getpid()}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-        try:
-            staging.rename(output)
-        except OSError:
-            old.rename(output)
-            raise
-        shutil.rmtree(old)
-    else:
-        staging.rename(output)
 
 
 def _write_shards(parts: Parts, path: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:

@@ -40,25 +40,25 @@ def input_moments(sharded: ShardedModel, sequences: Iterable[Ids] | None = None)
     g, model = sharded.geometry, sharded.model
     blocks = {"qkv": 1, "up": 1, "out": g.slices, "down": g.slices}
     widths = {"qkv": g.hidden, "up": g.hidden, "out": g.attention_per_slice, "down": g.neurons_per_slice}
-    sums = {
-        (layer, name): np.zeros((blocks[name], widths[name], widths[name]), np.float64)
-        for layer in range(g.layers)
-        for name in MATRICES
-    }
-    tokens = 0
+    batches = list(_stacks(random_tokens(model) if sequences is None else sequences, model.max_length))
+    layouts = [Layout((len(batch), batch.shape[1]), None) for batch in batches]
+    states = [embed(model, batch, None).reshape(-1, model.hidden) for batch in batches]
+    tokens = sum(batch.size for batch in batches)
+    found = {}
+    for number in range(g.layers):  # a layer at a time: sums in double take as much memory as its weights
+        sums = {name: np.zeros((blocks[name], widths[name], widths[name]), np.float64) for name in MATRICES}
 
-    def tap(layer: int, name: str, x: Array) -> Array:
-        missing = blocks[name] * widths[name] - x.shape[1]
-        parts = np.pad(x, ((0, 0), (0, missing))).reshape(len(x), blocks[name], widths[name])
-        for total, part in zip(sums[layer, name], parts.transpose(1, 0, 2), strict=True):
-            dense = np.ascontiguousarray(part)
-            total += dense.T @ dense
-        return x
+        def tap(layer: int, name: str, x: Array, sums: dict[str, NDArray[np.float64]] = sums) -> Array:
+            missing = blocks[name] * widths[name] - x.shape[1]
+            parts = np.pad(x, ((0, 0), (0, missing))).reshape(len(x), blocks[name], widths[name])
+            for total, part in zip(sums[name], parts.transpose(1, 0, 2), strict=True):
+                dense = np.ascontiguousarray(part)
+                total += dense.T @ dense
+            return x
 
-    for batch in _stacks(random_tokens(model) if sequences is None else sequences, model.max_length):
-        tapped_states(model, batch, None, None, tap)
-        tokens += batch.size
-    return {key: (total / max(tokens, 1)).astype(np.float32) for key, total in sums.items()}
+        states = [_tapped_layer(model, number, x, layout, tap) for x, layout in zip(states, layouts, strict=True)]
+        found.update({(number, name): (total / max(tokens, 1)).astype(np.float32) for name, total in sums.items()})
+    return found
 
 
 def _stacks(sequences: Iterable[Ids], max_length: int) -> Iterator[Ids]:
@@ -81,14 +81,20 @@ def tapped_states(model: Model, ids: Ids, mask: Ids | None, types: Ids | None, t
     x = embed(model, ids, types)
     layout, shape = Layout((ids.shape[0], ids.shape[1]), attention_bias(mask)), x.shape
     x = x.reshape(-1, model.hidden)
-    for number, layer in enumerate(model.layers):
-        read = tap(number, "qkv", x)
-        query, key, value = (_apply(m, read) for m in (layer.query, layer.key, layer.value))
-        context = mix(query * np.float32(model.attention_scale), key, value, model.heads, layout)
-        x = normalise(x + _apply(layer.output, tap(number, "out", context)), layer.attention_norm)
-        inner = activate(_apply(layer.ffn_in, tap(number, "up", x)), model.activation)
-        x = normalise(x + _apply(layer.ffn_out, tap(number, "down", inner)), layer.ffn_norm)
+    for number in range(len(model.layers)):
+        x = _tapped_layer(model, number, x, layout, tap)
     return x.reshape(shape)
+
+
+def _tapped_layer(model: Model, number: int, x: Array, layout: Layout, tap: Tap) -> Array:
+    """Run one layer on (rows, hidden), past `tap`."""
+    layer = model.layers[number]
+    read = tap(number, "qkv", x)
+    query, key, value = (_apply(m, read) for m in (layer.query, layer.key, layer.value))
+    context = mix(query * np.float32(model.attention_scale), key, value, model.heads, layout)
+    x = normalise(x + _apply(layer.output, tap(number, "out", context)), layer.attention_norm)
+    inner = activate(_apply(layer.ffn_in, tap(number, "up", x)), model.activation)
+    return normalise(x + _apply(layer.ffn_out, tap(number, "down", inner)), layer.ffn_norm)
 
 
 def _apply(linear: Linear, x: Array) -> Array:

@@ -128,8 +128,8 @@ def terminal(strips: Sequence[Strip], width: int = 100) -> str:
     return "\n".join(lines)
 
 
-def picture(strips: Sequence[Strip], path: Path) -> None:
-    """The same as a picture; the suffix of `path` says which kind."""
+def picture(strips: Sequence[Strip], path: Path, kind: str | None = None) -> None:
+    """The same as a picture of `kind`, such as "png"; None: the suffix of `path` says which."""
     from matplotlib.figure import Figure
 
     heights = [len(strip.lanes) for strip in strips]
@@ -155,4 +155,4 @@ def picture(strips: Sequence[Strip], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_title(f"{strip.title}: {format_time(strip.end_us)}", loc="left", fontsize=9)
     axes[-1].set_xlabel("milliseconds")
-    figure.savefig(path)
+    figure.savefig(path, format=kind)

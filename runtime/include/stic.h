@@ -43,6 +43,12 @@
  * What both plans keep in memory stays there, moved to its new place; what the new one keeps beyond that is read by the
  * next run, which thus takes longer than the plan says. Runs then give what a session opened with that plan gives.
  *
+ * Versions. A structure that a caller passes begins with its size, struct_bytes, and versions only add fields behind the
+ * others (never in padding that ends a structure), so that an engine and a caller of other versions understand each
+ * other. stic_session_open takes the defaults for fields that an older caller's options lack; of a newer caller's it
+ * refuses those it does not know, unless they are zero. What a session tells about itself it writes as far as the
+ * caller's structure goes, with zeros in fields that it does not know; struct_bytes stays as the caller set it.
+ *
  * Errors. Every function that can fail returns a status; `stic_error_message` gives the sentence that goes with it.
  * After a failed call the session is usable: an input that was refused changed nothing, and a run that failed on
  * reading (STIC_IO, STIC_PACKAGE_CORRUPT) reads again the next time. The output is written only on success.
@@ -91,7 +97,7 @@ typedef struct stic_session stic_session;
 
 /* How to open a session. Start from STIC_OPTIONS_DEFAULT and change what matters. */
 typedef struct stic_options {
-  uint32_t struct_bytes;     /* sizeof(stic_options): lets a newer engine read an older caller's options */
+  uint32_t struct_bytes;     /* sizeof(stic_options); see "Versions" above */
   uint32_t threads;          /* compute threads, the caller's included; 0: as planned, which is also the most */
   uint32_t lanes;            /* IO threads that read weights; 0: as planned, which is also the most */
   uint32_t buffered;         /* 1: read through the page cache even where O_DIRECT works */
@@ -168,6 +174,7 @@ typedef struct stic_stats {
   uint32_t gpu_builds;       /* programs compiled from source since open; 0: taken from the cache beside the package */
   uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic; 0: no GPU */
   uint32_t plan;             /* number of the active plan */
+  uint32_t reserved;         /* 0 */
 } stic_stats;
 
 /* What an event of the trace is about. */

@@ -143,10 +143,8 @@ stic_status stic_session_open(const char *path, const stic_options *given, stic_
   if (!session || !path)
     return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_open was given a null pointer");
   *session = NULL;
-  if (given && given->struct_bytes != sizeof options)
-    return stic_fail(&without_session, STIC_INVALID_ARGUMENT,
-                     "stic_options.struct_bytes is %u: start from STIC_OPTIONS_DEFAULT", given->struct_bytes);
-  if (given) options = *given;
+  stic_status status = given ? stic_version_read(&options, given, &without_session) : STIC_OK;
+  if (status) return status;
   stic_session *s = NULL;
   if (posix_memalign((void **)&s, STIC_ALIGN, sizeof *s))
     return stic_fail(&without_session, STIC_OUT_OF_MEMORY, "no memory for a session");
@@ -154,7 +152,7 @@ stic_status stic_session_open(const char *path, const stic_options *given, stic_
   s->io.shards.file = s->io.embeddings.file = -1;
   s->process = getpid();
   size_t size = 0;
-  stic_status status = stic_files_read_index(path, &s->index, &size, &s->error);
+  status = stic_files_read_index(path, &s->index, &size, &s->error);
   s->index_bytes = size;
   s->bookkeeping_bytes = sizeof *s + size;
   if (!status) status = stic_package_parse(s->index, size, &s->package, &s->error);
@@ -208,61 +206,62 @@ size_t stic_session_output_size(const stic_session *s, int32_t n) {
   return (size_t)h->output_features * (h->pooling == STIC_POOL_TOKENS ? (size_t)n : 1);
 }
 
-static bool fits(const void *session, const void *target, uint32_t struct_bytes, size_t size, const char *name) {
-  if (session && target && struct_bytes == size) return true;
+static bool can_fill(const void *session, const uint32_t *struct_bytes, const char *name) {
+  if (session && struct_bytes && stic_version_has_size(*struct_bytes)) return true;
   stic_fail(&without_session, STIC_INVALID_ARGUMENT, "%s was given a null pointer or a wrong struct_bytes", name);
   return false;
 }
 
 stic_status stic_session_info(const stic_session *s, stic_info *info) {
-  if (!fits(s, info, info ? info->struct_bytes : 0, sizeof *info, "stic_session_info")) return STIC_INVALID_ARGUMENT;
+  if (!can_fill(s, info ? &info->struct_bytes : NULL, "stic_session_info")) return STIC_INVALID_ARGUMENT;
   const stic_header *h = s->package.header;
-  *info = (stic_info){sizeof *info,
-                      h->hidden,
-                      h->layers,
-                      h->slices,
-                      h->vocabulary,
-                      h->types,
-                      h->max_length,
-                      h->output_features,
-                      h->pooling == STIC_POOL_TOKENS,
-                      s->pool.threads,
-                      s->io.lanes,
-                      s->package.plan.deadline_us,
-                      s->package.plan.predicted_us,
-                      s->package.plans,
-                      s->package.plan.claimed_bytes};
+  const stic_info found = {sizeof found,
+                           h->hidden,
+                           h->layers,
+                           h->slices,
+                           h->vocabulary,
+                           h->types,
+                           h->max_length,
+                           h->output_features,
+                           h->pooling == STIC_POOL_TOKENS,
+                           s->pool.threads,
+                           s->io.lanes,
+                           s->package.plan.deadline_us,
+                           s->package.plan.predicted_us,
+                           s->package.plans,
+                           s->package.plan.claimed_bytes};
+  stic_version_write(info, &found, sizeof found);
   return STIC_OK;
 }
 
 stic_status stic_session_stats(const stic_session *s, stic_stats *stats) {
-  if (!fits(s, stats, stats ? stats->struct_bytes : 0, sizeof *stats, "stic_session_stats"))
-    return STIC_INVALID_ARGUMENT;
+  if (!can_fill(s, stats ? &stats->struct_bytes : NULL, "stic_session_stats")) return STIC_INVALID_ARGUMENT;
   const stic_header *h = s->package.header;
   const uint64_t stacks =
       (uint64_t)h->stack_bytes * (s->pool.threads - 1) + (uint64_t)STIC_LANE_STACK_BYTES * s->io.row_lanes;
   const uint64_t gpu_bytes = s->gpu.on ? stic_gpu_bytes(&s->gpu) : 0;
   uint32_t gpu_layers = 0;
   for (uint32_t l = 0; l < h->layers; l++) gpu_layers += stic_gpu_runs(&s->gpu, l);
-  *stats = (stic_stats){.struct_bytes = sizeof *stats,
-                        .direct = s->io.shards.direct && s->io.embeddings.direct,
-                        .emulated = s->emulated,
-                        .gpu_layers = gpu_layers,
-                        .gpu_builds = s->gpu.builds,
-                        .gpu_arithmetic = !s->gpu.on ? 0 : s->gpu.dot ? STIC_INT8_ARITHMETIC : STIC_FLOAT_ARITHMETIC,
-                        .plan = s->package.number,
-                        .arena_bytes = s->package.plan.arena_bytes,
-                        .bookkeeping_bytes = s->bookkeeping_bytes,
-                        .stack_bytes = stacks,
-                        .gpu_bytes = gpu_bytes,
-                        .peak_bytes = s->package.plan.arena_bytes + s->bookkeeping_bytes + stacks + gpu_bytes,
-                        .claimed_bytes = s->package.plan.claimed_bytes,
-                        .resident_bytes = stic_io_resident_bytes(&s->io),
-                        .runs = s->runs,
-                        .run_us = s->run_ns / 1000,
-                        .stall_us = s->stall_ns / 1000,
-                        .io_bytes = atomic_load(&s->io.bytes),
-                        .io_requests = atomic_load(&s->io.requests)};
+  const stic_stats found = {.struct_bytes = sizeof found,
+                            .direct = s->io.shards.direct && s->io.embeddings.direct,
+                            .emulated = s->emulated,
+                            .gpu_layers = gpu_layers,
+                            .gpu_builds = s->gpu.builds,
+                            .gpu_arithmetic = !s->gpu.on ? 0 : s->gpu.dot ? STIC_INT8_ARITHMETIC : STIC_FLOAT_ARITHMETIC,
+                            .plan = s->package.number,
+                            .arena_bytes = s->package.plan.arena_bytes,
+                            .bookkeeping_bytes = s->bookkeeping_bytes,
+                            .stack_bytes = stacks,
+                            .gpu_bytes = gpu_bytes,
+                            .peak_bytes = s->package.plan.arena_bytes + s->bookkeeping_bytes + stacks + gpu_bytes,
+                            .claimed_bytes = s->package.plan.claimed_bytes,
+                            .resident_bytes = stic_io_resident_bytes(&s->io),
+                            .runs = s->runs,
+                            .run_us = s->run_ns / 1000,
+                            .stall_us = s->stall_ns / 1000,
+                            .io_bytes = atomic_load(&s->io.bytes),
+                            .io_requests = atomic_load(&s->io.requests)};
+  stic_version_write(stats, &found, sizeof found);
   return STIC_OK;
 }
 

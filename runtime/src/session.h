@@ -7,6 +7,7 @@
 #include "io.h"
 #include "kernels.h"
 #include "pool.h"
+#include "versions.h"
 
 /* Where the codes of one slice's matrix are. */
 typedef struct stic_codes {

@@ -19,16 +19,17 @@ void stic_session_place_records(stic_session *s) {
 }
 
 stic_status stic_session_plan(const stic_session *s, uint32_t number, stic_plan *plan) {
-  if (!s || !plan || plan->struct_bytes != sizeof *plan || number >= s->package.plans)
+  if (!s || !plan || !stic_version_has_size(plan->struct_bytes) || number >= s->package.plans)
     return stic_fail(stic_error_without_session(), STIC_INVALID_ARGUMENT,
                      "stic_session_plan was given a null pointer, a wrong struct_bytes, or the number of no plan");
   const stic_plan_entry e = stic_package_plan(&s->package, number);
-  *plan = (stic_plan){.struct_bytes = sizeof *plan,
-                      .deadline_us = e.deadline_us,
-                      .predicted_us = e.predicted_us,
-                      .claimed_bytes = e.claimed_bytes,
-                      .preload_bytes = e.preload.bytes,
-                      .quality = e.quality};
+  const stic_plan found = {.struct_bytes = sizeof found,
+                           .deadline_us = e.deadline_us,
+                           .predicted_us = e.predicted_us,
+                           .claimed_bytes = e.claimed_bytes,
+                           .preload_bytes = e.preload.bytes,
+                           .quality = e.quality};
+  stic_version_write(plan, &found, sizeof found);
   return STIC_OK;
 }
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stic.compiler import array_cache
-from stic.compiler.array_cache import Arrays, Cursor, joined, remember, sources
+from stic.compiler.array_cache import Arrays, Cursor, joined, remember
 
 ARRAYS = {
     "codes": np.arange(12, dtype=np.uint8).reshape(3, 4),
@@ -132,8 +132,3 @@ def test_a_cursor_takes_what_was_joined() -> None:
     half.take("a", 2)
     with pytest.raises(ValueError, match="more than expected of a"):
         half.close()
-
-
-def test_sources_are_those_of_the_files_named() -> None:
-    assert sources("compiler/quantization/nested.py") != sources("compiler/quantization/gobo.py")
-    assert sources("compiler/planner/*.py") == sources("compiler/planner/*.py")

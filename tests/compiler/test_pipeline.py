@@ -64,7 +64,7 @@ def test_a_run_from_any_stage_makes_the_same(
 @pytest.mark.parametrize("until", NAMES)
 def test_a_run_ends_where_it_is_told(until: str, tiny_dir: Path) -> None:
     made = planned(tiny_dir, stages={"until": until})
-    assert len(made.values) == NAMES.index(until) + 1
+    assert made.stages == NAMES.index(until) + 1
 
 
 @pytest.mark.parametrize("name", ["", "profile", "Plan", "package"])

@@ -2,9 +2,11 @@
 
 import shutil
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from stic.runtime.format import HEADER
 
 MAX_LENGTH = 40
+SANITIZERS = ("-g", "-O1", "-std=c11", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @pytest.fixture(scope="session")
@@ -186,3 +189,26 @@ def opencl(gpu_package: Path) -> None:
         if "no OpenCL library" in str(error) or "no device" in str(error):
             pytest.skip(f"needs OpenCL (Debian: ocl-icd-libopencl1, pocl-opencl-icd): {error}")
         raise
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds a program of this folder with the engine, both under ASan and UBSan, once."""
+
+    @cache
+    def build(name: str) -> Path:
+        compiler = shutil.which("gcc") or shutil.which("clang")
+        if compiler is None:
+            pytest.skip("needs gcc or clang")
+        program = tmp_path_factory.mktemp("sanitized") / Path(name).stem
+        runtime = Path(__file__).resolve().parents[2] / "runtime"
+        sources = [path for path in (runtime / "src").glob("*.c") if path.name != "stic_run.c"]
+        files = [str(Path(__file__).with_name(name)), *map(str, sources)]
+        line = [compiler, *SANITIZERS, f"-I{runtime / 'include'}", *files, "-o", str(program), "-ldl"]
+        built = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        if built.returncode and ("asan" in built.stderr or "ubsan" in built.stderr):
+            pytest.skip(f"needs the sanitizers' libraries: {built.stderr[-200:]}")
+        assert built.returncode == 0, built.stderr
+        return program
+
+    return build

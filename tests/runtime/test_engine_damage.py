@@ -20,25 +20,11 @@ from stic.runtime.format import HEADER, LEVELS, PLAN, REGION
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, LAUNCH
 from stic.runtime.package import Package
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ("-g", "-O1", "-std=c11", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-
 
 @pytest.fixture(scope="module")
-def damage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def damage(sanitized: Callable[[str], Path]) -> Path:
     """tests/runtime/damage.c with the engine, both under sanitizers."""
-    compiler = shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("needs gcc or clang")
-    program = tmp_path_factory.mktemp("sanitized") / "damage"
-    sources = [path for path in (ROOT / "runtime" / "src").glob("*.c") if path.name != "stic_run.c"]
-    harness = ROOT / "tests" / "runtime" / "damage.c"
-    line = [compiler, *FLAGS, f"-I{ROOT / 'runtime' / 'include'}", str(harness), *map(str, sources), "-o", str(program)]
-    built = subprocess.run([*line, "-ldl"], capture_output=True, text=True, timeout=300)
-    if built.returncode and ("asan" in built.stderr or "ubsan" in built.stderr):
-        pytest.skip(f"needs the sanitizers' libraries: {built.stderr[-200:]}")
-    assert built.returncode == 0, built.stderr
-    return program
+    return sanitized("damage.c")
 
 
 def call(program: Path, *arguments: str | Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stic.compiler.cli import main
+from stic.runtime import native
 from stic.runtime.errors import ToolchainError
 from stic.targets import toolchain
 from stic.targets.target import load
@@ -141,7 +142,7 @@ def test_engine_is_built_and_cached(engine: Path, tmp_path: Path, monkeypatch: p
     assert ctypes.CDLL(str(build.library)).answer() == 42
     assert subprocess.run([build.runner], check=False, timeout=20).returncode == 42
     with monkeypatch.context() as patch:
-        patch.setattr(toolchain, "_compile_engine", lambda *_: pytest.fail("the cache was not used"))
+        patch.setattr(toolchain, "compile_engine", lambda *_, **__: pytest.fail("the cache was not used"))
         build_engine(HOST, tmp_path / "again")
     (engine / "include" / "answer.h").write_text("int answer(void); /* changed */\n")
     build_engine(HOST, tmp_path / "third")
@@ -174,3 +175,40 @@ def test_engine_without_sources(engine: Path, tmp_path: Path) -> None:
 def test_engine_for_another_machine(engine: Path, tmp_path: Path) -> None:
     library = build_engine(load("odroid-n2plus"), tmp_path / "out").library.read_bytes()
     assert library[:4] == b"\x7fELF" and library[18] == 183  # EM_AARCH64
+
+
+def test_every_engine_is_built_with_the_same_flags(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of $STIC_HOST_CC and of $STIC_CC: a compiler that notes how it is called."""
+    log, compiler = tmp_path / "log", tmp_path / "noting-cc"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(native, "_ROOT", engine)
+    monkeypatch.delenv("STIC_LIBRARY", raising=False)
+    monkeypatch.setenv("STIC_HOST_CC", str(compiler))
+    assert ctypes.CDLL(str(native.find_library())).answer() == 42
+    monkeypatch.setenv("STIC_CC", str(compiler))
+    build_engine(HOST, tmp_path / "out")
+
+    def flags(line: str) -> list[str]:
+        words = line.split()
+        at = words.index("-o")
+        return words[:at] + words[at + 2 :]
+
+    calls = [flags(line) for line in log.read_text().splitlines() if "--version" not in line]
+    host, library, program = calls
+    assert host == library and set(native.FLAGS) <= set(host)
+    assert [word for word in program if not word.endswith("stic_run.c")] == [word for word in host if word != "-shared"]
+
+
+@pytest.mark.parametrize("variable", ["STIC_HOST_CC", "STIC_CC"])
+def test_a_cache_that_cannot_be_written_is_a_sentence(
+    variable: str, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STIC_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(native, "_ROOT", engine)
+    monkeypatch.delenv("STIC_LIBRARY", raising=False)
+    with pytest.raises(ToolchainError, match=r"cannot be written to .*: Not a directory; .*STIC_CACHE"):
+        native.find_library() if variable == "STIC_HOST_CC" else build_engine(HOST, tmp_path / "out")

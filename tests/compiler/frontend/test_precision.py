@@ -92,11 +92,11 @@ def test_float32_files_stay_strict(tmp_path: Path) -> None:
 
 def test_precision_is_that_of_arithmetic_and_not_of_storage(tmp_path: Path, tiny_dir: Path) -> None:
     export_model(tiny_dir, tmp_path / "stored.onnx", "tokens")
-    assert read_onnx(tmp_path / "stored.onnx")[1].bits == 24
+    assert read_onnx(tmp_path / "stored.onnx")[2].bits == 24
     w = GraphWriter()  # float16 weights that are cast before use
     rows = w.rows("word", np.ones((4, 6), np.float16), "ids")
     value = w.linear(rows, "map", np.ones((6, 6), np.float16), np.ones(6, np.float16))
     onnx.save(w.model(("ids",), {"y": (value, ("batch", "sequence", 6))}), tmp_path / "cast.onnx")
-    assert read_onnx(tmp_path / "cast.onnx")[1].bits == 24
+    assert read_onnx(tmp_path / "cast.onnx")[2].bits == 24
     for kind, bits in ((TensorProto.FLOAT16, 11), (TensorProto.BFLOAT16, 8)):
-        assert read_onnx(narrowed(encoder(tmp_path / "narrow.onnx"), kind))[1].bits == bits
+        assert read_onnx(narrowed(encoder(tmp_path / "narrow.onnx"), kind))[2].bits == bits
