@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from stic.compiler.array_cache import read_arrays, write_arrays
+from stic.compiler.cache.arrays import read_arrays, write_arrays
+from stic.compiler.cache.digests import digest, encoder_digest
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.file import save as save_importance
-from stic.compiler.importance.log import digest
 from stic.compiler.importance.measure import Importance
 from stic.compiler.model import Model
 from stic.compiler.package.assembly import Materials
@@ -25,7 +25,6 @@ from stic.compiler.sharding import ShardedModel
 from stic.compiler.stage import Artifact, Made
 from stic.compiler.stage_cache import UnitOrder, pack_codes, pack_order, unpack_codes, unpack_order
 from stic.compiler.stages import Decided, decided
-from stic.compiler.weights import encoder_digest
 from stic.runtime.errors import InputError
 
 T = TypeVar("T")

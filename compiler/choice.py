@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from stic.compiler.array_cache import Note
+from stic.compiler.cache.arrays import Note
 from stic.compiler.importance.evaluate import Assignment, Setup, uniform_assignment
 from stic.compiler.importance.examples import Examples
 from stic.compiler.importance.jobs import LossJob, Workers, run_jobs

@@ -35,7 +35,7 @@ def read_model(path: Path, output: str | None = None) -> Model:
     onnx = onnx_file(path)
     if onnx is None:
         exported, folder = exported_graph(path)
-        return load_exported(exported, path, folder / "config.json", output)
+        return load_exported(exported.structure, exported.weights, path, folder / "config.json", output)
     model = replace(load_model(onnx, output), name=name_of(path))
     head = None if output is not None else sentence_head(beside(onnx, "modules.json").parent)
     bare = model.head.pooling == "tokens" and not model.head.dense and not model.head.normalize

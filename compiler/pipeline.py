@@ -8,9 +8,12 @@ STAGE` ends with a stage. `--dump DIR` keeps what each one has to say, as JSON, 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,6 @@ from stic.compiler.plan import Problem, to_json
 from stic.compiler.planner.costs import Costs, costs_to_json
 from stic.compiler.progress import Progress, silent
 from stic.compiler.quantization.quantize import QuantizedModel, bytes_per_weight
-from stic.compiler.release import release_memory
 from stic.compiler.sharding import ShardedModel
 from stic.compiler.simulate import Timeline
 from stic.compiler.stage import Made, Stage, Summary, Tell
@@ -219,10 +221,20 @@ def _run(pipeline: Sequence[Stage], options: StageOptions, progress: Progress, m
                 made = made.after(stage, stage.artifact.load(made, options.dump / stage.artifact.file))
                 continue
             made = made.after(stage, stage.work(made, tell))
-            release_memory()
+            _release_memory()
             if options.dump is not None:
                 _dump(stage, number, made, options.dump)
     return replace(made, notes=tuple(notes))
+
+
+def _release_memory() -> None:
+    """Collect cycles, and let the C library return what is free; its heap would keep the peak of every stage.
+
+    Where the C library has no such call, the second part is left out.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it; Windows takes no name of None
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _dump(stage: Stage, number: int, made: Made, folder: Path) -> None:

@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.array_cache import Arrays, Cursor, Note, joined, remember
-from stic.compiler.import_closure import code_of
+from stic.compiler.cache.arrays import Arrays, Cursor, Note, joined, remember
+from stic.compiler.cache.closure import code_of
+from stic.compiler.cache.digests import digest, encoder_digest, follows
 from stic.compiler.importance.contributions import Order, unit_order
 from stic.compiler.importance.examples import Batch
-from stic.compiler.importance.log import digest
 from stic.compiler.model import Model
 from stic.compiler.plan import Plan, Problem, dumps, from_json
 from stic.compiler.planner import solve
 from stic.compiler.quantization.moments import Ids, input_moments
 from stic.compiler.quantization.quantize import Outliers, QuantizedMatrix, QuantizedModel, Quantizer, quantize
 from stic.compiler.sharding import ShardedModel, shard
-from stic.compiler.weights import encoder_digest, follows
 from stic.runtime.format import LEVEL_BITS, MATRICES
 
 # The modules that compute what is kept; how it lies in a file is in this module.

@@ -13,8 +13,8 @@ from benchmarks.evaluation.peers import NEEDED
 from benchmarks.evaluation.plans import Answer
 from benchmarks.evaluation.tasks import Prepared
 from benchmarks.evaluation.throttle import Place
-from stic.compiler.import_closure import code_of
-from stic.compiler.importance.log import digest
+from stic.compiler.cache.closure import code_of
+from stic.compiler.cache.digests import digest
 from stic.runtime.native import find_library
 
 # The modules that measure. Of stic they measure the engine and a package, both of which are in the keys by content;

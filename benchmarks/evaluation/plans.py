@@ -11,9 +11,9 @@ from benchmarks.evaluation.cases import NONE, PAPER, STI, Bandwidth, Case, Deadl
 from benchmarks.evaluation.results import PAPER_RATIO
 from benchmarks.evaluation.resume import Finished
 from benchmarks.evaluation.tasks import COMPUTE_BITS, Prepared
+from stic.compiler.cache.closure import code_of
+from stic.compiler.cache.digests import digest
 from stic.compiler.choice import best_plan
-from stic.compiler.import_closure import code_of
-from stic.compiler.importance.log import digest
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.package.assembly import Planned, assemble_package, claim
 from stic.compiler.package.writer import write_package

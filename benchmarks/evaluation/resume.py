@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stic.compiler.importance.log import digest
+from stic.compiler.cache.digests import digest
 from stic.runtime.errors import InputError
 from stic.runtime.files import write_text
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.evaluation.graphs import export_float32
 from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.resume import write_json
-from stic.compiler.import_closure import code_of
+from stic.compiler.cache.closure import code_of
+from stic.compiler.cache.digests import digest
 from stic.compiler.importance.examples import label_names
-from stic.compiler.importance.log import digest
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.evaluation.cases import Machine
-    from stic.compiler.array_cache import Note
+    from stic.compiler.cache.arrays import Note
     from stic.compiler.choice import Trial
     from stic.compiler.device.workload import Workload
     from stic.compiler.model import Model

@@ -29,9 +29,9 @@ from benchmarks.planner_study.gains import measured
 from benchmarks.planner_study.instances import instance, read
 from benchmarks.planner_study.measure import measure
 from benchmarks.planner_study.summary import summary, tables
+from stic.compiler.cache.closure import code_of
+from stic.compiler.cache.digests import digest
 from stic.compiler.commands.terminal import progress_bar
-from stic.compiler.import_closure import code_of
-from stic.compiler.importance.log import digest
 from stic.runtime.errors import SticError
 from stic.runtime.files import write_text
 from stic.targets import target as targets

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stic.compiler.array_cache import Note
+from stic.compiler.cache.arrays import Note
 from stic.compiler.device.measure import cached, measure
 from stic.compiler.device.measure_gpu import measure_gpu
 from stic.compiler.device.runner import Tick

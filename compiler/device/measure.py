@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from stic.compiler.array_cache import Note
+from stic.compiler.cache.arrays import Note
+from stic.compiler.cache.closure import code_of
 from stic.compiler.device.disturbance import Watch, disturbed
 from stic.compiler.device.runner import HostRunner, Runner, Tick
 from stic.compiler.device.synthetic import VOCABULARY, synthetic
 from stic.compiler.device.workload import Workload
-from stic.compiler.import_closure import code_of
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, collect
 from stic.compiler.package.kernels import GpuProgram, generate
 from stic.compiler.package.writer import write_package

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stic.compiler.array_cache import Note
+from stic.compiler.cache.arrays import Note
 from stic.compiler.device.disturbance import Watch, disturbed
 from stic.compiler.device.measure import measure
 from stic.compiler.device.measure_gpu import measure_gpu

@@ -9,14 +9,15 @@ graph gives, so that a graph that was misread is refused, never compiled.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from stic.compiler.export.graph import ExportedGraph
 from stic.compiler.forward import outputs
 from stic.compiler.frontend.embeddings import read_embeddings
 from stic.compiler.frontend.folders import beside, name_of
@@ -51,12 +52,18 @@ def load_model(path: Path, output: str | None = None) -> Model:
     )
 
 
-def load_exported(exported: ExportedGraph, folder: Path, config: Path, output: str | None = None) -> Model:
-    """Read what `export.exported_graph` made of the Hugging Face directory `folder`, whose configuration is `config`.
+def load_exported(
+    structure: onnx.ModelProto,
+    weights: Mapping[str, NDArray[Any]],
+    folder: Path,
+    config: Path,
+    output: str | None = None,
+) -> Model:
+    """Read a graph that stic made of the Hugging Face directory `folder`, whose configuration is `config`.
 
     float32 weights stay views of the file, wherever the model takes them as they are. Otherwise as `load_model`.
     """
-    graph = build_graph(*prepared(exported.structure, exported.weights), output, str(folder))
+    graph = build_graph(*prepared(structure, weights), output, str(folder))
     tokenizer = beside(folder, "tokenizer.json")
     return replace(
         _recognised(graph),

@@ -7,25 +7,12 @@ cut short is ignored. The key is a digest of code, weights, calibration inputs a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stic.runtime.errors import InputError
-
-
-def digest(*values: Any) -> str:
-    """Return a hexadecimal digest of dataclasses, containers, arrays and scalars; paths do not count."""
-    state = hashlib.sha256()
-    for value in values:
-        _feed(state, value)
-    return state.hexdigest()[:32]
 
 
 class EvaluationLog:
@@ -66,23 +53,3 @@ class EvaluationLog:
                 os.close(handle)
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}; free some space and go on") from error
-
-
-def _feed(state: Any, value: Any) -> None:
-    if isinstance(value, np.ndarray):
-        state.update(f"{value.dtype.str}{value.shape}".encode())
-        state.update(np.ascontiguousarray(value).data)
-    elif is_dataclass(value):
-        state.update(type(value).__name__.encode())
-        for field in fields(value):
-            _feed(state, getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        for name in sorted(value):
-            _feed(state, name)
-            _feed(state, value[name])
-    elif isinstance(value, list | tuple):
-        state.update(f"[{len(value)}".encode())
-        for item in value:
-            _feed(state, item)
-    elif not isinstance(value, Path):
-        state.update(f"{value!r};".encode())

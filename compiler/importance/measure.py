@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from stic.compiler.import_closure import code_of
+from stic.compiler.cache.closure import code_of
+from stic.compiler.cache.digests import codes_digest, digest
 from stic.compiler.importance.additivity import Additivity, check, layer_factors, layer_sums, random_assignments
 from stic.compiler.importance.evaluate import BATCH_TOKENS, Assignment, Setup, uniform_assignment
 from stic.compiler.importance.examples import (
@@ -38,14 +39,13 @@ from stic.compiler.importance.examples import (
 )
 from stic.compiler.importance.gain_curves import concave_gains, fill_in, presence_values
 from stic.compiler.importance.jobs import ErrorJob, ExpansionJob, Job, LossJob, Progress, Workers, run_jobs
-from stic.compiler.importance.log import EvaluationLog, digest
+from stic.compiler.importance.log import EvaluationLog
 from stic.compiler.importance.objectives import Objective, default_objective
 from stic.compiler.importance.submodels import submodel_path
 from stic.compiler.importance.tokens import Tables, tokenise
 from stic.compiler.plan import SubmodelPath
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import Geometry
-from stic.compiler.weights import codes_digest
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.import_closure import code_of
+from stic.compiler.cache.closure import code_of
 from stic.runtime.files import write_bytes
 from stic.runtime.gpu_format import LAUNCH, MOST_LAUNCHES, Storage, Style
 from stic.runtime.native import cache_dir

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stic.compiler import artifacts, stages
-from stic.compiler.importance.log import digest
+from stic.compiler.cache.digests import digest
 from stic.compiler.importance.measure import Importance
 from stic.compiler.options import StageOptions
 from stic.compiler.package.assembly import Materials

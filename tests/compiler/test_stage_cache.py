@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stic.compiler import stage_cache
-from stic.compiler.importance.log import digest
+from stic.compiler.cache.digests import digest
 from stic.compiler.inputs import read_model
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Budget, Plan, Problem, Proof

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from stic.compiler.cache.digests import digest
 from stic.compiler.export.huggingface import export_model
 from stic.compiler.frontend import safetensors
 from stic.compiler.frontend.onnx import load_model
-from stic.compiler.importance.log import digest
 from stic.compiler.inputs import read_model
 from stic.compiler.model import Model
 

@@ -9,10 +9,11 @@ import pytest
 
 from benchmarks.evaluation import keys, plans
 from benchmarks.planner_study import __main__ as study
-from stic.compiler import import_closure, stage_cache
+from stic.compiler import stage_cache
+from stic.compiler.cache import closure as closure_module
+from stic.compiler.cache.closure import closure, code_of
 from stic.compiler.device import measure, measure_gpu
 from stic.compiler.device.synthetic import synthetic
-from stic.compiler.import_closure import closure, code_of
 from stic.compiler.importance.examples import built_in_examples
 from stic.compiler.importance.measure import measurement_key
 from stic.compiler.package import kernels
@@ -59,6 +60,7 @@ def profile_key(module: str) -> Callable[[Patch, Path], str]:
     def key(patch: Patch, tmp: Path) -> str:
         patch.setenv("STIC_CACHE", str(tmp))
         patch.setattr(measure, "find_library", lambda: "libstic.so")
+        patch.setattr(measure, "disturbed", lambda *_: None)  # what a busy machine measured is not kept
         shutil.rmtree(tmp / "profiles", ignore_errors=True)
         measure.cached(module, (), lambda: {"a": 1}, print)
         return next((tmp / "profiles").iterdir()).name
@@ -76,25 +78,52 @@ def program(patch: Patch, tmp: Path) -> str:
 
 # What asks a cache -> files that its code must hold, and files that it must not.
 STAGES: dict[str, tuple[Callable[[Patch, Path], str], str, str]] = {
-    "order": (order_key, "compiler/importance/contributions compiler/importance/evaluate compiler/sharding compiler/quantization/quantize runtime/format",
-              "compiler/pipeline compiler/cli compiler/importance/measure compiler/planner/ilp runtime/session"),
-    "quantize": (quantize_key, "compiler/quantization/quantize compiler/quantization/gobo compiler/quantization/nested compiler/quantization/codebook compiler/quantization/moments",
-                 "compiler/pipeline compiler/importance/evaluate compiler/importance/examples compiler/importance/measure runtime/package"),
-    "plan": (plan_key, "compiler/planner/ilp compiler/planner/__init__ compiler/plan compiler/store runtime/format",
-             "compiler/pipeline compiler/quantization/quantize compiler/planner/synthetic compiler/simulate"),
-    "importance": (importance_key, "compiler/importance/jobs compiler/importance/evaluate compiler/sharding compiler/importance/examples",
-                   "compiler/pipeline compiler/planner/ilp compiler/cli runtime/session"),
-    "profile": (profile_key(measure.__name__), "compiler/device/measure compiler/device/runner compiler/package/assembly compiler/package/writer"
-                " compiler/memory/placement compiler/device/synthetic targets/storage runtime/session",
-                "compiler/pipeline compiler/frontend/onnx compiler/planner/ilp compiler/package/kernels schedules/cpu/dot"
-                " targets/remote_device compiler/importance/measure compiler/device/measure_gpu"),
-    "gpu profile": (profile_key(measure_gpu.__name__), "compiler/device/measure_gpu compiler/device/measure compiler/device/runner",
-                    "compiler/pipeline compiler/frontend/onnx compiler/package/kernels schedules/opencl/gemm"),
-    "kernels": (kernels_code, "compiler/package/kernels schedules/rule schedules/cpu/dot schedules/tir targets/toolchain",
-                "schedules/opencl/gemm compiler/quantization/quantize compiler/pipeline"),
-    "program": (program, "compiler/package/kernels schedules/opencl/rule schedules/opencl/gemm schedules/opencl/source",
-                "targets/toolchain compiler/quantization/quantize compiler/pipeline"),
-}  # fmt: skip
+    "order": (
+        order_key,
+        "compiler/importance/contributions compiler/importance/evaluate compiler/sharding "
+        "compiler/quantization/quantize runtime/format",
+        "compiler/pipeline compiler/cli compiler/importance/measure compiler/planner/ilp runtime/session",
+    ),
+    "quantize": (
+        quantize_key,
+        "compiler/quantization/quantize compiler/quantization/gobo compiler/quantization/nested "
+        "compiler/quantization/codebook compiler/quantization/moments",
+        "compiler/pipeline compiler/importance/evaluate compiler/importance/examples "
+        "compiler/importance/measure runtime/package",
+    ),
+    "plan": (
+        plan_key,
+        "compiler/planner/ilp compiler/planner/__init__ compiler/plan compiler/store runtime/format",
+        "compiler/pipeline compiler/quantization/quantize compiler/planner/synthetic compiler/simulate",
+    ),
+    "importance": (
+        importance_key,
+        "compiler/importance/jobs compiler/importance/evaluate compiler/sharding compiler/importance/examples",
+        "compiler/pipeline compiler/planner/ilp compiler/cli runtime/session",
+    ),
+    "profile": (
+        profile_key(measure.__name__),
+        "compiler/device/measure compiler/device/runner compiler/package/assembly compiler/package/writer "
+        "compiler/memory/placement compiler/device/synthetic targets/storage runtime/session",
+        "compiler/pipeline compiler/frontend/onnx compiler/planner/ilp compiler/package/kernels "
+        "schedules/cpu/dot targets/remote_device compiler/importance/measure compiler/device/measure_gpu",
+    ),
+    "gpu profile": (
+        profile_key(measure_gpu.__name__),
+        "compiler/device/measure_gpu compiler/device/measure compiler/device/runner",
+        "compiler/pipeline compiler/frontend/onnx compiler/package/kernels schedules/opencl/gemm",
+    ),
+    "kernels": (
+        kernels_code,
+        "compiler/package/kernels schedules/rule schedules/cpu/dot schedules/tir targets/toolchain",
+        "schedules/opencl/gemm compiler/quantization/quantize compiler/pipeline",
+    ),
+    "program": (
+        program,
+        "compiler/package/kernels schedules/opencl/rule schedules/opencl/gemm schedules/opencl/source",
+        "targets/toolchain compiler/quantization/quantize compiler/pipeline",
+    ),
+}
 
 
 @pytest.fixture
@@ -103,16 +132,16 @@ def tree(tmp_path: Path, monkeypatch: Patch) -> Iterator[Path]:
     root = tmp_path / "tree"
     for folder in FOLDERS:
         skip = shutil.ignore_patterns("__pycache__", "results", "*.png")
-        shutil.copytree(import_closure.ROOT / folder, root / folder, ignore=skip)
-    monkeypatch.setattr(import_closure, "ROOT", root)
-    import_closure._code_of.cache_clear()
+        shutil.copytree(closure_module.ROOT / folder, root / folder, ignore=skip)
+    monkeypatch.setattr(closure_module, "ROOT", root)
+    closure_module._code_of.cache_clear()
     yield root
-    import_closure._code_of.cache_clear()
+    closure_module._code_of.cache_clear()
 
 
 def test_the_files_come_in_order() -> None:
     files = closure("stic.compiler.quantization.moments")
-    names = [path.relative_to(import_closure.ROOT).as_posix() for path in files]
+    names = [path.relative_to(closure_module.ROOT).as_posix() for path in files]
     assert names == sorted(names) and len(set(names)) == len(names)
     assert {"compiler/quantization/moments.py", "compiler/forward.py", "runtime/format.py"} <= set(names)
     assert (
@@ -128,10 +157,10 @@ def test_a_key_changes_with_every_file_of_its_closure_and_with_no_other(
 ) -> None:
     ask, inside, outside = STAGES[stage]
     asked: list[tuple[Path, ...]] = []
-    monkeypatch.setattr(import_closure, "closure", lambda *a, **k: asked.append(closure(*a, **k)) or asked[-1])
+    monkeypatch.setattr(closure_module, "closure", lambda *a, **k: asked.append(closure(*a, **k)) or asked[-1])
 
     def key() -> str:
-        import_closure._code_of.cache_clear()
+        closure_module._code_of.cache_clear()
         return ask(monkeypatch, tmp_path / "cache")
 
     before = key()
@@ -219,12 +248,12 @@ def test_the_data_files_of_this_tree_count() -> None:
 
 def test_a_file_that_moves_is_noticed(tmp_path: Path) -> None:
     write(tmp_path, {"compiler/a.py": "from stic.compiler.b import x", "compiler/b.py": "x = 1"})
-    before = import_closure._code_of.__wrapped__(tmp_path, ("stic.compiler.a",), (), ())
+    before = closure_module._code_of.__wrapped__(tmp_path, ("stic.compiler.a",), (), ())
     (tmp_path / "compiler" / "b.py").rename(tmp_path / "compiler" / "c.py")
     with pytest.raises(ModuleNotFoundError, match=r"stic\.compiler\.a imports stic\.compiler\.b"):
         closure("stic.compiler.a", root=tmp_path)
     (tmp_path / "compiler" / "a.py").write_text("from stic.compiler.c import x")
-    assert import_closure._code_of.__wrapped__(tmp_path, ("stic.compiler.a",), (), ()) != before
+    assert closure_module._code_of.__wrapped__(tmp_path, ("stic.compiler.a",), (), ()) != before
 
 
 @pytest.mark.parametrize("name", ["stic.compiler.nowhere", "numpy", "", "stic", "compiler.gobo"])

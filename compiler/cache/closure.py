@@ -2,8 +2,8 @@
 
 A key that names its files by hand misses some, and goes stale where a file moves. Here a stage names the module that
 computes it, and the rest follows: every module of this tree that one of them imports, at the top of a file or within a
-function, and the data files that one of them names, in its own folder or one above it. Imports for annotations only (`if TYPE_CHECKING:`)
-compute nothing and do not count.
+function, and the data files that one of them names, in its own folder or one above it. Imports for annotations only
+(`if TYPE_CHECKING:`) compute nothing and do not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Names of modules begin so; `stic` is a namespace whose folders lie in ROOT, `benchmarks` a folder there.
 _PREFIX = "stic."
 _TOP = ("stic", "benchmarks")

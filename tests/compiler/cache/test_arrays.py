@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stic.compiler import array_cache
-from stic.compiler.array_cache import Arrays, Cursor, joined, remember
+from stic.compiler.cache import arrays
+from stic.compiler.cache.arrays import Arrays, Cursor, joined, remember
 
 ARRAYS = {
     "codes": np.arange(12, dtype=np.uint8).reshape(3, 4),
@@ -99,7 +99,7 @@ def test_nothing_is_kept_where_there_is_nothing_to_keep(tmp_path: Path) -> None:
 def test_the_oldest_go_first(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     caller.ask("size")
     size = (caller.folder / "size.arrays").stat().st_size
-    monkeypatch.setattr(array_cache, "LIMIT_BYTES", 3 * size + 100)
+    monkeypatch.setattr(arrays, "LIMIT_BYTES", 3 * size + 100)
     for age, key in ((400, "size"), (300, "b"), (200, "c")):
         caller.ask(key)
         path = caller.folder / f"{key}.arrays"
@@ -113,7 +113,7 @@ def test_the_oldest_go_first(caller: Caller, monkeypatch: pytest.MonkeyPatch) ->
     assert {path.name for path in caller.folder.iterdir()} == {
         "size.arrays", "c.arrays", "d.arrays", unfinished.name,
     }  # fmt: skip
-    monkeypatch.setattr(array_cache, "LIMIT_BYTES", 1)
+    monkeypatch.setattr(arrays, "LIMIT_BYTES", 1)
     caller.ask("e")
     assert {path.name for path in caller.folder.iterdir()} == {"e.arrays", unfinished.name}
 

@@ -7,30 +7,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stic.compiler.importance import log
+from stic.compiler.cache import digests
+from stic.compiler.cache.digests import codes_digest, encoder_digest, follows
 from stic.compiler.importance.examples import built_in_examples
-from stic.compiler.importance.measure import measurement_key
+from stic.compiler.importance.measure import Importance, measurement_key
 from stic.compiler.inputs import read_model
-from stic.compiler.options import CompileOptions
-from stic.compiler.pipeline import plan_model
-from stic.compiler.plan import Budget
 from stic.compiler.quantization.quantize import quantize
 from stic.compiler.sharding import shard
-from stic.compiler.weights import codes_digest, encoder_digest, follows
+from stic.compiler.stages import Decided
+from tests.compiler.planning import planned
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of every array that a digest reads."""
     sizes: list[int] = []
-    feed = log._feed
+    feed = digests._feed
 
     def counted(state: Any, value: Any) -> None:
         if isinstance(value, np.ndarray):
             sizes.append(value.nbytes)
         feed(state, value)
 
-    monkeypatch.setattr(log, "_feed", counted)
+    monkeypatch.setattr(digests, "_feed", counted)
     return sizes
 
 
@@ -42,13 +41,13 @@ def test_a_compilation_reads_the_weights_once(
     model = read_model(tiny_dir)
     largest = model.embeddings.word.nbytes
     read.clear()
-    options = CompileOptions(tiny_dir, "odroid-n2plus", Budget(), calibration_tokens=40, max_length=16, jobs=1)
-    first = plan_model(options)
+    first = planned(tiny_dir)
     assert read.count(largest) == 1
-    again = plan_model(options)
-    assert read.count(largest) == 2 and again.plan == first.plan  # another process would do the same
-    assert first.importance is not None and again.importance is not None
-    assert again.importance.key == first.importance.key
+    again = planned(tiny_dir)
+    assert (
+        read.count(largest) == 2 and again[Decided].plans == first[Decided].plans
+    )  # another process would do the same
+    assert again[Importance].key == first[Importance].key
 
 
 def test_an_object_is_read_once(read: list[int], tiny_dir: Path) -> None:
