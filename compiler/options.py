@@ -55,6 +55,7 @@ class CompileOptions:
     max_length: int | None = None  # longest input, tokens; None: see `longest_input`
     slices: int | None = None  # per layer; None: the number of heads
     quantizer: Quantizer = "nested"
+    embedding_bits: int | None = None  # of a value of the word table: 8 or 16; None: see `row_type`
     full_bits: int = 16  # width of the full-precision level: 16 or 32; 0: none
     threads: int | None = None  # compute threads; None: the target's
     lanes: int | None = None  # IO lanes; None: the target's
@@ -71,6 +72,7 @@ class CompileOptions:
     gap: float = 0.005  # at which the planner may stop: the last tenths of a percent take nearly all the time
     margin: float = 0.05  # share of the latency budget kept back for jitter
     until: str | None = None  # stop after this stage
+    keep_planes: bool = False  # store all planes, also those that no plan of the package reads
     dump: Path | None = None  # folder that gets what each stage made
 
     def __post_init__(self) -> None:
@@ -78,6 +80,8 @@ class CompileOptions:
             raise InputError(f"--max-length is {self.max_length}: an input has at least one token")
         if self.full_bits not in (0, 16, 32):
             raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
+        if self.embedding_bits not in (None, 8, 16):
+            raise InputError(f"--embedding-bits is {self.embedding_bits}: values of the word table have 8 bits or 16")
         if self.family and self.place == "gpu":
             raise InputError(ONE_ON_GPU)
         if len(self.family) >= LIMITS["plans"]:
@@ -102,3 +106,10 @@ class CompileOptions:
         ):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be more than zero, or left out")
+
+    @property
+    def row_type(self) -> str:
+        """Type of the word table's values, one of ROW_TYPES: by default float16 where all weights are to be at full
+        precision."""
+        full = self.bits is not None and self.bits > 8
+        return "float16" if self.embedding_bits == 16 or (self.embedding_bits is None and full) else "int8"

@@ -43,7 +43,7 @@ from stic.compiler.package.kernels import GpuProgram, generate, generate_program
 from stic.compiler.package.writer import check_output, write_package
 from stic.compiler.plan import Plan, Problem, to_json
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.planner.costs import Costs, paced
+from stic.compiler.planner.costs import Costs, paced, with_rows
 from stic.compiler.planner.family import plan_family
 from stic.compiler.progress import Progress, silent
 from stic.compiler.quantization.quantize import QuantizedModel, bytes_per_weight
@@ -159,7 +159,7 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         run.finished("shard", asdict(sharded.geometry))
 
         quantized = run.stage("quantize", lambda tick: _quantize(options, sharded, batches, tick, run.notes.append))
-        materials = collect(quantized, options.full_bits, length, threads, lanes)
+        materials = collect(quantized, options.full_bits, length, threads, lanes, options.row_type)
         result = replace(result, materials=materials)
         run.finished("quantize", {"bits_per_weight": {b: 8 * bytes_per_weight(quantized, b) for b in LEVEL_BITS}})
 
@@ -170,6 +170,7 @@ def _compile(options: CompileOptions, progress: Progress, write: bool) -> Compil
         costs = run.stage("device", lambda tick: device_costs(options, target, materials, bits, tick, run.notes.append))
         if options.storage is not None:
             costs = paced(costs, options.storage)
+        costs = with_rows(costs, model.hidden, options.row_type)
         on_gpu = {} if costs.gpu is None else {"gpu": asdict(costs.gpu), "hop_us": costs.hop_us}
         facts = {"io": asdict(costs.io), "compute": asdict(costs.compute), **on_gpu, "notes": costs.notes}
         run.finished("device", facts)
@@ -263,6 +264,7 @@ def _problem(options: CompileOptions, materials: Materials, worth: Importance, c
         gpu=costs.gpu,
         hop_us=costs.hop_us,
         gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(options.gpu_storage),
+        row_type=materials.row_type,
         places=("gpu",) * materials.store.layers if options.place == "gpu" else (),
     )
 
@@ -345,6 +347,7 @@ def _write(run: _Run, target: Target, result: CompileResult) -> Path:
             program=program,
             fallback=_holds_on_cpu(plan, problem),
             also=tuple(_replayed(*one) for one in result.family[1:]),
+            keep_planes=run.options.keep_planes,
         )
         run.stage("package", lambda tick: write_package(parts, output, tick))
         run.finished("package", {"output": str(output), "claimed_bytes": parts.claimed_bytes})

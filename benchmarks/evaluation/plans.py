@@ -244,7 +244,7 @@ class Packages:
         first = plans[0]
         parts = assemble_package(
             prepared.materials, first.plan, prepared.target, prepared.kernels, first.predicted_us, first.timeline,
-            prepared.labels, also=plans[1:],
+            prepared.labels, also=plans[1:], keep_planes=True,
         )  # fmt: skip
         if not original.exists():
             write_package(parts, original)

@@ -55,6 +55,7 @@ def _options(model: Path, target: str, output: Path | None, **chosen: Any) -> Co
         output=output,
         profile=chosen.pop("device"),
         full_bits=int(chosen.pop("full_bits")),
+        embedding_bits=None if (width := chosen.pop("embedding_bits")) is None else int(width),
         gpu_storage="float16" if chosen.pop("gpu_storage") == "fp16" else "float32",
         time_limit_s=chosen.pop("time_limit") / 1e6,
         **chosen,
@@ -183,6 +184,11 @@ def plan_command(
 @also_option
 @click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write.")
 @model_options
+@click.option(
+    "--keep-planes",
+    is_flag=True,
+    help="Store all planes up to 8 bits, also those that no plan reads, for other plans' packages to share the files.",
+)
 @click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
 @click.option("--until", type=NAME, metavar="STAGE", help="Stop after this stage; a wrong name lists them.")
 @click.option("--dump", type=FILE, metavar="DIR", help="Keep what each stage made here.")

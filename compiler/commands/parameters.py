@@ -367,6 +367,11 @@ model_options = compose(
         ),
         *_GPU,
         *_SHARDS,
+        click.option(
+            "--embedding-bits",
+            type=click.Choice(["8", "16"]),
+            help="Width of the word table's values; default: 8, or 16 where --bits asks for full precision (16, 32).",
+        ),
         click.option("--threads", type=THREADS, metavar="K", help="Compute threads; default: the target's."),
         click.option("--lanes", type=LANES, metavar="K", help="IO lanes; default: the target's."),
         click.option(
