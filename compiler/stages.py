@@ -37,7 +37,7 @@ from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.planner.costs import Costs, paced
+from stic.compiler.planner.costs import Costs, paced, with_rows
 from stic.compiler.planner.family import plan_family
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import ShardedModel
@@ -156,11 +156,16 @@ def quantize(sharded: ShardedModel, calibration: Calibration, quantizer: Quantiz
 
 
 def gather(
-    quantized: QuantizedModel, calibration: Calibration, full_bits: int, target: Target, options: TargetOptions
+    quantized: QuantizedModel,
+    calibration: Calibration,
+    full_bits: int,
+    row_type: str,
+    target: Target,
+    options: TargetOptions,
 ) -> Materials:
     """Lay out what every plan shares: the store, the trunk, the embedding rows."""
     threads, lanes = options.threads or target.threads, options.lanes or DEFAULT_LANES
-    return collect(quantized, full_bits, calibration.settings.max_length, threads, lanes)
+    return collect(quantized, full_bits, calibration.settings.max_length, threads, lanes, row_type)
 
 
 def value(
@@ -196,7 +201,9 @@ def cost(
 ) -> Costs:
     """Measure, or look up, what reading and computing cost on the target; `folder` is on the storage to measure."""
     costs = device_costs(target, materials, options, bits, folder, tell.tick, tell.note)
-    return costs if options.storage is None else paced(costs, options.storage)
+    if options.storage is not None:
+        costs = paced(costs, options.storage)
+    return with_rows(costs, materials.store.shape.hidden, materials.row_type)
 
 
 def pose(
@@ -226,6 +233,7 @@ def pose(
         gpu=costs.gpu,
         hop_us=costs.hop_us,
         gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(target.gpu_precision),
+        row_type=materials.row_type,
         places=("gpu",) * materials.store.layers if target.place == "gpu" else (),
     )
 
@@ -300,6 +308,7 @@ def write(
     replays: Replays,
     target: Target,
     compiled: Kernels,
+    keep_planes: bool,
     output: Path,
     tell: Tell,
 ) -> Written:
@@ -308,7 +317,7 @@ def write(
     fallback = _holds_on_cpu(decided.default, decided.problem)
     planned = [_replayed(*one) for one in zip(decided.plans, replays.timelines, strict=True)]
     parts = assemble_package(
-        materials, planned, target, compiled.library, compiled.program, fallback, class_names(model)
+        materials, planned, target, compiled.library, compiled.program, fallback, class_names(model), keep_planes
     )
     write_package(parts, output, tell.tick)
     return Written(output, parts.default.claimed_bytes)

@@ -33,11 +33,13 @@ from stic.runtime.format import (
     RECORD,
     REGION,
     REGIONS,
+    ROW_TYPES,
     TILE,
     Shape,
     levels_of,
     pad,
     record_layout,
+    row_bytes,
 )
 from stic.runtime.gpu_format import PLACES, PROGRAM_FILE
 from stic.runtime.gpu_package import GpuPart, check_weights, read_gpu
@@ -150,6 +152,8 @@ class Package:
                 raise self._refuse(f"{name} is 0")
         if head["padding"] > head["vocabulary"]:
             raise self._refuse(f"the padding is token {head['padding'] - 1} of {head['vocabulary']}")
+        if head["row_stride"] < row_bytes(int(head["hidden"]), self.row_type):
+            raise self._refuse(f"an embedding row does not fit row_stride {head['row_stride']}")
         if 0 < head["row_lanes"] < head["lanes"]:
             raise self._refuse(f"{head['row_lanes']} lanes read rows and {head['lanes']} extents")
         if head["full_bits"] not in (0, 16, 32):
@@ -270,6 +274,8 @@ class Package:
     def record(self, layer: int, level: int, slice_: int) -> bytes:
         """One record of shards.bin, its CRC verified."""
         row = self.records[layer, level, slice_]
+        if not row["bytes"]:
+            raise self._refuse(f"layer {layer} slice {slice_} level {level} is not stored")
         with self._open("shards.bin") as file:
             file.seek(int(row["offset"]))
             data = file.read(int(row["bytes"]))
@@ -280,19 +286,28 @@ class Package:
             )
         return data
 
-    def embedding_rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Word embeddings as codes (len(ids), hidden) and scales (len(ids),), each row's CRC verified."""
+    @property
+    def row_type(self) -> str:
+        """Type of the values of an embedding row, one of ROW_TYPES."""
+        return ROW_TYPES[int(self.header["row_type"])]
+
+    def embedding_rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Word embeddings as values (len(ids), hidden) of `row_type` and scales (len(ids),), each row's CRC verified;
+        None: values of float16 have no scale."""
         hidden, stride = self.shape.hidden, int(self.header["row_stride"])
-        scale_at = pad(hidden, 4)
-        codes, scales = np.empty((len(ids), hidden), np.int8), np.empty(len(ids), np.float32)
+        kind = np.dtype(self.row_type).newbyteorder("<")
+        checked, scale_at = row_bytes(hidden, self.row_type) - 4, pad(hidden, 4)
+        values, scales = np.empty((len(ids), hidden), kind), np.empty(len(ids), np.float32)
         with self._open("embeddings.bin") as file:
             for i, token in enumerate(ids):
                 file.seek(int(token) * stride)
-                data = file.read(scale_at + 8)
-                if zlib.crc32(data[: scale_at + 4]) != int.from_bytes(data[scale_at + 4 :], "little"):
+                data = file.read(checked + 4)
+                if zlib.crc32(data[:checked]) != int.from_bytes(data[checked:], "little"):
                     raise PackageError(f"{self.path / 'embeddings.bin'} is corrupt at token {token} (checksum)")
-                codes[i], scales[i] = np.frombuffer(data, np.int8, hidden), np.frombuffer(data, "<f4", 1, scale_at)[0]
-        return codes, scales
+                values[i] = np.frombuffer(data, kind, hidden)
+                if self.row_type == "int8":
+                    scales[i] = np.frombuffer(data, "<f4", 1, scale_at)[0]
+        return values, scales if self.row_type == "int8" else None
 
     def matrix(self, layer: int, slice_: int, name: str, bits: int) -> Matrix:
         """One matrix of one shard as a plan at `bits` uses it."""

@@ -240,7 +240,9 @@ class Packages:
     def _write(self, name: str, plans: tuple[Planned, ...]) -> Path:
         prepared, full = self._prepared, any(layer.full for one in plans for layer in one.plan.layers)
         original, path = self._folder / ("original-full" if full else "original"), self._folder / name
-        parts = assemble_package(prepared.materials, plans, prepared.target, prepared.kernels, labels=prepared.labels)
+        parts = assemble_package(
+            prepared.materials, plans, prepared.target, prepared.kernels, labels=prepared.labels, keep_planes=True
+        )
         if not original.exists():
             write_package(parts, original)
         write_package(parts, path, twin=original)

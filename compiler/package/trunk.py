@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from stic.compiler.quantization.quantize import SHARED_SCALE, QuantizedModel
 from stic.compiler.sharding import layer_trunk, shard_bias
 from stic.runtime.errors import InputError
-from stic.runtime.format import ACTIVATIONS, ALIGN, BLOCK, DENSE, LAYER, TILE, pad, row_stride
+from stic.runtime.format import ACTIVATIONS, ALIGN, BLOCK, DENSE, LAYER, TILE, pad, row_bytes, row_stride
+
+BEYOND_HALF = 65520.0  # the least magnitude that float16 rounds to infinity
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,16 +96,28 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
     return Trunk(b"".join(writer.parts), header, layers, dense)
 
 
-def build_embeddings(word: NDArray[np.float32]) -> bytes:
-    """Quantise the word embedding table (vocabulary, hidden) to rows of embeddings.bin, padded to whole blocks."""
+def build_embeddings(word: NDArray[np.float32], row_type: str = "int8") -> bytes:
+    """The word embedding table (vocabulary, hidden) as rows of embeddings.bin, padded to whole blocks.
+
+    Raises InputError where float16, asked for as `row_type`, cannot hold a value.
+    """
     vocabulary, hidden = word.shape
-    scale = (np.abs(word).max(axis=1) / np.float32(127)).astype(np.float32)
-    safe = np.where(scale > 0, scale, np.float32(1))
-    rows = np.zeros((vocabulary, row_stride(hidden)), np.uint8)
-    rows[:, :hidden] = np.clip(np.rint(word / safe[:, None]), -127, 127).astype(np.int8).view(np.uint8)
-    at = pad(hidden, 4)
-    rows[:, at : at + 4] = scale[:, None].astype("<f4").view(np.uint8)
+    rows = np.zeros((vocabulary, row_stride(hidden, row_type)), np.uint8)
+    if row_type == "float16":
+        if np.abs(word).max() >= BEYOND_HALF:
+            raise InputError(
+                f"the word table has a value of magnitude {np.abs(word).max():.6g}, which float16 cannot hold:"
+                " compile it with --embedding-bits 8"
+            )
+        rows[:, : 2 * hidden] = word.astype("<f2").view(np.uint8)
+    else:
+        scale = (np.abs(word).max(axis=1) / np.float32(127)).astype(np.float32)
+        safe = np.where(scale > 0, scale, np.float32(1))
+        rows[:, :hidden] = np.clip(np.rint(word / safe[:, None]), -127, 127).astype(np.int8).view(np.uint8)
+        at = pad(hidden, 4)
+        rows[:, at : at + 4] = scale[:, None].astype("<f4").view(np.uint8)
+    checked = row_bytes(hidden, row_type) - 4
     for row in rows:
-        row[at + 4 : at + 8] = np.frombuffer(zlib.crc32(row[: at + 4].tobytes()).to_bytes(4, "little"), np.uint8)
+        row[checked : checked + 4] = np.frombuffer(zlib.crc32(row[:checked].tobytes()).to_bytes(4, "little"), np.uint8)
     data = rows.tobytes()
     return data + bytes(-len(data) % BLOCK)

@@ -100,8 +100,9 @@ def write_package(
 ) -> None:
     """Write a package to directory `output`, replacing a package that stands there.
 
-    `twin` is a package of the same model for the same target: what does not depend on the plan is linked from it, or
-    copied across file systems, and full precision comes along even where no plan uses it. Raises InputError if it is
+    `twin` is a package of the same model for the same target, both assembled to keep all planes: what does not depend
+    on the plan is linked from it, or copied across file systems, and full precision comes along even where no plan uses
+    it. Raises InputError if it is
     of something else, or `output` exists and is no package; PackageError if the twin is damaged, OSError if `output`
     cannot be written; in any case `output` is as it was.
     """

@@ -95,6 +95,8 @@ def identity(package: Package) -> dict[str, Any]:
         "pooling": POOLINGS[int(head["pooling"])],
         "labels": list(labels(package)),
         "full_bits": int(head["full_bits"]),
+        "row_type": package.row_type,
+        "all_planes": bool(np.all(package.records["bytes"][:, :FULL] > 0)),
         "plans": len(package.plans),
         "gpu": gpu_facts(package),
         **{name: int(head[name]) for name in numbers},
@@ -129,6 +131,8 @@ def describe(package: Package) -> list[str]:
         f"target {facts['target']}: {facts['architecture']} with {', '.join(facts['features']) or 'nothing'};"
         f" {facts['threads']} compute threads, {facts['lanes']} IO lanes; format {facts['format']},"
         f" quantizer {facts['quantizer']}",
+        f"shards.bin holds {'all planes' if facts['all_planes'] else 'what its plans read, and no other planes'};"
+        f" the word table is {facts['row_type']}",
     ]
     if (gpu := facts["gpu"]) is not None:
         instead = "on the CPU instead" if gpu["fallback"] else "not at all: the CPU would miss the deadline"

@@ -26,6 +26,7 @@ static const struct {
     LIMIT(max_length, 1, 4096),
     LIMIT(types, 0, 64),
     LIMIT(row_stride, 1, 1u << 15),
+    LIMIT(row_type, 0, STIC_ROW_TYPES - 1),
     LIMIT(nested, 0, 1),
     LIMIT(pooling, 0, STIC_POOLINGS - 1),
     LIMIT(normalize, 0, 1),
@@ -65,7 +66,7 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
                h->full_bits);
   STIC_REQUIRE(h->request_bytes % STIC_BLOCK == 0, "index.bin: request_bytes %u is not whole blocks", h->request_bytes);
   STIC_REQUIRE(h->stack_bytes % STIC_BLOCK == 0, "index.bin: stack_bytes %u is not whole pages", h->stack_bytes);
-  STIC_REQUIRE(h->row_stride >= stic_pad(h->hidden, 4) + 8, "index.bin: an embedding row does not fit row_stride %u",
+  STIC_REQUIRE(h->row_stride >= stic_row_checked(h) + 4, "index.bin: an embedding row does not fit row_stride %u",
                h->row_stride);
   STIC_REQUIRE(h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
                "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);

@@ -123,6 +123,11 @@ static inline uint64_t stic_weights_bytes(const stic_package *p) {
 stic_status stic_record_check(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t size,
                               stic_error *error);
 
+/* Bytes of an embedding row that its CRC, which follows them, covers. */
+static inline uint64_t stic_row_checked(const stic_header *h) {
+  return h->row_type == STIC_ROW_FLOAT16 ? stic_pad(2 * (uint64_t)h->hidden, 4) : stic_pad(h->hidden, 4) + 4;
+}
+
 /* Check the row of a token in embeddings.bin. */
 stic_status stic_row_check(const stic_package *package, const uint8_t *row, int32_t id, stic_error *error);
 

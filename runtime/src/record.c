@@ -5,7 +5,7 @@
 #include "package.h"
 
 stic_status stic_row_check(const stic_package *p, const uint8_t *row, int32_t id, stic_error *error) {
-  const size_t checked = stic_pad(p->header->hidden, 4) + 4;
+  const size_t checked = stic_row_checked(p->header);
   uint32_t crc;
   memcpy(&crc, row + checked, sizeof crc);
   STIC_REQUIRE(stic_crc32(0, row, checked) == crc,

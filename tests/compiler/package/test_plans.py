@@ -72,7 +72,7 @@ def test_a_twin_lends_its_files(parts: Parts, tmp_path: Path) -> None:
     materials, target = materials_for("nested"), load("host")
     streamed, coarse = plan_of(BITS, ((0,) * 4, (0,) * 3)), plan_of(((4, 2), (3,)), ((4, 0), (0,)))
     for number, plan in enumerate((streamed, coarse)):
-        other = assemble_package(materials, (Planned(plan),), target, parts.kernels)
+        other = assemble_package(materials, (Planned(plan),), target, parts.kernels, keep_planes=True)
         write_package(other, tmp_path / f"linked{number}", twin=tmp_path / "twin")
         linked = Package.open(tmp_path / f"linked{number}")
         linked.verify()
@@ -122,7 +122,11 @@ def test_a_package_of_something_else_is_no_twin(parts: Parts, tmp_path: Path) ->
     embeddings = build_embeddings(word.word)
     assert embeddings != materials.embeddings
     twins = {
-        "no full precision": (assemble_package(materials, (Planned(coarse),), target, parts.kernels), "shards.bin"),
+        "no full precision": (
+            assemble_package(materials, (Planned(coarse),), target, parts.kernels, keep_planes=True),
+            "shards.bin",
+        ),
+        "not all planes": (assemble_package(materials, (Planned(plan),), target, parts.kernels), "shards.bin"),
         "other quantizer": (
             assemble_package(materials_for("gobo"), (Planned(plan),), target, parts.kernels),
             "shards.bin",
