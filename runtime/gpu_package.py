@@ -73,8 +73,8 @@ PART_CHECKS = (
 LAUNCH_CHECKS = (
     Check(
         "launch_name",
-        lambda p, r: [0 < len(text) < LAUNCH["name"].itemsize for text in r.text],
-        "the name of GPU launch {i} is empty or has no end",
+        lambda p, r: [0 < len(t) < LAUNCH["name"].itemsize and all(0x20 < b < 0x7F for b in t) for t in r.text],
+        "the name of GPU launch {i} is empty, has no end, or cannot be read",
     ),
     Check(
         "launch_twice",

@@ -106,11 +106,13 @@ class Package:
         path = Path(path)
         file = path / "index.bin"
         try:
-            index = file.read_bytes() if file.stat().st_size <= MOST_INDEX_BYTES else b""
+            readable = file.stat().st_size <= MOST_INDEX_BYTES and file.is_file()
+            index = file.read_bytes() if readable else b""
         except OSError as error:
             raise PackageError(f"{path} is not a stic package: cannot read {file.name} ({error.strerror})") from error
         if len(index) < HEADER.itemsize or not index.startswith(MAGIC):
-            raise PackageError(f"{path} is not a stic package: {file.name} does not start with a stic header", "magic")
+            sentence = f"{path} is not a stic package: {file.name} does not start with a stic header"
+            raise PackageError(sentence, check="magic")
         head = np.frombuffer(index, HEADER, 1)[0]
         if head["major"] != MAJOR or head["minor"] > MINOR:
             raise PackageError(
@@ -119,13 +121,13 @@ class Package:
             )
         if head["index_bytes"] != len(index):
             sizes = f"{len(index)} bytes of {head['index_bytes']}"
-            raise PackageError(f"{file} is truncated: {sizes}; compile it again", "index_size")
+            raise PackageError(f"{file} is truncated: {sizes}; compile it again", check="index_size")
         zeroed = bytearray(index)
         at = HEADER.fields["index_crc"][1]
         zeroed[at : at + 4] = bytes(4)
         if zlib.crc32(zeroed) != head["index_crc"]:
             sentence = f"{file} is corrupt (its checksum does not match): copy or compile the package again"
-            raise PackageError(sentence, "index_checksum")
+            raise PackageError(sentence, check="index_checksum")
         package = cls(path, index)
         for number in range(1, len(package.plans)):
             package.with_plan(number)
@@ -191,7 +193,8 @@ class Package:
         if not path.is_file():
             raise PackageError(f"{path} is not a file: copy or compile the package again")
         if facts.st_size != size:
-            raise PackageError(f"{path} has {facts.st_size} bytes of {size}: copy the package again", "file_bytes")
+            sentence = f"{path} has {facts.st_size} bytes of {size}: copy the package again"
+            raise PackageError(sentence, check="file_bytes")
 
     def _check_records(self) -> None:
         h = self._facts
@@ -242,7 +245,7 @@ class Package:
             found = read_plan_file(self.read("plan.json"))
         except ValueError as error:
             raise PackageError(f"{self.path}: {error}: copy or compile the package again") from error
-        if len(found.get("family", (found,))) != len(self.plans):
+        if len(found.get("family", (found,))) < len(self.plans):
             raise PackageError(f"{self.path}: plan.json does not say what plan {self.number} is: compile it again")
         return found | found["family"][self.number] if self.number else found
 
@@ -257,7 +260,7 @@ class Package:
         data = (self.path / name).read_bytes()
         if name not in CHECKED_BY_PART and zlib.crc32(data) != self.files[name]["crc"]:
             sentence = f"{self.path / name} is corrupt (its checksum does not match): copy the package again"
-            raise PackageError(sentence, "file_checksum")
+            raise PackageError(sentence, check="file_checksum")
         return data
 
     def _open(self, name: str) -> BinaryIO:
@@ -280,7 +283,7 @@ class Package:
             raise PackageError(
                 f"{self.path / 'shards.bin'} is corrupt at layer {layer}, slice {slice_}, level {level}"
                 " (checksum): copy the package again",
-                "record_checksum",
+                check="record_checksum",
             )
         where = f"layer {layer} slice {slice_} level {level}"
         check_record(data, level, self.shape, self.nested, self._facts.full_bits, where, self._refuse)
@@ -297,7 +300,7 @@ class Package:
                 data = file.read(scale_at + 8)
                 if zlib.crc32(data[: scale_at + 4]) != int.from_bytes(data[scale_at + 4 :], "little"):
                     sentence = f"{self.path / 'embeddings.bin'} is corrupt at token {token} (checksum)"
-                    raise PackageError(f"{sentence}: copy the package again", "row_checksum")
+                    raise PackageError(f"{sentence}: copy the package again", check="row_checksum")
                 codes[i], scales[i] = np.frombuffer(data, np.int8, hidden), np.frombuffer(data, "<f4", 1, scale_at)[0]
         if not np.isfinite(scales).all():
             token = ids[np.argmin(np.isfinite(scales))]

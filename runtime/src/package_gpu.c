@@ -32,11 +32,17 @@ static stic_status place_tables(stic_package *p, stic_error *error) {
   return STIC_OK;
 }
 
+static bool is_kernel_name(const char *name, size_t size) {
+  size_t length = 0;
+  while (length < size && name[length] > ' ' && name[length] <= '~') length++;
+  return length && length < size && name[length] == 0;
+}
+
 static stic_status check_launches(const stic_package *p, stic_error *error) {
   for (uint32_t i = 0; i < p->gpu->launches; i++) {
     const stic_launch *launch = &p->launches[i];
-    STIC_REQUIRE(launch_name, launch->name[0] && memchr(launch->name, 0, sizeof launch->name),
-                 "index.bin: the name of GPU launch %u is empty or has no end", i);
+    STIC_REQUIRE(launch_name, is_kernel_name(launch->name, sizeof launch->name),
+                 "index.bin: the name of GPU launch %u is empty, has no end, or cannot be read", i);
     for (uint32_t other = 0; other < i; other++)
       STIC_REQUIRE(launch_twice, strcmp(launch->name, p->launches[other].name),
                    "index.bin: kernel %s is launched in two ways",

@@ -90,6 +90,37 @@ class Original:
             yield "places", (int(gpu["places_at"]), np.dtype([("place", "u1")]), int(head["layers"]))
             yield "state", (int(gpu["state_at"]), REGION, len(GPU_REGIONS))
 
+    def filed(self, index: bytes | bytearray, name: str, data: bytes) -> Files:
+        """A file, and an index that has its size and checksum."""
+        changed = bytearray(index)
+        at, dtype, rows = self.tables["files"]
+        for row in np.frombuffer(changed, dtype, rows, at):
+            if row["name"] == name.encode():
+                row["bytes"], row["crc"] = len(data), zlib.crc32(data)
+        return {name: data, "index.bin": sealed(changed)}
+
+    def record(self, place: tuple[int, int, int], changes: dict[int, bytes]) -> Mutant:
+        """Other bytes at offsets into the record of (layer, level, slice), under the record's own checksum."""
+        records = self.package.records
+        offset, size = int(records[place]["offset"]), int(records[place]["bytes"])
+        data, index = bytearray(self.files["shards.bin"]), bytearray(self.index)
+        for at, new in changes.items():
+            data[offset + at : offset + at + len(new)] = new
+        at, dtype, _ = self.tables["records"]
+        start = at + dtype.itemsize * int(np.ravel_multi_index(place, records.shape))
+        index[start + 12 : start + 16] = struct.pack("<I", zlib.crc32(data[offset : offset + size]))
+        return Mutant(f"record {place}", self.filed(index, "shards.bin", bytes(data)))
+
+    def embedding(self, token: int, changes: dict[int, bytes]) -> Mutant:
+        """Other bytes at offsets into the row of a token, under the row's own checksum."""
+        data, checked = bytearray(self.files["embeddings.bin"]), pad(int(self.package.header["hidden"]), 4) + 4
+        start = token * int(self.package.header["row_stride"])
+        for at, new in changes.items():
+            data[start + at : start + at + len(new)] = new
+        crc = zlib.crc32(data[start : start + checked])
+        data[start + checked : start + checked + 4] = struct.pack("<I", crc)
+        return Mutant(f"row {token}", self.filed(self.index, "embeddings.bin", bytes(data)))
+
 
 def sealed(index: bytes | bytearray) -> bytes:
     """The index with its size and its checksum right."""
@@ -175,58 +206,38 @@ class Mutants:
             index[b : b + size] = one
         return Mutant(f"rows of {name}", {"index.bin": sealed(index)})
 
-    def _filed(self, index: bytes | bytearray, name: str, data: bytes) -> Files:
-        """A file, and an index that has its size and checksum."""
-        changed = bytearray(index)
-        at, dtype, rows = self.original.tables["files"]
-        for row in np.frombuffer(changed, dtype, rows, at):
-            if row["name"] == name.encode():
-                row["bytes"], row["crc"] = len(data), zlib.crc32(data)
-        return {name: data, "index.bin": sealed(changed)}
-
-    def _number_at(self, data: bytearray, at: int, half: bool) -> None:
-        """A float16 or float32 that may be no number."""
+    def _no_number(self, half: bool) -> bytes:
+        """A float16 or float32 that may be NaN, infinite, or of the largest."""
         if half:
-            data[at : at + 2] = struct.pack("<H", self.chance.choice((0x7C00, 0xFC00, 0x7E01, 0xFFFF, 0x7BFF, 0)))
-        else:
-            words = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x7F7FFFFF, 0x3F800000, 0)
-            data[at : at + 4] = struct.pack("<I", self.chance.choice(words))
+            return struct.pack("<H", self.chance.choice((0x7C00, 0xFC00, 0x7E01, 0xFFFF, 0x7BFF, 0)))
+        words = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x7F7FFFFF, 0x3F800000, 0)
+        return struct.pack("<I", self.chance.choice(words))
 
     def _trunk(self) -> Mutant:
         data = bytearray(self.original.files["trunk.bin"])
-        half = self.chance.random() < 0.4
+        number = self._no_number(self.chance.random() < 0.4)
         at = self.chance.randrange(len(data) // 4) * 4
-        self._number_at(data, at, half)
-        return Mutant(f"trunk at {at}", self._filed(self.original.index, "trunk.bin", bytes(data)))
+        data[at : at + len(number)] = number
+        return Mutant(f"trunk at {at}", self.original.filed(self.original.index, "trunk.bin", bytes(data)))
 
     def _record(self) -> Mutant:
-        """Bytes of a record, under the record's own checksum."""
         records = self.original.package.records
-        layer, level, s = self.chance.choice(np.argwhere(records["bytes"] > 0).tolist())
-        offset, size = int(records[layer, level, s]["offset"]), int(records[layer, level, s]["bytes"])
-        data, index = bytearray(self.original.files["shards.bin"]), bytearray(self.original.index)
+        place = tuple(self.chance.choice(np.argwhere(records["bytes"] > 0).tolist()))
+        size, changes = int(records[place]["bytes"]), {}
         for _ in range(self.chance.choice((1, 1, 8))):
-            at = offset + self.chance.choice(
-                (self.chance.randrange(size), size - 1 - self.chance.randrange(min(size, 3000)))
-            )
-            data[at] = self.chance.choice((0, 0x80, 0xFF, 0x7C, self.chance.randrange(256)))
-        at, dtype, _ = self.original.tables["records"]
-        start = at + dtype.itemsize * int(np.ravel_multi_index((layer, level, s), records.shape))
-        index[start + 12 : start + 16] = struct.pack("<I", zlib.crc32(data[offset : offset + size]))
-        return Mutant(f"record {layer} {level} {s}", self._filed(index, "shards.bin", bytes(data)))
+            from_end = size - 1 - self.chance.randrange(min(size, 3000))  # where tables and outliers are
+            at = self.chance.choice((self.chance.randrange(size), from_end))
+            changes[at] = bytes([self.chance.choice((0, 0x80, 0xFF, 0x7C, self.chance.randrange(256)))])
+        return self.original.record(place, changes)
 
     def _embedding(self) -> Mutant:
-        """The scale of a row, or any byte of the row, under the row's own checksum."""
-        head, data = self.original.package.header, bytearray(self.original.files["embeddings.bin"])
+        """The scale of a row, or any byte of it."""
+        head = self.original.package.header
         token, scale = self.chance.randrange(int(head["vocabulary"])), pad(int(head["hidden"]), 4)
-        start = token * int(head["row_stride"])
         if self.chance.random() < 0.7:
-            self._number_at(data, start + scale, False)
-        else:
-            data[start + self.chance.randrange(scale)] = self.chance.choice((0x80, 0xFF, 0))
-        checked = bytes(data[start : start + scale + 4])
-        data[start + scale + 4 : start + scale + 8] = struct.pack("<I", zlib.crc32(checked))
-        return Mutant(f"row {token}", self._filed(self.original.index, "embeddings.bin", bytes(data)))
+            return self.original.embedding(token, {scale: self._no_number(False)})
+        byte = bytes([self.chance.choice((0x80, 0xFF, 0))])
+        return self.original.embedding(token, {self.chance.randrange(scale): byte})
 
     def _length(self) -> Mutant:
         """A file longer or shorter, and an index that says so, or not."""
@@ -238,7 +249,7 @@ class Mutants:
             return Mutant(f"length of {name}", {name: sealed(changed) if self.chance.random() < 0.7 else changed})
         if name == "kernels.so" or self.chance.random() < 0.3:  # code that a checksum vouches for is run as it is
             return Mutant(f"length of {name}", {name: changed})
-        return Mutant(f"length of {name}, as told", self._filed(self.original.index, name, changed))
+        return Mutant(f"length of {name}, as told", self.original.filed(self.original.index, name, changed))
 
     def _missing(self) -> Mutant:
         name = self.chance.choice(sorted(self.original.files))
@@ -250,7 +261,8 @@ class Mutants:
         if self.chance.random() < 0.1:
             broken = (b"", b"\xff\xfe", b"[" * 200_000, text[:-2], b"[]", b"null", b"1" * 5000, b'{"plan": NaN}')
             return Mutant(
-                "plan.json as no object", self._filed(self.original.index, "plan.json", self.chance.choice(broken))
+                "plan.json as no object",
+                self.original.filed(self.original.index, "plan.json", self.chance.choice(broken)),
             )
         data = json.loads(text)
         path, holder = [], data
@@ -273,4 +285,4 @@ class Mutants:
         else:
             holder[key] = chosen
         what = f"plan.json {'.'.join(map(str, path))}: {chosen!r}"
-        return Mutant(what, self._filed(self.original.index, "plan.json", json.dumps(data).encode()))
+        return Mutant(what, self.original.filed(self.original.index, "plan.json", json.dumps(data).encode()))

@@ -111,7 +111,7 @@ def test_places_that_cannot_be_are_refused(
     places: tuple[int, ...], package: Path, damaged: Callable[..., Path]
 ) -> None:
     at = int(place_of(package)[1]["places_at"])
-    with pytest.raises(PackageError, match="places no layer|slices has place"):
+    with pytest.raises(PackageError, match=r"places no layer|slices has place"):
         Package.open(damaged(at, np.array(places, np.uint8)))
 
 

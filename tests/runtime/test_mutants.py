@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 
 from stic.compiler.report import contents, drawing, report
+from stic.runtime.checks import BOUNDS
 from stic.runtime.errors import InputError, PackageError
+from stic.runtime.format import FULL, HEADER, pad
 from stic.runtime.package import Package
 from stic.targets.target import load
 from stic.targets.toolchain import ToolchainError, find_c_compiler
-from tests.runtime.mutants import Mutant, Mutants, Original
+from tests.runtime.mutants import Mutant, Mutants, Original, sealed
 
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COUNT = int(os.environ.get("STIC_MUTANTS", "400"))
 SEED = int(os.environ.get("STIC_MUTANTS_SEED", "0"))
-FULL_BITS = ((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2))
-RESIDENT = ((0, 4, 2, 2), (6, 3, 0), (), (0, 0, 0, 0))
 
 
 class Engine:
@@ -47,6 +47,7 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             env=environment,
         )
 
@@ -155,3 +156,75 @@ def test_readers_agree_on_mutants(
         put(folder, Mutant("", {name: original.files[name] for name in mutant.files}))
     print(f"{kind}: {COUNT} mutants, {accepted} accepted by the engine, {len(differing)} differ")
     assert not differing, f"{len(differing)} of {COUNT} mutants: " + "\n".join(differing[:40])
+
+
+@pytest.fixture
+def good(package: Path, tmp_path: Path) -> Original:
+    """A copy that a test may alter."""
+    return Original(Path(shutil.copytree(package, tmp_path / "altered.stic")))
+
+
+HALVES, SINGLES = (
+    (b"\x00\x7c", b"\x00\xfc", b"\x01\x7e"),
+    (b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff", b"\x01\x00\xc0\x7f"),
+)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_numbers_of_the_trunk_that_are_none(number: int, good: Original, engine: Engine) -> None:
+    """Infinite, minus infinite, NaN: at the start of every tensor, of layers left out as well, and at the very end."""
+    header = good.package.header
+    places = [(int(header[name]), HALVES) for name in ("position_at", "token_type_at")]
+    places += [(int(header[name]), SINGLES) for name in ("embedding_gamma_at", "embedding_beta_at")]
+    names = [name for name in good.package.layers.dtype.names or () if name.endswith("_at")]
+    places += [(int(layer[name]), SINGLES) for layer in good.package.layers for name in names]
+    places += [(len(good.files["trunk.bin"]) - 4, SINGLES)]
+    for at, words in places:
+        trunk = bytearray(good.files["trunk.bin"])
+        trunk[at : at + len(words[number])] = words[number]
+        put(good.package.path, Mutant("", good.filed(good.index, "trunk.bin", bytes(trunk))))
+        assert engine(good.package.path).startswith("refused tensor_finite"), at
+        with pytest.raises(PackageError, match="NaN or infinite") as caught:
+            Package.open(good.package.path).verify()
+        assert caught.value.check == "tensor_finite"
+
+
+@pytest.mark.parametrize("word", SINGLES)
+def test_the_scale_of_a_row_that_is_none(word: bytes, good: Original, engine: Engine) -> None:
+    put(good.package.path, good.embedding(5, {pad(good.package.shape.hidden, 4): word}))
+    assert engine(good.package.path).startswith("refused row_scale: the scale of token 5")
+    with pytest.raises(PackageError, match="scale of token 5") as caught:
+        Package.open(good.package.path).verify()
+    assert caught.value.check == "row_scale"
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_weights_at_full_precision_that_are_none(half: bytes, good: Original, engine: Engine) -> None:
+    size = int(good.package.records[0, FULL, 0]["bytes"])
+    for at in (0, size - 2):
+        put(good.package.path, good.record((0, FULL, 0), {at: half}))
+        assert engine(good.package.path).startswith("refused weight_finite")
+        with pytest.raises(PackageError, match="NaN or infinite") as caught:
+            Package.open(good.package.path).verify()
+        assert caught.value.check == "weight_finite"
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_are_the_same(name: str, good: Original, engine: Engine) -> None:
+    """Both readers name the limits beyond them, and something else, or nothing, within."""
+    least, most = BOUNDS[name]
+    kind, at = HEADER.fields[name][:2]  # type: ignore[index]
+    for value in (least - 1, least, most, most + 1):
+        if value < 0:
+            continue
+        index = bytearray(good.index)
+        index[at : at + kind.itemsize] = value.to_bytes(kind.itemsize, "little")
+        put(good.package.path, Mutant("", {"index.bin": sealed(index)}))
+        said = engine(good.package.path)
+        assert said.startswith("refused limits:") == (not least <= value <= most), said
+        try:
+            Package.open(good.package.path)
+        except PackageError as error:
+            assert (error.check == "limits") == (not least <= value <= most)
+        else:
+            assert said.startswith("ok")
