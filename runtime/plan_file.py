@@ -48,6 +48,7 @@ class OneOf:
 
 
 COUNT = Number(0, 1 << 63, whole=True, noun="a whole number from 0 up")
+LIMIT = Number(1, 1 << 63, whole=True, noun="a whole number from 1 up")
 LAYER = Number(-2, LIMITS["layers"], whole=True, noun="the number of a layer")  # and the embedding's and the head's
 BITS = Number(0, 32, whole=True, noun="a bitwidth")
 TIME = Number(0, 1e15, noun="a time in microseconds")
@@ -69,7 +70,7 @@ DECIDED = {
     "table_resident": bool,
     "read_ahead": COUNT,
     "overlap": bool,
-    "budget": {"latency_us": OrNull(COUNT), "memory_bytes": OrNull(COUNT), "preload_bytes": OrNull(COUNT)},
+    "budget": {"latency_us": OrNull(LIMIT), "memory_bytes": OrNull(LIMIT), "preload_bytes": OrNull(COUNT)},
     "margin": NUMBER,
     "proof": {
         "status": str,
