@@ -87,6 +87,12 @@ HP), token_type float16 (max(types, 1), HP), embedding gamma and beta float32 (H
 qkv_bias (slices, 3A), out_scale, out_bias (HP), up_scale, up_bias (slices, FP), down_scale, down_bias (HP), two norms'
 gamma and beta (HP); head: weight float16 (pad16(out), pad16(in)), bias float32 (pad16(out)).
 
+Every tensor's numbers are finite, as are a row's scale, weights of level 7 and outliers. Layers that are left out have
+their tensors as well.
+
+**Names** of files are printable ASCII without a slash or space, do not start with a dot, and end with zeros; no two are
+the same. Tables of index.bin start at multiples of 8.
+
 **Extent**: slices first .. first+count-1 of one (layer, level), read from `file_offset` (multiple of 4096)
 for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zeros to one) to arena offset
 `destination` (multiple of 4096). A streamed extent may be read only when layer `wait_layer` has been computed

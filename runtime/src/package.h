@@ -119,7 +119,7 @@ static inline uint64_t stic_weights_bytes(const stic_package *p) {
          stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK);
 }
 
-/* Check the inside of a record whose CRC holds: code tables and outliers. `size` is the record's. */
+/* Check the inside of a record whose CRC holds: code tables, outliers, finite weights. `size` is the record's. */
 stic_status stic_record_check(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t size,
                               stic_error *error);
 
@@ -135,9 +135,21 @@ stic_status stic_row_check(const stic_package *package, const uint8_t *row, int3
 const uint32_t *stic_record_outliers(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t matrix,
                                      const uint16_t **entries);
 
-#define STIC_REQUIRE(condition, ...) \
+/* Whether so many floats of 16 or 32 bits are numbers. */
+bool stic_finite(const void *numbers, uint64_t count, uint32_t bits);
+
+/* The tensors of trunk.bin (trunk.c): each lies inside of it; and, in the file's contents, are finite numbers. */
+stic_status stic_trunk_check_places(const stic_package *package, stic_error *error);
+stic_status stic_trunk_check(const stic_package *package, const uint8_t *trunk, stic_error *error);
+
+/* One check of a package. `name` is that of the same check in Python: tests compare the names, and see in the error
+ * which one failed. */
+#define STIC_REQUIRE(name, condition, ...) \
   do { \
-    if (!(condition)) return stic_fail(error, STIC_PACKAGE_CORRUPT, __VA_ARGS__); \
+    if (!(condition)) { \
+      error->check = #name; \
+      return stic_fail(error, STIC_PACKAGE_CORRUPT, __VA_ARGS__); \
+    } \
   } while (0)
 
 #endif

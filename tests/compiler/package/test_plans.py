@@ -2,7 +2,7 @@
 
 import errno
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from stic.compiler.package.index import Parts
 from stic.compiler.package.trunk import build_embeddings
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import from_json
+from stic.compiler.simulate import Event
 from stic.runtime.errors import InputError, PackageError
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
@@ -26,7 +27,7 @@ def family_of(plans: int) -> tuple[Planned, ...]:
     """Further plans, for the least memory first."""
     bits = ((5, 4, 2), (4, 4))
     held = [((0, 0, 0), (0, 0)), ((2, 2, 0), (2, 0)), ((5, 4, 2), (4, 4))]
-    timelines = [({"kind": "compute", "number": i},) for i in range(plans)]
+    timelines = [(asdict(Event("compute", i, -1, 0.0, 1.0, 0)),) for i in range(plans)]
     return tuple(Planned(plan_of(bits, held[i % 3]), 1000 + i, timelines[i]) for i in range(plans))
 
 
@@ -40,7 +41,7 @@ def test_a_family_is_described(parts: Parts, tmp_path: Path) -> None:
     assert [one["predicted_us"] for one in described] == [900, 1000, 1001, 1002]
     assert [one["claimed_bytes"] for one in described] == [entry.claimed_bytes for entry in package.plans]
     assert described[0] == {name: package.plan[name] for name in described[0]}
-    assert package.with_plan(2).plan["timeline"] == [{"kind": "compute", "number": 1}]
+    assert package.with_plan(2).plan["timeline"] == [asdict(Event("compute", 1, -1, 0.0, 1.0, 0))]
     assert [from_json(one["plan"]) for one in described] == [plan, *(one.plan for one in family_of(3))]
     fixed = materials.fixed_bytes(4)
     assert materials.fixed_bytes() <= fixed < materials.fixed_bytes(64)
