@@ -193,7 +193,7 @@ def test_numbers_of_the_trunk_that_are_none(number: int, good: Original, engine:
 def test_the_scale_of_a_row_that_is_none(word: bytes, good: Original, engine: Engine) -> None:
     put(good.package.path, good.embedding(5, {pad(good.package.shape.hidden, 4): word}))
     assert engine(good.package.path).startswith("refused row_scale: the row of token 5")
-    with pytest.raises(PackageError, match="scale of token 5") as caught:
+    with pytest.raises(PackageError, match="row of token 5") as caught:
         Package.open(good.package.path).verify()
     assert caught.value.check == "row_scale"
 
