@@ -6,14 +6,17 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from stic.compiler.export.huggingface import export_model, sentence_head
+from stic.compiler.export.huggingface import export_model
+from stic.compiler.frontend.facts import Facts, read_facts
 from stic.compiler.frontend.folders import beside, name_of, no_tokenizer, onnx_file
 from stic.compiler.frontend.onnx import load_model
-from stic.compiler.importance.examples import Examples, built_in_examples, check_calibration, label_names, read_examples
+from stic.compiler.frontend.reading import Reading
+from stic.compiler.frontend.sentence_modules import read_modules
+from stic.compiler.importance.examples import Examples, built_in_examples, check_calibration, read_examples
 from stic.compiler.importance.measure import ProfileSettings
-from stic.compiler.importance.objectives import agreement_objective
+from stic.compiler.importance.objectives import Objective, agreement_objective
 from stic.compiler.model import Model
-from stic.compiler.options import ImportanceOptions, TargetOptions
+from stic.compiler.options import ImportanceOptions, TargetOptions, longest_input
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 from stic.targets.target import Target
@@ -25,20 +28,17 @@ BITS = (2, 3, 4, 5, 6, 8)  # on offer; 7 is stored on the way to 8, and buys lit
 def read_model(path: Path, output: str | None = None) -> Model:
     """Read MODEL: an .onnx file, or a directory with one or with what transformers saves (`model_files`).
 
-    The latter is exported to a temporary file first. Raises InputError, which names the directory.
+    The latter is exported to a temporary file first. A graph that gives hidden states gets the head of a modules.json
+    beside it, unless `output` names what is wanted. Raises InputError, which names the directory.
     """
-    if not path.is_dir():
-        return load_model(path, output)
-    onnx = onnx_file(path)
+    onnx = onnx_file(path) if path.is_dir() else path
     if onnx is None:
         tokenizer = beside(path, "tokenizer.json")
         model = _exported(path, output)
         return replace(model, name=name_of(path), tokenizer=tokenizer if tokenizer.exists() else None, source=path)
-    model = replace(load_model(onnx, output), name=name_of(path))
-    head = None if output is not None else sentence_head(beside(onnx, "modules.json").parent)
-    bare = model.head.pooling == "tokens" and not model.head.dense and not model.head.normalize
-    # The rest of a sentence encoder lies beside its ONNX.
-    return replace(model, head=head) if head is not None and bare else model
+    model = load_model(onnx, output)
+    model = replace(model, name=name_of(path)) if path.is_dir() else model
+    return model if output is not None else _with_modules(model, beside(onnx, "modules.json").parent)
 
 
 def _exported(path: Path, output: str | None) -> Model:
@@ -49,6 +49,14 @@ def _exported(path: Path, output: str | None) -> Model:
             return load_model(onnx, output)
         except InputError as error:  # the temporary file says nothing to people
             raise type(error)(str(error).replace(str(onnx), f"the export of {path}")) from error
+
+
+def _with_modules(model: Model, folder: Path) -> Model:
+    """Put the pooling, dense layers and normalisation of modules.json on a graph that ends before them."""
+    if model.head.pooling != "tokens" or model.head.dense or model.head.normalize:
+        return model
+    modules = read_modules(folder)
+    return replace(model, head=modules.head) if modules is not None and modules.pools else model
 
 
 def wanted_target(options: TargetOptions) -> Target:
@@ -71,17 +79,47 @@ def calibration_examples(model: Model, calibration: Path | None) -> Examples:
     """The examples that importance is measured on."""
     if model.tokenizer is None:
         raise InputError(no_tokenizer(model.source or Path(model.name)))
+    reading = reading_of(model)
     if calibration is None:
-        return built_in_examples()
-    return check_calibration(read_examples(calibration, labels=class_names(model) or None))
+        return built_in_examples().prompted(reading.prompt)
+    return check_calibration(read_examples(calibration, reading=reading).prompted(reading.prompt))
 
 
-def class_names(model: Model) -> tuple[str, ...]:
-    """Names of the classes of a classifier, from config.json beside the model; else empty."""
-    if model.source is None or not model.head.dense:
-        return ()
-    names = label_names(beside(model.source, "config.json").parent) or ()
-    return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
+def facts_of(model: Model) -> Facts:
+    """What the files beside the model say of its answers. Raises InputError for what cannot be honoured."""
+    if model.source is None:
+        return Facts(Path())
+    folder = beside(model.source, "modules.json").parent
+    facts = read_facts(beside(model.source, "config.json").parent)
+    if model.tokenizer is not None:
+        facts.check_tokenizer(model.tokenizer)
+    modules = read_modules(folder) if facts.prompt and model.head.pooling == "mean" else None
+    if modules is not None and not modules.prompt_counts:
+        raise InputError(
+            f"{folder / 'modules.json'}: its Pooling leaves the prompt's tokens out (include_prompt is false), which is"
+            " not supported: set default_prompt_name in config_sentence_transformers.json to null"
+        )
+    return facts
+
+
+def reading_of(model: Model) -> Reading:
+    """How the model's outputs are read, by what stands beside it."""
+    dense = model.head.dense
+    plain = bool(dense) and dense[-1].activation == "none" and not model.head.normalize
+    return facts_of(model).reading(dense[-1].linear.weight.shape[0] if plain else None)
+
+
+def input_length(asked: int | None, model: Model) -> int:
+    """Tokens of the longest input: as asked, else what sentence_bert_config.json says, within `longest_input`."""
+    length = longest_input(asked, model.max_length)
+    told = facts_of(model).max_length if asked is None else None
+    return length if told is None else min(length, told)
+
+
+def _agreement(model: Model) -> Objective:
+    """The objective of agreement: by how the outputs are read, where files beside the model say so."""
+    reading = reading_of(model)
+    return agreement_objective(model, reading.kind if reading.names or facts_of(model).embeds else None)
 
 
 def profile_settings(options: ImportanceOptions, model: Model, bits: tuple[int, ...], length: int) -> ProfileSettings:
@@ -93,5 +131,5 @@ def profile_settings(options: ImportanceOptions, model: Model, bits: tuple[int, 
         tokens=options.tokens,
         plans=options.checks,
         max_length=length,
-        objective=agreement_objective(model) if options.objective == "agreement" else None,
+        objective=_agreement(model) if options.objective == "agreement" else None,
     )

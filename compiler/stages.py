@@ -17,7 +17,7 @@ from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance, ProfileSettings, sample
 from stic.compiler.importance.measure import profile as measure_importance
 from stic.compiler.importance.tokens import Tables
-from stic.compiler.inputs import calibration_examples, class_names, profile_settings
+from stic.compiler.inputs import calibration_examples, input_length, profile_settings, reading_of
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
 from stic.compiler.options import (
@@ -27,7 +27,6 @@ from stic.compiler.options import (
     PlannerOptions,
     Quantizer,
     TargetOptions,
-    longest_input,
 )
 from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
@@ -113,7 +112,7 @@ class Written:
 
 def calibrate(model: Model, options: ModelOptions, importance: ImportanceOptions, bits: tuple[int, ...]) -> Calibration:
     """Draw calibration examples and turn them into tokens; `bits` are those that a plan may choose from."""
-    length = longest_input(options.max_length, model.max_length)
+    length = input_length(options.max_length, model)
     examples = calibration_examples(model, importance.calibration)
     settings = profile_settings(importance, model, bits, length)
     sampled, batches = sample(examples, model.tokenizer or Path(), length, settings, Tables.of(model))
@@ -282,7 +281,7 @@ def write(
     fallback = _holds_on_cpu(decided.default, decided.problem)
     planned = [_replayed(*one) for one in zip(decided.plans, replays.timelines, strict=True)]
     parts = assemble_package(
-        materials, planned, target, compiled.library, compiled.program, fallback, class_names(model)
+        materials, planned, target, compiled.library, compiled.program, fallback, reading_of(model)
     )
     write_package(parts, output, tell.tick)
     return Written(output, parts.default.claimed_bytes)

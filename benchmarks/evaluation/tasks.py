@@ -16,7 +16,6 @@ from benchmarks.evaluation.graphs import export_float32
 from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.resume import write_json
 from stic.compiler.array_cache import sources
-from stic.compiler.importance.examples import label_names
 from stic.compiler.importance.log import digest
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
@@ -191,7 +190,7 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     """
     from stic.compiler.device.workload import Workload
     from stic.compiler.importance.measure import Importance
-    from stic.compiler.inputs import read_model
+    from stic.compiler.inputs import read_model, reading_of
     from stic.compiler.model import Model
     from stic.compiler.options import (
         CompileOptions,
@@ -234,7 +233,7 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     kernels = folder / "kernels" / f"{name}.so"
     kernels.parent.mkdir(parents=True, exist_ok=True)
     generate(materials.kernel_shape, target, kernels)
-    labels = label_names(model if model.is_dir() else model.parent) or ()
+    labels = reading_of(made[Model]).names
     onnx = _onnx_of(name, model, folder)
     return Prepared(
         name, made[Model], materials, problem, published, trial, target, kernels, onnx, dev,

@@ -6,28 +6,37 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from stic.compiler.frontend.facts import TABLE, facts_files
 from stic.runtime.errors import InputError
 
+# What is kept of config.json, beside the facts that change an answer; their other files are copied.
 _KEPT = (
-    "model_type", "architectures", "elastic", "id2label", "label2id", "num_labels", "hidden_size", "dim",
-    "max_position_embeddings", "pad_token_id",
+    "model_type", *TABLE["config.json"], "elastic", "num_labels", "hidden_size", "dim", "max_position_embeddings",
+    "pad_token_id",
 )  # fmt: skip
 _INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GiB; larger weights go to a file beside the model
 
 
-def write_all(model: onnx.ModelProto, config: dict[str, Any], folder: Path, out: Path) -> None:
-    """Write tokenizer, config, weights beside the model if they are large, and the model last."""
+def write_all(model: onnx.ModelProto, config: dict[str, Any], folders: tuple[Path, Path], out: Path) -> None:
+    """Write tokenizer, config, facts, weights beside the model if they are large, and the model last.
+
+    `folders`: of the encoder, and of the whole model.
+    """
+    folder, whole = folders
     tokenizer, kept = folder / "tokenizer.json", {key: config[key] for key in _KEPT if key in config}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.parent.resolve() != folder.resolve():
             text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
             _replace(out.parent / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+            for fact in facts_files(whole):
+                _replace(out.parent / fact.name, partial(shutil.copyfile, fact))
             if tokenizer.is_file():
                 _replace(out.parent / "tokenizer.json", lambda path: shutil.copyfile(tokenizer, path))
         if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _INLINE_LIMIT:
