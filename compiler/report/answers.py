@@ -141,6 +141,6 @@ def run_sentence(number: int, run: Mapping[str, Any]) -> str:
 def total_sentence(runs: int, total: Mapping[str, int]) -> str:
     """One line about many runs together."""
     return (
-        f"{runs} runs: {total['tokens']} tokens in {format_time(total['run_us'])},"
+        f"{runs} run{'s' * (runs != 1)}: {total['tokens']} tokens in {format_time(total['run_us'])},"
         f" of it {format_time(total['stall_us'])} waiting for storage"
     )
