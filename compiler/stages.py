@@ -18,7 +18,13 @@ from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance, ProfileSettings, sample, worthless
 from stic.compiler.importance.measure import profile as measure_importance
 from stic.compiler.importance.tokens import Tables
-from stic.compiler.inputs import calibration_examples, class_names, importance_settings, without_tokenizer
+from stic.compiler.inputs import (
+    calibration_examples,
+    importance_settings,
+    input_length,
+    reading_of,
+    without_tokenizer,
+)
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
 from stic.compiler.options import (
@@ -28,7 +34,6 @@ from stic.compiler.options import (
     PlannerOptions,
     Quantizer,
     TargetOptions,
-    longest_input,
 )
 from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
@@ -126,7 +131,7 @@ def calibrate(
 
     Where something rests on them, it is `needed` to say that they are random for want of a tokenizer.
     """
-    length = longest_input(options.max_length, model.max_length)
+    length = input_length(options.max_length, model)
     examples, tokenizer = calibration_examples(model, importance.calibration)
     if needed and model.tokenizer is None:
         tell.note(without_tokenizer(model))
@@ -317,7 +322,7 @@ def write(
     fallback = _holds_on_cpu(decided.default, decided.problem)
     planned = [_replayed(*one) for one in zip(decided.plans, replays.timelines, strict=True)]
     parts = assemble_package(
-        materials, planned, target, compiled.library, compiled.program, fallback, class_names(model), keep_planes
+        materials, planned, target, compiled.library, compiled.program, fallback, reading_of(model), keep_planes
     )
     write_package(parts, output, tell.tick)
     return Written(output, parts.default.claimed_bytes)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.frontend.reading import VECTOR, Reading
 from stic.compiler.memory.check import verify_extents, verify_family, verify_regions, verify_state, verify_weights
 from stic.compiler.memory.gpu import gpu_bytes, gpu_state
 from stic.compiler.memory.placement import Placement, Sizes, fixed_bytes, place_extents, regions
@@ -120,7 +121,7 @@ def assemble_package(
     kernels: Path,
     program: GpuProgram | None = None,
     fallback: bool = True,
-    labels: tuple[str, ...] = (),
+    reading: Reading = VECTOR,
     keep_planes: bool = False,
 ) -> Parts:
     """Place everything that the plans decide and verify the placement; the result is ready for `write_package`.
@@ -164,7 +165,7 @@ def assemble_package(
         row_lanes=sizes.row_lanes,
         request_bytes=REQUEST_BYTES,
         stack_bytes=sizes.stack_bytes,
-        labels=labels,
+        reading=reading,
         gpu=gpu,
     )
 

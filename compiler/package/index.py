@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.frontend.reading import VECTOR, Reading
 from stic.compiler.memory.gpu import GpuState
 from stic.compiler.memory.placement import Placement
 from stic.compiler.package.kernels import GpuProgram
@@ -83,7 +84,7 @@ class Parts:
     row_lanes: int
     request_bytes: int
     stack_bytes: int
-    labels: tuple[str, ...] = ()
+    reading: Reading = VECTOR  # of the outputs
     gpu: GpuParts | None = None
 
     @property

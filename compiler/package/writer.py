@@ -211,7 +211,8 @@ def _description(parts: Parts) -> dict[str, Any]:
             "activation": model.activation,
             "epsilon": model.embeddings.norm.epsilon,
             "elastic": model.elastic,
-            "labels": list(parts.labels),
+            "labels": list(parts.reading.names),
+            "reading": parts.reading.to_json(),
             "positions": min(model.max_length, LIMITS["max_length"]),  # --max-length could be so much
         },
         "target": parts.target.name,
