@@ -92,6 +92,7 @@ PLAN_FILE = {
         "elastic": Maybe(bool),
         "labels": Maybe([str]),
         "positions": Maybe(COUNT),
+        "reading": Maybe({"kind": str, "prompt": str, "similarity": str}),
     },
     "target": str,
     "gpu": Maybe(str),
