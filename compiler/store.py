@@ -27,11 +27,11 @@ class Store:
 
     @property
     def layers(self) -> int:
-        return self.bytes.shape[0]
+        return int(self.bytes.shape[0])
 
     @property
     def slices(self) -> int:
-        return self.bytes.shape[2]
+        return int(self.bytes.shape[2])
 
     def without_full(self) -> Store:
         """The store without full precision: of shards.bin, what comes before it."""

@@ -36,6 +36,7 @@ from stic.runtime.format import (
     TILE,
     Shape,
     levels_of,
+    offset_of,
     pad,
     record_layout,
 )
@@ -108,7 +109,7 @@ class Package:
         if head["index_bytes"] != len(index):
             raise PackageError(f"{file} is truncated: {len(index)} bytes of {head['index_bytes']}; compile it again")
         zeroed = bytearray(index)
-        at = HEADER.fields["index_crc"][1]
+        at = offset_of(HEADER, "index_crc")
         zeroed[at : at + 4] = bytes(4)
         if zlib.crc32(zeroed) != head["index_crc"]:
             raise PackageError(f"{file} is corrupt (its checksum does not match): copy or compile the package again")
@@ -130,7 +131,7 @@ class Package:
         """Have the header and the regions say what is so under this plan."""
         entry = self.plans[self.number]
         for name in PLAN.names or ():
-            if name in HEADER.fields and name != "reserved":
+            if name in (HEADER.names or ()) and name != "reserved":
                 self.header[name] = getattr(entry, name)
         self.regions |= {"preload": entry.preload, "working": entry.working}
 
@@ -312,7 +313,7 @@ class Package:
             layout = record_layout(self.shape, level, self.nested)
             for at in layout.planes[m]:
                 plane = np.frombuffer(data, np.uint8, n * k // 8, at)
-                flat = (flat << 1) | np.unpackbits(plane, bitorder="little")
+                flat = (flat << np.uint8(1)) | np.unpackbits(plane, bitorder="little")
             table = np.frombuffer(data, np.int8, 1 << (level + 2), layout.tables[m])
             if layout.blocks:
                 outliers = self._outliers(data, layer, level, slice_, m)

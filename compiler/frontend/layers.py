@@ -163,12 +163,12 @@ def _projection(graph: Graph, moved: Moved, index: NDArray[np.int64], before: st
 
 def _head_columns(
     graph: Graph, merged: str, inner: Moved, heads: int, batch: int, tokens: int, width: int, heads_last: bool
-) -> Array:
+) -> NDArray[np.int64]:
     """Return, for each input column of the output map, its place head * width + element."""
     index = inner.index.reshape(batch, tokens, -1)
     count = heads * width
     first = index[0, 0]
-    place = first if heads_last else first // (tokens * width) * width + first % width
+    place: NDArray[np.int64] = first if heads_last else first // (tokens * width) * width + first % width
     b, t = np.arange(batch)[:, None, None], np.arange(tokens)[None, :, None]
     head, element = place // width, place % width
     if heads_last:

@@ -46,7 +46,8 @@ def cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float
     """Return the cosine of each row of `a` with that row of `b`; 0 where either is zero."""
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a64, axis=-1) * np.linalg.norm(b64, axis=-1)
-    return (a64 * b64).sum(axis=-1) / np.where(norms > 0, norms, 1.0)
+    found: NDArray[np.float64] = (a64 * b64).sum(axis=-1) / np.where(norms > 0, norms, 1.0)
+    return found
 
 
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

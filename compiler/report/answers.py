@@ -22,7 +22,8 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     if len(values) == 1:
         values = np.array([0.0, values[0]])
     powers = np.exp(values - values.max())
-    return powers / powers.sum()
+    shares: NDArray[np.float64] = powers / powers.sum()
+    return shares
 
 
 def print_answers(

@@ -23,7 +23,8 @@ import pytest
 import tvm
 from tvm.target.codegen import llvm_version_major
 
-from stic.schedules.pack import GROUP, TILE, interleave
+from stic.runtime.format import TILE
+from stic.schedules.pack import GROUP, interleave
 from stic.schedules.shape import KernelShape
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

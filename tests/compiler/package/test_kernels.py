@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -105,8 +107,8 @@ def test_key_follows_shape_and_target() -> None:
 
 
 def test_missing_linker(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
-    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("STIC_CC", raising=False)
     with pytest.raises(ToolchainError, match="no C compiler for target host"):
         kernels.generate(SHAPE, load("host"), tmp_path / "kernels.so")

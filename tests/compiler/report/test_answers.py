@@ -8,9 +8,10 @@ from stic.compiler.report.answers import print_answers, probabilities
 
 
 def printed(texts, outputs, labels=()):
-    console = Console(file=io.StringIO(), width=100, markup=False)
+    written = io.StringIO()
+    console = Console(file=written, width=100, markup=False)
     print_answers(console, texts, [np.asarray(output, np.float32) for output in outputs], labels)
-    return console.file.getvalue()
+    return written.getvalue()
 
 
 def test_classes_are_named():
