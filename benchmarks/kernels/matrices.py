@@ -88,7 +88,8 @@ class Set:
         q = self.product.interleave
         y = np.zeros((len(self.x), self.shape.n))
         for number, part in enumerate(self.last):
-            weights = part["table"].astype(np.float64)[unpack_planes(list(part["planes"]), (self.shape.n, self.shape.ks), q)]
+            codes = unpack_planes(list(part["planes"]), (self.shape.n, self.shape.ks), q)
+            weights = part["table"].astype(np.float64)[codes]
             weights *= self.scale[:, None].astype(np.float64)
             entries, starts = part["entries"].reshape(-1, 2), part["starts"].astype(int)
             block = np.repeat(np.arange(len(starts) - 1), np.diff(starts))

@@ -13,7 +13,7 @@ from stic.compiler.frontend.norms import norm
 from stic.compiler.frontend.parts import activation, fold_linear, linear, terms
 from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
 from stic.compiler.frontend.scores import additive, check_mask, read_scores
-from stic.compiler.model import Array, Linear, Norm
+from stic.compiler.model import Linear, Norm
 
 _PRODUCTS = ("MatMul", "Gemm")
 

@@ -127,10 +127,10 @@ def head_cotangents(head: Head, hidden: Array, mask: NDArray[np.bool_], cotangen
     turned = cotangents
     if head.normalize:
         length = np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-        unit: Array = np.divide(x, length)
-        turned = np.divide(turned - unit * (turned * unit).sum(axis=-1, keepdims=True), length)
+        unit = x / length
+        turned = (turned - unit * (turned * unit).sum(axis=-1, keepdims=True)) / length
     for dense, before in zip(reversed(head.dense), reversed(inputs), strict=True):
-        turned = (turned * slope(before, dense.activation)) @ dense.linear.weight
+        turned = np.matmul(turned * slope(before, dense.activation), dense.linear.weight)
     if head.pooling == "tokens":
         return turned
     result = np.zeros((len(cotangents), *hidden.shape), np.float32)

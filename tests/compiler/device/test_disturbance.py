@@ -120,4 +120,5 @@ def test_others_at_work_keep_a_profile_out_of_the_cache(machine, cache):
 
 def test_nothing_measured_is_neither_kept_nor_noted(machine, cache):
     notes: list[str] = []
-    assert measure.cached(measure.__name__, ("key",), dict, notes.append) == {} and notes == [] and not list(cache.iterdir())
+    assert measure.cached(measure.__name__, ("key",), dict, notes.append) == {}
+    assert notes == [] and not list(cache.iterdir())

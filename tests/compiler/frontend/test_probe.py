@@ -157,7 +157,8 @@ def written(path: Path, mask: str, positions: str = "plain") -> Path:
     y = w.add("Add", x, w.linear(merged, "o", array(HIDDEN, HIDDEN), array(HIDDEN)))
     y = w.norm(y, "n1", array(HIDDEN), array(HIDDEN), 1e-6)
     z = w.activation(w.linear(y, "up", array(9, HIDDEN), array(9)), "gelu")
-    z = w.norm(w.add("Add", w.linear(z, "down", array(HIDDEN, 9), array(HIDDEN)), y), "n2", array(HIDDEN), array(HIDDEN), 1e-6)
+    z = w.add("Add", w.linear(z, "down", array(HIDDEN, 9), array(HIDDEN)), y)
+    z = w.norm(z, "n2", array(HIDDEN), array(HIDDEN), 1e-6)
     inputs = NAMES[:2] if mask == "input" else NAMES[:1]
     onnx.save(w.model(inputs, {"states": (z, ("batch", "sequence", HIDDEN))}), path)
     return path

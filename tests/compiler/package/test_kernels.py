@@ -17,7 +17,6 @@ pytest.importorskip("tvm", reason="needs apache-tvm")
 from stic.compiler.package import kernels
 from stic.runtime.errors import ToolchainError
 from stic.schedules.shape import KernelShape
-from stic.targets import toolchain
 from stic.targets.target import load
 
 SHAPE = KernelShape(32, 16, "gelu", 1e-12, 1e-12)
@@ -42,7 +41,7 @@ def test_library_loads_and_is_cached(cache: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("style", ["mali", "adreno"])
 @pytest.mark.parametrize("q", [4, 8])
 def test_a_gpu_s_program_is_text_and_launches(style: str, q: int, cache: Path, tmp_path: Path) -> None:
-    program = kernels.generate_program(SHAPE, style, "float16", q, tmp_path / "kernels.cl")  # type: ignore[arg-type]
+    program = kernels.generate_program(SHAPE, style, "float16", q, tmp_path / "kernels.cl")
     text = program.path.read_text()
     names = [name.decode() for name in program.launches["name"]]
     assert "stic_add_norm" in names and len(set(names)) == len(names)

@@ -127,7 +127,7 @@ def test_the_code_at_an_outlier_is_the_middle_one(quantized: QuantizedModel) -> 
         for bits in LEVEL_BITS:
             assert (matrix.codes_at(bits)[o.rows, o.columns] == 1 << (bits - 1)).all()
     with pytest.raises(ValueError, match="another code than"):
-        replace(matrix, codes={bits: codes ^ 1 for bits, codes in matrix.codes.items()})
+        replace(matrix, codes={bits: codes ^ np.uint8(1) for bits, codes in matrix.codes.items()})
 
 
 def test_codes_around_outliers_are_chosen_as_if_those_were_exact(sharded: ShardedModel) -> None:
