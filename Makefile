@@ -1,5 +1,6 @@
 # make demo    compile a real encoder under a budget that forces streaming, and run it
 # make test    style, types and tests
+# make fast    of the tests, what takes a few minutes; make one T=tests/...::name runs one
 # make help    everything else
 #
 # Needs Python 3.11 or newer, make and a C compiler. PYTHON names the interpreter that makes the environment.
@@ -20,16 +21,20 @@ STORAGE ?= 100MB
 TARGET ?= host
 
 PACKAGES := runtime targets schedules compiler
-FOLDERS := $(PACKAGES) tests benchmarks
+FOLDERS := $(PACKAGES) tests benchmarks examples
+C_FILES := $(shell find $(FOLDERS) -name '*.[ch]')
 
-.PHONY: demo test test-device lint types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner bench-sizes clean help
+.PHONY: demo test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner bench-sizes clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
 	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
+	@echo "make fast               pytest without devices behind trackers, fuzzing, torch and real models: a few minutes"
+	@echo "make one T=...          one test, file or folder, in the environment that is there: make one T=tests/test_docs.py"
 	@echo "make test-device        of pytest, what drives an emulated phone behind an RPC tracker (needs qemu-aarch64)"
-	@echo "make lint types check   the parts of it"
+	@echo "make lint types check   style (ruff, clang-format), types (mypy), both"
+	@echo "make format             write Python and C in the style that make lint checks"
 	@echo "make bench              the evaluation: planners, baselines and other runtimes on real tasks, storage and memory"
 	@echo "                        held to a limit (root; STIC_DATA names the data; 35 to 45 minutes, goes on where it was stopped)"
 	@echo "make bench-quick        a sample of it in a few minutes (BENCH=... adds arguments to each, such as --plan-only)"
@@ -89,6 +94,12 @@ demo: $(DEMO_PACKAGE)/index.bin
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check $(FOLDERS)
+	$(BIN)/ruff format --check --quiet $(FOLDERS)
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff format $(FOLDERS)
+	$(BIN)/clang-format -i $(C_FILES)
 
 # mypy finds stic.NAME by folders alone, and an import that it does not find would be Any: they are put where it looks.
 types: $(VENV)/test.stamp
@@ -100,6 +111,15 @@ check: lint types
 
 test: check
 	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST)
+
+fast: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not device and not fuzz and not oracle and not real" $(PYTEST)
+
+# Looks at no stamp, so that it starts at once.
+one:
+	@test -n "$(T)" || { echo "make one needs a test: make one T=tests/test_docs.py::test_links_lead_somewhere" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "make one needs the environment that make fast or make test makes: run one of them once" >&2; exit 2; }
+	$(BIN)/python -m pytest -q '$(T)' $(PYTEST)
 
 test-device: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q $(PARALLEL) tests/device $(PYTEST)

@@ -36,8 +36,9 @@ import numpy as np
 from stic.compiler.export.huggingface import export_model
 from stic.compiler.forward import run_head
 from stic.compiler.frontend.onnx import load_model
+from stic.compiler.frontend.similarity import cosine
 from stic.compiler.importance.examples import Examples, built_in_examples, encode, read_examples
-from stic.compiler.importance.scoring import cosine, score
+from stic.compiler.importance.scoring import score
 from stic.compiler.model import Array, Model
 from stic.compiler.quantization.moments import input_moments, tapped_states
 from stic.compiler.quantization.quantize import (

@@ -7,15 +7,18 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from stic.compiler.export.huggingface import exported_graph, sentence_head
+from stic.compiler.export.huggingface import exported_graph
+from stic.compiler.frontend.facts import Facts, read_facts
 from stic.compiler.frontend.folders import beside, name_of, no_tokenizer, onnx_file
 from stic.compiler.frontend.onnx import load_exported, load_model
-from stic.compiler.importance.examples import Examples, built_in_examples, check_calibration, label_names, read_examples
+from stic.compiler.frontend.reading import Reading
+from stic.compiler.frontend.sentence_modules import read_modules
+from stic.compiler.importance.examples import Examples, built_in_examples, check_calibration, read_examples
 from stic.compiler.importance.measure import ProfileSettings
-from stic.compiler.importance.objectives import agreement_objective
+from stic.compiler.importance.objectives import Objective, agreement_objective
 from stic.compiler.importance.random_text import random_examples
 from stic.compiler.model import Model
-from stic.compiler.options import ImportanceOptions, TargetOptions
+from stic.compiler.options import ImportanceOptions, TargetOptions, longest_input
 from stic.compiler.planner import FIXED
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
@@ -28,19 +31,24 @@ BITS = (2, 3, 4, 5, 6, 8)  # on offer; 7 is stored on the way to 8, and buys lit
 def read_model(path: Path, output: str | None = None) -> Model:
     """Read MODEL: an .onnx file, or a directory with one or with what transformers saves (`model_files`).
 
-    The latter goes by way of the graph that `stic export` writes of it. Raises InputError, which names the directory.
+    The latter goes by way of the graph that `stic export` writes of it. A graph that gives hidden states gets the head
+    of a modules.json beside it, unless `output` names what is wanted. Raises InputError, which names the directory.
     """
-    if not path.is_dir():
-        return load_model(path, output)
-    onnx = onnx_file(path)
+    onnx = onnx_file(path) if path.is_dir() else path
     if onnx is None:
         exported, folder = exported_graph(path)
         return load_exported(exported.structure, exported.weights, path, folder / "config.json", output)
-    model = replace(load_model(onnx, output), name=name_of(path))
-    head = None if output is not None else sentence_head(beside(onnx, "modules.json").parent)
-    bare = model.head.pooling == "tokens" and not model.head.dense and not model.head.normalize
-    # The rest of a sentence encoder lies beside its ONNX.
-    return replace(model, head=head) if head is not None and bare else model
+    model = load_model(onnx, output)
+    model = replace(model, name=name_of(path)) if path.is_dir() else model
+    return model if output is not None else _with_modules(model, beside(onnx, "modules.json").parent)
+
+
+def _with_modules(model: Model, folder: Path) -> Model:
+    """Put the pooling, dense layers and normalisation of modules.json on a graph that ends before them."""
+    if model.head.pooling != "tokens" or model.head.dense or model.head.normalize:
+        return model
+    modules = read_modules(folder)
+    return replace(model, head=modules.head) if modules is not None and modules.pools else model
 
 
 def wanted_target(options: TargetOptions) -> Target:
@@ -79,10 +87,10 @@ def calibration_examples(model: Model, calibration: Path | None) -> tuple[Exampl
                 " --calibration for tokens drawn at random"
             )
         return random_examples(model)
+    reading = reading_of(model)
     if calibration is None:
-        return built_in_examples(), model.tokenizer
-    examples = read_examples(calibration, labels=class_names(model) or None)
-    return check_calibration(examples), model.tokenizer
+        return built_in_examples().prompted(reading.prompt), model.tokenizer
+    return check_calibration(read_examples(calibration, reading=reading).prompted(reading.prompt)), model.tokenizer
 
 
 def without_tokenizer(model: Model) -> str:
@@ -91,12 +99,41 @@ def without_tokenizer(model: Model) -> str:
     return f"{missing}; until then calibration rests on tokens drawn at random"
 
 
-def class_names(model: Model) -> tuple[str, ...]:
-    """Names of the classes of a classifier, from config.json beside the model; else empty."""
-    if model.source is None or not model.head.dense:
-        return ()
-    names = label_names(beside(model.source, "config.json").parent) or ()
-    return names if len(names) == model.head.dense[-1].linear.weight.shape[0] else ()
+def facts_of(model: Model) -> Facts:
+    """What the files beside the model say of its answers. Raises InputError for what cannot be honoured."""
+    if model.source is None:
+        return Facts(Path())
+    folder = beside(model.source, "modules.json").parent
+    facts = read_facts(beside(model.source, "config.json").parent)
+    if model.tokenizer is not None:
+        facts.check_tokenizer(model.tokenizer)
+    modules = read_modules(folder) if facts.prompt and model.head.pooling == "mean" else None
+    if modules is not None and not modules.prompt_counts:
+        raise InputError(
+            f"{folder / 'modules.json'}: its Pooling leaves the prompt's tokens out (include_prompt is false), which is"
+            " not supported: set default_prompt_name in config_sentence_transformers.json to null"
+        )
+    return facts
+
+
+def reading_of(model: Model) -> Reading:
+    """How the model's outputs are read, by what stands beside it."""
+    dense = model.head.dense
+    plain = bool(dense) and dense[-1].activation == "none" and not model.head.normalize
+    return facts_of(model).reading(dense[-1].linear.weight.shape[0] if plain else None)
+
+
+def input_length(asked: int | None, model: Model) -> int:
+    """Tokens of the longest input: as asked, else what sentence_bert_config.json says, within `longest_input`."""
+    length = longest_input(asked, model.max_length)
+    told = facts_of(model).max_length if asked is None else None
+    return length if told is None else min(length, told)
+
+
+def _agreement(model: Model) -> Objective:
+    """The objective of agreement: by how the outputs are read, where files beside the model say so."""
+    reading = reading_of(model)
+    return agreement_objective(model, reading.kind if reading.names or facts_of(model).embeds else None)
 
 
 def importance_settings(
@@ -110,5 +147,5 @@ def importance_settings(
         tokens=options.tokens,
         plans=options.checks,
         max_length=length,
-        objective=agreement_objective(model) if options.objective == "agreement" else None,
+        objective=_agreement(model) if options.objective == "agreement" else None,
     )

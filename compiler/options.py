@@ -53,11 +53,23 @@ class ShardOptions:
     slices: int | None = None  # per layer; None: the number of heads
     quantizer: Quantizer = "nested"
     full_bits: int = 16  # width of the full-precision level: 16 or 32; 0: none
+    embedding_bits: int | None = None  # of a value of the word table: 8 or 16; None: see `row_type`
+    keep_planes: bool = False  # store all planes, also those that no plan of the package reads
 
     def __post_init__(self) -> None:
         _at_least_one(slices=self.slices)
+        if self.embedding_bits not in (None, 8, 16):
+            raise InputError(f"--embedding-bits is {self.embedding_bits}: values of the word table have 8 bits or 16")
         if self.full_bits not in (0, 16, 32):
             raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
+
+    def row_type(self, uniform_bits: int | None) -> str:
+        """Type of the word table's values, one of ROW_TYPES.
+
+        By default it is float16 where a uniform bitwidth asks for all weights at full precision.
+        """
+        full = uniform_bits is not None and uniform_bits > 8
+        return "float16" if self.embedding_bits == 16 or (self.embedding_bits is None and full) else "int8"
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _planning(options: CompileOptions) -> list[Stage]:
     target, bits = wanted_target(options.target), offered_bits(options.shards.full_bits, options.planner.bits)
     workers = Workers(options.importance.jobs, options.importance.cluster)
     folder = Path.cwd() if options.output is None else options.output.absolute().parent
-    precision = options.target.gpu_precision
+    precision, row_type = options.target.gpu_precision, options.shards.row_type(options.planner.bits)
 
     def needs_gains(model: Model) -> bool:
         asked_for = options.stages.until == "importance"
@@ -123,7 +123,7 @@ def _planning(options: CompileOptions) -> list[Stage]:
             "gather",
             "lay out what every plan shares: the store, the trunk, the embedding rows",
             lambda made, tell: stages.gather(
-                made[QuantizedModel], made[Calibration], options.shards.full_bits, target, options.target
+                made[QuantizedModel], made[Calibration], options.shards.full_bits, row_type, target, options.target
             ),
             lambda made: {
                 "shards_bytes": made[Materials].store.total_bytes,
@@ -197,7 +197,14 @@ def _packaging(options: CompileOptions, output: Path, folder: Path) -> list[Stag
             "package",
             "write the package",
             lambda made, tell: stages.write(
-                made[Materials], made[Decided], made[Replays], target, made[Kernels], output, tell
+                made[Materials],
+                made[Decided],
+                made[Replays],
+                target,
+                made[Kernels],
+                options.shards.keep_planes,
+                output,
+                tell,
             ),
             lambda made: {"output": str(made[Written].path), "claimed_bytes": made[Written].claimed_bytes},
         ),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stic.compiler.store import Store
 from stic.runtime.errors import InputError
+from stic.runtime.format import BLOCK, pad, row_stride
 
 Gains = NDArray[np.float64]
 Place = Literal["cpu", "gpu"]
@@ -96,6 +97,7 @@ class Problem:
     gpu_bytes: int = 0  # memory that is held once any layer is on the GPU, a multiple of 4096
     places: tuple[Place, ...] = ()  # where each layer is computed if it is kept; empty: on the CPU, or not decided yet
     path: SubmodelPath | None = None  # of an elastic model: planner ilp keeps a prefix of it; None: any slices
+    row_type: str = "int8"  # of the word table: one of ROW_TYPES
     table_streamed: bool = False  # the word table may not be resident, even where the budget allows it
 
     def __post_init__(self) -> None:
@@ -105,6 +107,11 @@ class Problem:
             raise ValueError("layers are placed on a GPU, but it has no costs")
         if self.path is not None and not self.elastic:
             raise ValueError("a model that is not elastic has no submodels")
+
+    @property
+    def row_read_bytes(self) -> int:
+        """Bytes that are read for an embedding row: whole blocks."""
+        return pad(row_stride(self.store.shape.hidden, self.row_type), BLOCK)
 
     def place(self, layer: int) -> Place:
         """Where a layer is computed."""

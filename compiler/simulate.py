@@ -10,7 +10,6 @@ from typing import Literal
 
 from stic.compiler.memory.placement import Extent, place_extents
 from stic.compiler.plan import Claim, Place, Plan, Problem
-from stic.runtime.format import BLOCK, pad, row_stride
 
 EMBEDDING, HEAD = -1, -2  # in Event.layer
 
@@ -90,7 +89,7 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
 
     rows = 0.0
     if not plan.table_resident:
-        size = problem.length * pad(row_stride(problem.store.shape.hidden), BLOCK)
+        size = problem.length * problem.row_read_bytes
         rows = io.run(EMBEDDING, -1, 0.0, problem.io.row_us * problem.length, size)
     arrived = {k: read(k) for k in range(len(plan.layers))} if not plan.overlap else {}
     everything = io.now if not plan.overlap else 0.0

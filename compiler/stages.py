@@ -18,7 +18,13 @@ from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance, ProfileSettings, sample, worthless
 from stic.compiler.importance.measure import profile as measure_importance
 from stic.compiler.importance.tokens import Tables
-from stic.compiler.inputs import calibration_examples, class_names, importance_settings, without_tokenizer
+from stic.compiler.inputs import (
+    calibration_examples,
+    importance_settings,
+    input_length,
+    reading_of,
+    without_tokenizer,
+)
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
 from stic.compiler.options import (
@@ -28,7 +34,6 @@ from stic.compiler.options import (
     PlannerOptions,
     Quantizer,
     TargetOptions,
-    longest_input,
 )
 from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
@@ -37,7 +42,7 @@ from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Place, Plan, Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.planner.costs import Costs, paced
+from stic.compiler.planner.costs import Costs, paced, with_rows
 from stic.compiler.planner.family import plan_family
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import ShardedModel
@@ -126,7 +131,7 @@ def calibrate(
 
     Where something rests on them, it is `needed` to say that they are random for want of a tokenizer.
     """
-    length = longest_input(options.max_length, model.max_length)
+    length = input_length(options.max_length, model)
     examples, tokenizer = calibration_examples(model, importance.calibration)
     if needed and model.tokenizer is None:
         tell.note(without_tokenizer(model))
@@ -156,11 +161,16 @@ def quantize(sharded: ShardedModel, calibration: Calibration, quantizer: Quantiz
 
 
 def gather(
-    quantized: QuantizedModel, calibration: Calibration, full_bits: int, target: Target, options: TargetOptions
+    quantized: QuantizedModel,
+    calibration: Calibration,
+    full_bits: int,
+    row_type: str,
+    target: Target,
+    options: TargetOptions,
 ) -> Materials:
     """Lay out what every plan shares: the store, the trunk, the embedding rows."""
     threads, lanes = options.threads or target.threads, options.lanes or DEFAULT_LANES
-    return collect(quantized, full_bits, calibration.settings.max_length, threads, lanes)
+    return collect(quantized, full_bits, calibration.settings.max_length, threads, lanes, row_type)
 
 
 def value(
@@ -196,7 +206,9 @@ def cost(
 ) -> Costs:
     """Measure, or look up, what reading and computing cost on the target; `folder` is on the storage to measure."""
     costs = device_costs(target, materials, options, bits, folder, tell.tick, tell.note)
-    return costs if options.storage is None else paced(costs, options.storage)
+    if options.storage is not None:
+        costs = paced(costs, options.storage)
+    return with_rows(costs, materials.store.shape.hidden, materials.row_type)
 
 
 def pose(
@@ -227,6 +239,7 @@ def pose(
         gpu=costs.gpu,
         hop_us=costs.hop_us,
         gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(target.gpu_precision),
+        row_type=materials.row_type,
         places=on_gpu * materials.store.layers,
     )
 
@@ -301,6 +314,7 @@ def write(
     replays: Replays,
     target: Target,
     compiled: Kernels,
+    keep_planes: bool,
     output: Path,
     tell: Tell,
 ) -> Written:
@@ -309,7 +323,7 @@ def write(
     fallback = _holds_on_cpu(decided.default, decided.problem)
     planned = [_replayed(*one) for one in zip(decided.plans, replays.timelines, strict=True)]
     parts = assemble_package(
-        materials, planned, target, compiled.library, compiled.program, fallback, class_names(model)
+        materials, planned, target, compiled.library, compiled.program, fallback, reading_of(model), keep_planes
     )
     write_package(parts, output, tell.tick)
     return Written(output, parts.default.claimed_bytes)

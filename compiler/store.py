@@ -14,8 +14,7 @@ from stic.runtime.format import BLOCK, FULL, LEVELS, Shape, levels_of, pad, reco
 class Store:
     """Sizes and offsets of all records of one model.
 
-    Levels 0..6 come first, layer by layer; full precision, where present, follows them all, so that a
-    package without it is a prefix of one with it.
+    Levels 0..6 come first, layer by layer; full precision, where present, follows them all.
     """
 
     shape: Shape
@@ -33,14 +32,25 @@ class Store:
     def slices(self) -> int:
         return int(self.bytes.shape[2])
 
-    def without_full(self) -> Store:
-        """The store without full precision: of shards.bin, what comes before it."""
-        if not self.full_bits:
-            return self
-        size, offset = self.bytes.copy(), self.offset.copy()
-        size[:, FULL] = offset[:, FULL] = 0
-        end = pad(int((offset + size).max()), BLOCK)
-        return replace(self, full_bits=0, bytes=size, offset=offset, total_bytes=end)
+    def only(self, wanted: NDArray[np.bool_]) -> Store:
+        """The store without what nobody reads: of each layer and level, the records from the first wanted one to the
+        last, at the same places in their blocks, so that reads of them have the same bytes.
+
+        wanted: (layers, LEVELS, slices). Raises ValueError if a wanted record is absent.
+        """
+        if np.any(wanted & (self.bytes == 0)):
+            raise ValueError("the store lacks records that are wanted of it")
+        size, offset = np.zeros_like(self.bytes), np.zeros_like(self.offset)
+        at = 0
+        for layer, level in sorted(np.argwhere(wanted.any(axis=2)).tolist(), key=lambda run: run[1] == FULL):
+            slices = np.flatnonzero(wanted[layer, level])
+            first, end = int(slices[0]), int(slices[-1]) + 1
+            start, length = self.extent(layer, level, first, end - first)
+            size[layer, level, first:end] = self.bytes[layer, level, first:end]
+            offset[layer, level, first:end] = self.offset[layer, level, first:end] - start + at
+            at += length
+        full_bits = self.full_bits if wanted[:, FULL].any() else 0
+        return replace(self, full_bits=full_bits, bytes=size, offset=offset, total_bytes=at)
 
     def shard_bytes(self, layer: int, slice_: int, bits: int) -> int:
         """Bytes that a shard at `bits` reads."""

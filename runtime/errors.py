@@ -19,7 +19,11 @@ class UnsupportedModelError(InputError):
 
 
 class PackageError(SticError):
-    """A package is missing, truncated, corrupt, or of a newer format."""
+    """A package is missing, truncated, corrupt, or of a newer format; may carry the name of the check that failed."""
+
+    def __init__(self, message: str, check: str = "") -> None:
+        super().__init__(message)
+        self.check = check  # of stic.runtime.checks
 
 
 class InfeasibleError(SticError):

@@ -66,17 +66,18 @@ start, zeros between:
               in ascending order of position. The code at an outlier is 2^(bits-1)
 
 A record of level 7 holds for each matrix in turn (N, K) float16 or float32, row by row. A record's size is a multiple
-of 64. The records of one (layer, level) are contiguous in slice order and start at a multiple of 4096, so
-that a range of slices is one read.
+of 64. The stored records of one (layer, level) are neighbouring slices, contiguous in their order, and share no block
+of 4096 bytes with other records, so that a range of slices is one read. What no plan of the package reads may be
+absent.
 
 **Arithmetic.** weight[n, k] = scale[n] * table[code[n, k]], except at outliers, where it is the entry's
 value: products take every code as it is, and the outliers then add value - scale[n] * table[2^(bits-1)]. `scale`
 (float32, in the trunk) belongs to a row of a slice for qkv and up, and to a row of the whole layer for out and down.
 `stic.runtime.reference` is the normative use of it.
 
-**Row** of embeddings.bin, `row_stride` bytes apart: H int8, zeros to a multiple of 4, float32 scale, uint32
-CRC of what precedes. A row never straddles a 4096-byte block unless it is longer than one, and then starts
-at one.
+**Row** of embeddings.bin, `row_stride` bytes apart: H values of `row_type`, zeros to a multiple of 4, for int8 the
+float32 scale that they are multiplied with, uint32 CRC of what precedes. A row never straddles a 4096-byte block unless
+it is longer than one, and then starts at one.
 
 **Positions.** Token t has position row t. Where `padding` is not 0, tokens whose id is padding - 1 have position row
 max_length, and row t belongs to the t-th of the others, counted from 0.
@@ -85,6 +86,12 @@ max_length, and row t belongs to the t-th of the others, counted from 0.
 HP), token_type float16 (max(types, 1), HP), embedding gamma and beta float32 (HP); per layer float32: qkv_scale,
 qkv_bias (slices, 3A), out_scale, out_bias (HP), up_scale, up_bias (slices, FP), down_scale, down_bias (HP), two norms'
 gamma and beta (HP); head: weight float16 (pad16(out), pad16(in)), bias float32 (pad16(out)).
+
+Every tensor's numbers are finite, as are a row's scale, weights of level 7 and outliers. Layers that are left out have
+their tensors as well.
+
+**Names** of files are printable ASCII without a slash or space, do not start with a dot, and end with zeros; no two are
+the same. Tables of index.bin start at multiples of 8.
 
 **Extent**: slices first .. first+count-1 of one (layer, level), read from `file_offset` (multiple of 4096)
 for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zeros to one) to arena offset
@@ -99,7 +106,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 2, 4  # 1: a package may have a GPU part; 2: a plan family; 3: lanes for embedding rows; 4: padding
+# 1: a package may have a GPU part; 2: a plan family; 3: lanes for embedding rows; 4: padding; 5: float16 embedding rows
+MAJOR, MINOR = 2, 5
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
@@ -112,6 +120,7 @@ MATRICES = ("qkv", "out", "up", "down")
 ARCHITECTURES = ("x86_64", "aarch64")
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "tanh")
 POOLINGS = ("tokens", "first", "mean")
+ROW_TYPES = ("int8", "float16")  # of the values of an embedding row
 # Bit i of HEADER.features: an instruction set extension without which the kernels must not run.
 FEATURES = (
     "avx2",
@@ -209,6 +218,7 @@ HEADER = np.dtype(
         ("plans", "<u4"),  # of a plan family; 0: the header's plan is the only one
         ("row_lanes", "<u4"),  # IO lanes that read embedding rows, `lanes` of which read extents; 0: as many
         ("padding", "<u4"),  # token id + 1 that positions skip; 0: none
+        ("row_type", "<u4"),  # index into ROW_TYPES
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])
@@ -284,6 +294,7 @@ LIMITS = {
     "max_length": 4096,
     "types": 64,
     "row_stride": 1 << 15,
+    "row_type": len(ROW_TYPES) - 1,
     "threads": 64,
     "lanes": 16,
     "row_lanes": 16,
@@ -399,7 +410,12 @@ def record_layout(
     return RecordLayout(planes, tables, blocks, entries, at)
 
 
-def row_stride(hidden: int) -> int:
+def row_bytes(hidden: int, row_type: str) -> int:
+    """Bytes of an embedding row whose values are of one of ROW_TYPES: values, scale, CRC."""
+    return pad(2 * hidden, 4) + 4 if row_type == "float16" else pad(hidden, 4) + 8
+
+
+def row_stride(hidden: int, row_type: str = "int8") -> int:
     """Bytes between embedding rows: a power of two up to a block, then whole blocks."""
-    size = pad(hidden, 4) + 8
+    size = row_bytes(hidden, row_type)
     return 1 << (size - 1).bit_length() if size <= BLOCK else pad(size, BLOCK)

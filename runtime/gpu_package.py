@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.runtime.errors import PackageError
+from stic.runtime.checks import Check, Refuse, Rows, pairs, require, within
 from stic.runtime.format import BLOCK, REGION, TILE, Shape, pad
 from stic.runtime.gpu_format import (
     GPU,
@@ -19,6 +20,7 @@ from stic.runtime.gpu_format import (
     LAUNCH,
     MOST_LAUNCHES,
     PLACES,
+    PROGRAM_FILE,
     STORAGE_BITS,
     Storage,
     Style,
@@ -26,6 +28,118 @@ from stic.runtime.gpu_format import (
 )
 
 _SHARED = {frozenset(("ffn", name)) for name in ("qkv", "context", "scores")}  # may lie over each other
+_MOST_GROUP, _MOST_UNITS, _MOST_LOCAL_BYTES = 1024, 1 << 20, 1 << 20
+_MOST_BYTES = 1 << 31  # that a kernel can index
+
+# p: the GPU structure with `size` of index.bin, `layers` of the model and the bytes of kernels.cl, `program`.
+PART_CHECKS = (
+    Check(
+        "gpu_fields",
+        lambda p: p.storage_bits in STORAGE_BITS.values() and p.style < len(GPU_STYLES) and p.fallback <= 1,
+        "its GPU part has {p.storage_bits}-bit storage, style {p.style}, fallback {p.fallback}",
+    ),
+    Check("gpu_reserved", lambda p: not any(p.reserved), "a reserved field of its GPU part is set"),
+    Check(
+        "gpu_launches",
+        lambda p: p.launches <= MOST_LAUNCHES,
+        f"its GPU part has {{p.launches}} launches, at most {MOST_LAUNCHES} are allowed",
+    ),
+    Check(
+        "gpu_tables",
+        lambda p: (
+            p.launches_at % 4 == p.places_at % 4 == p.state_at % 4 == 0
+            and within(p.launches_at, p.launches * LAUNCH.itemsize, p.size)
+            and within(p.places_at, p.layers, p.size)
+            and within(p.state_at, len(GPU_REGIONS) * REGION.itemsize, p.size)
+        ),
+        "a table of the GPU part lies outside index.bin",
+    ),
+    Check("gpu_program", lambda p: p.program is not None, f"it has a GPU part, but lists no {PROGRAM_FILE}"),
+    Check("gpu_program_size", lambda p: 1 <= p.program <= 1 << 26, f"{PROGRAM_FILE} has {{p.program}} bytes"),
+    Check(
+        "gpu_weights",
+        lambda p: p.preload[0] == 0 and p.working[0] == pad(p.preload[1], BLOCK),
+        "its weights are not one stretch: preload at {p.preload[0]}, working at {p.working[0]}",
+    ),
+    Check(
+        "gpu_weights_size",
+        lambda p: (
+            p.trunk < _MOST_BYTES and pad(p.preload[1], BLOCK) + pad(p.working[1], BLOCK) < _MOST_BYTES - 2 * BLOCK
+        ),
+        "its weights are more than a GPU kernel can index",
+    ),
+)
+# r: LAUNCH with the `text` of its name.
+LAUNCH_CHECKS = (
+    Check(
+        "launch_name",
+        lambda p, r: [0 < len(t) < LAUNCH["name"].itemsize and all(0x20 < b < 0x7F for b in t) for t in r.text],
+        "the name of GPU launch {i} is empty, has no end, or cannot be read",
+    ),
+    Check(
+        "launch_twice",
+        lambda p, r: [list(r.text).count(text) == 1 for text in r.text],
+        "kernel {r.text} is launched in two ways",
+    ),
+    Check(
+        "launch_axes",
+        lambda p, r: ((r.local >= 1) & (r.local <= _MOST_GROUP) & (r.group >= 1) & (r.group <= _MOST_UNITS)).all(
+            axis=1
+        ),
+        "kernel {r.text} has work-groups of {r.local} items for {r.group} units",
+    ),
+    Check(
+        "launch_group",
+        lambda p, r: (r.local.prod(axis=1) <= _MOST_GROUP) & (r.local_bytes <= _MOST_LOCAL_BYTES) & (r.reserved == 0),
+        "kernel {r.text} has work-groups of {r.local} items and {r.local_bytes} bytes of local memory",
+    ),
+)
+# r: a layer's `place` and the `slices` it keeps.
+PLACE_CHECKS = (
+    Check(
+        "gpu_layer",
+        lambda p, r: (r.place < len(PLACES)) & ((r.slices > 0) | (r.place == 0)),
+        "layer {i} of {r.slices} slices has place {r.place}",
+    ),
+)
+# p: the GPU structure with `tiles` of the longest input and the number of layers `on_gpu`.
+SCORES_CHECKS = (
+    Check("gpu_any_layer", lambda p: p.on_gpu > 0, "its GPU part places no layer on the GPU"),
+    Check(
+        "gpu_scores",
+        lambda p: 1 <= p.scores_tiles <= p.tiles,
+        "its GPU part has room for the scores of {p.scores_tiles} tiles",
+    ),
+)
+# r: a region's `name`, `offset`, `bytes` and what it `needs`.
+STATE_CHECKS = (
+    Check(
+        "state_place",
+        lambda p, r: (
+            (r.offset % BLOCK == 0)
+            & within(r.offset, r.bytes, p.state_bytes)
+            & (r.bytes >= r.needs)
+            & (r.bytes <= r.needs + BLOCK)
+            & (r.needs < _MOST_BYTES)
+        ),
+        "region {r.name} of the GPU's state lies wrong: {r.bytes} bytes at {r.offset}",
+    ),
+)
+# p: the GPU structure with the `sum` of its regions; r: two regions that may not overlap.
+APART_CHECKS = (
+    Check(
+        "state_apart",
+        lambda p, r: (r.a_end <= r.b_at) | (r.b_end <= r.a_at),
+        "regions {r.a} and {r.b} of the GPU's state overlap",
+    ),
+)
+SIZE_CHECKS = (
+    Check(
+        "state_size",
+        lambda p: p.state_bytes <= p.sum,
+        "{p.state_bytes} bytes of GPU state for regions of {p.sum}",
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,65 +157,69 @@ class GpuPart:
 
 
 def read_gpu(
-    index: bytes, header: np.void, layers: NDArray[Any], shape: Shape, refuse: Callable[[str], PackageError]
+    index: bytes,
+    header: SimpleNamespace,
+    shape: Shape,
+    kept: NDArray[Any],
+    sizes: Mapping[str, int],
+    regions: Mapping[str, tuple[int, int]],
+    refuse: Refuse,
 ) -> GpuPart:
-    """Parse the GPU part that `header` leads to. `layers` is the LAYER table; `refuse` makes the error."""
+    """Parse the GPU part that `header` leads to; `refuse` makes the error.
 
-    def table(what: str, at: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-        if at % 4 or at + count * dtype.itemsize > len(index):
-            raise refuse(f"{what} of the GPU part lies outside index.bin")
-        return np.frombuffer(index, dtype, count, at)
-
-    gpu = table("the structure", int(header["gpu_at"]), GPU, 1)[0]
-    storage = {bits: name for name, bits in STORAGE_BITS.items()}.get(int(gpu["storage_bits"]))
-    if storage is None or int(gpu["style"]) >= len(GPU_STYLES) or int(gpu["fallback"]) > 1:
-        raise refuse(
-            f"its GPU part has {gpu['storage_bits']}-bit storage, style {gpu['style']}, fallback {gpu['fallback']}"
-        )
-    if int(gpu["launches"]) > MOST_LAUNCHES:
-        raise refuse(f"its GPU part has {gpu['launches']} launches, at most {MOST_LAUNCHES} are allowed")
-    launches = table("the launch table", int(gpu["launches_at"]), LAUNCH, int(gpu["launches"]))
-    names = [row["name"] for row in launches]
-    if b"" in names or len(set(names)) < len(names) or np.any(launches["local"] == 0) or np.any(launches["group"] == 0):
-        raise refuse("a launch of its GPU part has no name, one twice, or an axis without work")
-    places = table("the place table", int(gpu["places_at"]), np.dtype("u1"), len(layers))
-    if np.any(places >= len(PLACES)) or np.any(places[layers["slices"] == 0]) or not np.any(places):
-        raise refuse(f"its GPU part places layers at {places.tolist()}, keeping {layers['slices'].tolist()} slices")
-    rows = table("the state table", int(gpu["state_at"]), REGION, len(GPU_REGIONS))
-    regions = {name: (int(row["offset"]), int(row["bytes"])) for name, row in zip(GPU_REGIONS, rows, strict=True)}
-    part = GpuPart(
-        GPU_STYLES[int(gpu["style"])],
+    `kept` has the slices that each layer keeps, `sizes` the bytes of each file, `regions` the arena's regions.
+    """
+    if header.gpu_at % 4 or header.gpu_at + GPU.itemsize > len(index):
+        raise refuse("gpu_place", "the GPU part lies outside index.bin")
+    row = np.frombuffer(index, GPU, 1, header.gpu_at)[0]
+    part = SimpleNamespace(**{name: row[name].tolist() for name in GPU.names or ()})
+    part.size, part.layers, part.trunk, part.program = (
+        len(index),
+        header.layers,
+        sizes["trunk.bin"],
+        sizes.get(PROGRAM_FILE),
+    )
+    part.preload, part.working = regions["preload"], regions["working"]
+    require(PART_CHECKS, refuse, part)
+    launches = np.frombuffer(index, LAUNCH, part.launches, part.launches_at)
+    names = np.array([name.split(b"\0")[0] for name in launches["name"]], object)
+    require(LAUNCH_CHECKS, refuse, part, Rows(launches, text=names))
+    places = np.frombuffer(index, np.uint8, header.layers, part.places_at)
+    require(PLACE_CHECKS, refuse, part, Rows(place=places, slices=kept))
+    part.on_gpu, part.tiles = int(np.count_nonzero(places)), pad(header.max_length, TILE) // TILE
+    require(SCORES_CHECKS, refuse, part)
+    rows = np.frombuffer(index, REGION, len(GPU_REGIONS), part.state_at)
+    placed = {name: (int(row["offset"]), int(row["bytes"])) for name, row in zip(GPU_REGIONS, rows, strict=True)}
+    needed = state_sizes(
+        shape, int(np.max(kept)), header.max_length, part.storage_bits, part.scores_tiles, header.row_stride
+    )
+    _check_state(part, rows, placed, needed, refuse)
+    storage = {bits: name for name, bits in STORAGE_BITS.items()}[part.storage_bits]
+    return GpuPart(
+        GPU_STYLES[part.style],
         storage,
-        bool(gpu["fallback"]),
+        bool(part.fallback),
         launches,
         tuple(PLACES[place] for place in places),
-        regions,
-        int(gpu["scores_tiles"]),
-        int(gpu["state_bytes"]),
+        placed,
+        part.scores_tiles,
+        part.state_bytes,
     )
-    _check_state(part, header, layers, shape, refuse)
-    return part
 
 
 def _check_state(
-    part: GpuPart, header: np.void, layers: NDArray[Any], shape: Shape, refuse: Callable[[str], PackageError]
+    part: SimpleNamespace,
+    rows: NDArray[Any],
+    placed: Mapping[str, tuple[int, int]],
+    needed: Mapping[str, int],
+    refuse: Refuse,
 ) -> None:
     """Every region is large enough, aligned, inside the buffer, and apart from the others."""
-    length, most = int(header["max_length"]), int(np.max(layers["slices"]))
-    if not 1 <= part.scores_tiles <= -(-length // TILE):
-        raise refuse(f"its GPU part has room for the scores of {part.scores_tiles} tiles")
-    bits = STORAGE_BITS[part.storage]
-    needed = state_sizes(shape, most, length, bits, part.scores_tiles, int(header["row_stride"]))
-    for name, (offset, size) in part.regions.items():
-        if offset % BLOCK or offset + size > part.state_bytes or size < needed[name]:
-            raise refuse(f"region {name} of the GPU's state lies wrong: {size} bytes at {offset}")
-    for (a, (at, size)), (b, (bt, other)) in combinations(part.regions.items(), 2):
-        if at < bt + other and bt < at + size and frozenset((a, b)) not in _SHARED:
-            raise refuse(f"regions {a} and {b} of the GPU's state overlap")
-
-
-def check_weights(regions: Mapping[str, tuple[int, int]], refuse: Callable[[str], PackageError]) -> None:
-    """The weights are one stretch from the arena's start: `preload`, then `working`."""
-    (start, size), (behind, _) = regions["preload"], regions["working"]
-    if start != 0 or behind != pad(size, BLOCK):
-        raise refuse(f"its weights are not one stretch: preload at {start}, working at {behind}")
+    names = np.array(GPU_REGIONS, object)
+    needs = np.array([needed[name] for name in GPU_REGIONS], object)
+    require(STATE_CHECKS, refuse, part, Rows(rows, name=names, needs=needs))
+    require(
+        APART_CHECKS, refuse, part, pairs(placed, [p for p in combinations(placed, 2) if frozenset(p) not in _SHARED])
+    )
+    part.sum = sum(size + BLOCK for _, size in placed.values())
+    require(SIZE_CHECKS, refuse, part)

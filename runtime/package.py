@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,18 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.blocks import places, unblocked
+from stic.runtime.checks import (
+    CONTENT_CHECKS,
+    FILE_CHECKS,
+    HEADER_CHECKS,
+    RECORD_CHECKS,
+    Rows,
+    check_bounds,
+    check_shards,
+    fields,
+    require,
+)
 from stic.runtime.errors import InputError, PackageError
 from stic.runtime.format import (
-    BLOCK,
     DENSE,
     EXTENT,
     FILE,
     FULL,
     HEADER,
-    INTERLEAVES,
     LAYER,
     LEVELS,
-    LIMITS,
     MAGIC,
     MAJOR,
     MATRICES,
@@ -33,17 +40,23 @@ from stic.runtime.format import (
     RECORD,
     REGION,
     REGIONS,
+    ROW_TYPES,
     TILE,
     Shape,
     levels_of,
     offset_of,
     pad,
     record_layout,
+    row_bytes,
 )
-from stic.runtime.gpu_format import PLACES, PROGRAM_FILE
-from stic.runtime.gpu_package import GpuPart, check_weights, read_gpu
-from stic.runtime.package_plans import check_resident, read_plans
+from stic.runtime.gpu_format import PLACES
+from stic.runtime.gpu_package import GpuPart, read_gpu
+from stic.runtime.package_contents import OUTLIER, check_record, check_tensors, check_trunk
+from stic.runtime.package_memory import check_extents, check_regions
+from stic.runtime.package_plans import check_family, read_plans
+from stic.runtime.plan_file import read_plan_file
 
+MOST_INDEX_BYTES = 1 << 26
 REQUIRED_FILES = ("trunk.bin", "embeddings.bin", "shards.bin", "kernels.so", "plan.json")
 CHECKED_BY_PART = ("embeddings.bin", "shards.bin")  # rows and records carry their own CRCs
 
@@ -72,34 +85,37 @@ class Package:
         self.number = number
         self._index = index
         self.header = np.frombuffer(index, HEADER, 1)[0].copy()
-        self._check_header()
-        self.files = {row["name"].decode(): row for row in self._table("files", FILE, int(self.header["files"]))}
-        layers, slices = int(self.header["layers"]), int(self.header["slices"])
-        self.layers = self._table("layers", LAYER, layers).copy()
-        self.records = self._table("records", RECORD, layers * LEVELS * slices).reshape(layers, LEVELS, slices)
-        self.dense = self._table("dense", DENSE, int(self.header["dense"]))
-        rows = self._table("regions", REGION, len(REGIONS))
-        self.regions = {name: (int(row["offset"]), int(row["bytes"])) for name, row in zip(REGIONS, rows, strict=True)}
-        self.plans = read_plans(index, self.header, self.regions, self._refuse)
+        self._facts = fields(self.header)
+        h, refuse = self._facts, self._refuse
+        check_bounds(h, refuse)
+        require(HEADER_CHECKS, refuse, h)
+        rows = self._table("files", FILE, h.files)
+        self.layers = self._table("layers", LAYER, h.layers).copy()
+        self.records = self._table("records", RECORD, h.layers * LEVELS * h.slices).reshape(-1, LEVELS, h.slices)
+        self.dense = self._table("dense", DENSE, h.dense)
+        regions = self._table("regions", REGION, len(REGIONS))
+        self._table("plans", PLAN, h.plans)
+        self.regions = {name: (int(r["offset"]), int(r["bytes"])) for name, r in zip(REGIONS, regions, strict=True)}
+        self._read_files(rows)
+        self._check_records()
+        self._tensors = check_trunk(h, self.layers, self.dense, self.shape, refuse)
+        self.plans = read_plans(index, h, self.regions, refuse)
         self._select()
-        self.bits = self._table("bits", np.dtype("u1"), layers * slices).reshape(layers, slices)
-        self.extents = self._table("extents", EXTENT, int(self.header["extents"]))
-        if number:
-            self.layers["slices"], self.layers["full"] = np.sum(self.bits > 0, axis=1), np.sum(self.bits > 8, axis=1)
-        self._check_tables()
         self.gpu = self._gpu()  # None: every layer runs on the CPU
 
     @classmethod
     def open(cls, path: str | Path) -> Package:
-        """Open the package in directory `path` and check its index."""
+        """Open the package in directory `path` and check its index, under every plan, and the sizes of its files."""
         path = Path(path)
         file = path / "index.bin"
         try:
-            index = file.read_bytes()
+            readable = file.stat().st_size <= MOST_INDEX_BYTES and file.is_file()
+            index = file.read_bytes() if readable else b""
         except OSError as error:
             raise PackageError(f"{path} is not a stic package: cannot read {file.name} ({error.strerror})") from error
         if len(index) < HEADER.itemsize or not index.startswith(MAGIC):
-            raise PackageError(f"{path} is not a stic package: {file.name} does not start with a stic header")
+            sentence = f"{path} is not a stic package: {file.name} does not start with a stic header"
+            raise PackageError(sentence, check="magic")
         head = np.frombuffer(index, HEADER, 1)[0]
         if head["major"] != MAJOR or head["minor"] > MINOR:
             raise PackageError(
@@ -107,15 +123,19 @@ class Package:
                 f" {MAJOR}.{MINOR}: compile it again, or update stic"
             )
         if head["index_bytes"] != len(index):
-            raise PackageError(f"{file} is truncated: {len(index)} bytes of {head['index_bytes']}; compile it again")
+            sizes = f"{len(index)} bytes of {head['index_bytes']}"
+            raise PackageError(f"{file} is truncated: {sizes}; compile it again", check="index_size")
         zeroed = bytearray(index)
         at = offset_of(HEADER, "index_crc")
         zeroed[at : at + 4] = bytes(4)
         if zlib.crc32(zeroed) != head["index_crc"]:
-            raise PackageError(f"{file} is corrupt (its checksum does not match): copy or compile the package again")
+            sentence = f"{file} is corrupt (its checksum does not match): copy or compile the package again"
+            raise PackageError(sentence, check="index_checksum")
         package = cls(path, index)
         for number in range(1, len(package.plans)):
             package.with_plan(number)
+        for name, row in package.files.items():
+            package._check_size(name, int(row["bytes"]))
         return package
 
     def with_plan(self, number: int) -> Package:
@@ -128,88 +148,72 @@ class Package:
         return Package(self.path, self._index, number)
 
     def _select(self) -> None:
-        """Have the header and the regions say what is so under this plan."""
-        entry = self.plans[self.number]
+        """Have everything say what is so under this plan, and check that it can be."""
+        h, entry, refuse = self._facts, self.plans[self.number], self._refuse
         for name in PLAN.names or ():
             if name in (HEADER.names or ()) and name != "reserved":
                 self.header[name] = getattr(entry, name)
+                setattr(h, name, int(getattr(entry, name)))
         self.regions |= {"preload": entry.preload, "working": entry.working}
+        self.bits = np.frombuffer(self._index, np.uint8, h.layers * h.slices, entry.bits_at).reshape(h.layers, h.slices)
+        self.extents = np.frombuffer(self._index, EXTENT, entry.extents, entry.extents_at)
+        kept, full = np.sum(self.bits > 0, axis=1), np.sum(self.bits > 8, axis=1)
+        if self.number:
+            self.layers["slices"], self.layers["full"] = kept, full
+        check_shards(h, self.layers, self.bits, refuse)
+        check_regions(h, self.shape, self.dense, self.regions, int(np.max(kept)), refuse)
+        check_extents(h, self.extents, self.records, self.bits, self.regions, refuse)
+        if len(self.plans) > 1:
+            check_family(entry, self.plans[0], self.regions, self.extents, self.records, refuse)
 
-    def _refuse(self, what: str) -> PackageError:
-        return PackageError(f"{self.path} is not a valid package: {what}")
-
-    def _check_header(self) -> None:
-        head = self.header
-        for name, limit in LIMITS.items():
-            if not int(head[name]) <= limit:
-                raise self._refuse(f"{name} is {head[name]}, at most {limit} is allowed")
-        for name in ("hidden", "heads_per_slice", "head_dim", "slices", "layers", "neurons_per_slice", "vocabulary"):
-            if head[name] == 0:
-                raise self._refuse(f"{name} is 0")
-        for name in ("max_length", "threads", "lanes", "output_features"):
-            if head[name] == 0:
-                raise self._refuse(f"{name} is 0")
-        if head["padding"] > head["vocabulary"]:
-            raise self._refuse(f"the padding is token {head['padding'] - 1} of {head['vocabulary']}")
-        if 0 < head["row_lanes"] < head["lanes"]:
-            raise self._refuse(f"{head['row_lanes']} lanes read rows and {head['lanes']} extents")
-        if head["full_bits"] not in (0, 16, 32):
-            raise self._refuse(f"full_bits is {head['full_bits']}")
-        if head["interleave"] not in INTERLEAVES:
-            raise self._refuse(f"interleave is {head['interleave']}, not one of {INTERLEAVES}")
+    def _refuse(self, check: str, what: str) -> PackageError:
+        plan = f"plan {self.number}: " if self.number else ""
+        return PackageError(f"{self.path} is not a valid package: {plan}{what}", check)
 
     def _table(self, name: str, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
         at = int(self.header[f"{name}_at"])
         if at % 8 or at + count * dtype.itemsize > len(self._index):
-            raise self._refuse(f"table {name} lies outside index.bin")
+            raise self._refuse("table_place", f"table {name} lies outside index.bin")
         return np.frombuffer(self._index, dtype, count, at)
 
-    def _check_tables(self) -> None:
+    def _read_files(self, rows: NDArray[Any]) -> None:
+        """Read the table of files; what the facts say of their bytes is checked here, the files themselves are not."""
+        require(FILE_CHECKS, self._refuse, self._facts, Rows(rows))
+        self.files = {row["name"].decode(): row for row in rows}
         for name in REQUIRED_FILES:
             if name not in self.files:
-                raise self._refuse(f"it lists no {name}")
-        for name, row in self.files.items():
-            if "/" in name or name.startswith(".") or name == "index.bin":
-                raise self._refuse(f"file name {name!r}")
-            try:
-                size = (self.path / name).stat().st_size
-            except OSError as error:
-                raise PackageError(f"{self.path / name} is missing: copy or compile the package again") from error
-            if size != row["bytes"]:
-                raise PackageError(f"{self.path / name} has {size} bytes of {row['bytes']}: copy the package again")
-        for offset, size in self.regions.values():
-            if offset % 64 or offset + size > int(self.header["arena_bytes"]):
-                raise self._refuse("a memory region lies outside the arena")
-        if self.header["load_first"] and np.any(self.extents["wait_layer"] != -1):
-            raise self._refuse("it is loaded before it is computed, yet a read waits for a layer")
-        if len(self.plans) > 1:
-            resident = self.extents[: int(self.header["resident_extents"])]
-            check_resident(resident, self.records, self.number, self._refuse)
-        total = int(self.files["shards.bin"]["bytes"])
-        for layer, row in enumerate(self.layers):
-            bits = self.bits[layer]
-            kept = int(row["slices"])
-            rises = np.any(np.diff(bits[:kept].astype(int)) > 0)
-            if kept > len(bits) or rises or np.any(bits[:kept] == 0) or np.any(bits[kept:]):
-                raise self._refuse(f"layer {layer}: bits {bits.tolist()} for {kept} slices")
-            if int(row["full"]) != int(np.sum(bits > 8)):
-                raise self._refuse(f"layer {layer}: {row['full']} slices at full precision, bits {bits.tolist()}")
-            for s in range(kept):
-                b = int(bits[s])
-                if b not in range(2, 9) and b != int(self.header["full_bits"]):
-                    raise self._refuse(f"layer {layer} slice {s}: {b} bits")
-                for level in levels_of(b, self.nested):
-                    record = self.records[layer, level, s]
-                    if record["bytes"] == 0 or int(record["offset"]) + int(record["bytes"]) > total:
-                        raise self._refuse(f"layer {layer} slice {s} level {level}: no such record")
+                raise self._refuse("files_required", f"it lists no {name}")
+        for name in ("trunk", "embeddings", "shards"):
+            setattr(self._facts, name, int(self.files[f"{name}.bin"]["bytes"]))
+        require(CONTENT_CHECKS, self._refuse, self._facts)
+
+    def _check_size(self, name: str, size: int) -> None:
+        path = self.path / name
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise PackageError(f"{path} is missing: copy or compile the package again") from error
+        if not path.is_file():
+            raise PackageError(f"{path} is not a file: copy or compile the package again")
+        if facts.st_size != size:
+            sentence = f"{path} has {facts.st_size} bytes of {size}: copy the package again"
+            raise PackageError(sentence, check="file_bytes")
+
+    def _check_records(self) -> None:
+        h = self._facts
+        layer, level, slice_ = np.nonzero(self.records["bytes"])
+        layouts = [record_layout(self.shape, n, self.nested, h.full_bits) for n in range(LEVELS)]
+        least = np.array([layout.size for layout in layouts], object)[level]
+        alone = np.array([bool(layout.blocks) for layout in layouts])[level]
+        present = self.records[layer, level, slice_]
+        require(RECORD_CHECKS, self._refuse, h, Rows(present, level=level, least=least, alone=alone))
 
     def _gpu(self) -> GpuPart | None:
-        if not self.header["gpu_at"]:
+        if not self._facts.gpu_at:
             return None
-        if PROGRAM_FILE not in self.files:
-            raise self._refuse(f"it has a GPU part, but lists no {PROGRAM_FILE}")
-        check_weights(self.regions, self._refuse)
-        return read_gpu(self._index, self.header, self.layers, self.shape, self._refuse)
+        sizes = {name: int(row["bytes"]) for name, row in self.files.items()}
+        kept = self.layers["slices"].astype(object)
+        return read_gpu(self._index, self._facts, self.shape, kept, sizes, self.regions, self._refuse)
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -233,18 +237,20 @@ class Package:
     @cached_property
     def trunk(self) -> bytes:
         """trunk.bin, verified."""
-        return self.read("trunk.bin")
+        data = self.read("trunk.bin")
+        check_tensors(data, self._tensors, self._refuse)
+        return data
 
     @cached_property
     def plan(self) -> dict[str, Any]:
         """plan.json, verified: the plan, its predicted timeline, and what the model is called."""
         try:
-            found: dict[str, Any] = json.loads(self.read("plan.json"))
-            return found | found["family"][self.number] if self.number else found
+            found = read_plan_file(self.read("plan.json"))
         except ValueError as error:
-            raise self._refuse(f"plan.json is not JSON ({error})") from error
-        except (KeyError, IndexError, TypeError) as error:
-            raise self._refuse(f"plan.json does not say what plan {self.number} is") from error
+            raise PackageError(f"{self.path}: {error}: copy or compile the package again") from error
+        if len(found.get("family", (found,))) < len(self.plans):
+            raise PackageError(f"{self.path}: plan.json does not say what plan {self.number} is: compile it again")
+        return found | found["family"][self.number] if self.number else found
 
     @property
     def tokenizer(self) -> bytes | None:
@@ -252,10 +258,12 @@ class Package:
         return self.read("tokenizer.json") if "tokenizer.json" in self.files else None
 
     def read(self, name: str) -> bytes:
-        """Contents of one of the package's files, its CRC verified."""
+        """Contents of one of the package's files, its size and CRC verified."""
+        self._check_size(name, int(self.files[name]["bytes"]))
         data = (self.path / name).read_bytes()
         if name not in CHECKED_BY_PART and zlib.crc32(data) != self.files[name]["crc"]:
-            raise PackageError(f"{self.path / name} is corrupt (its checksum does not match): copy the package again")
+            sentence = f"{self.path / name} is corrupt (its checksum does not match): copy the package again"
+            raise PackageError(sentence, check="file_checksum")
         return data
 
     def _open(self, name: str) -> BinaryIO:
@@ -265,35 +273,56 @@ class Package:
         """A tensor of the trunk."""
         count = int(np.prod(shape))
         if at % 64 or at + count * np.dtype(dtype).itemsize > len(self.trunk):
-            raise self._refuse("a tensor lies outside trunk.bin")
+            raise self._refuse("tensor_place", "a tensor lies outside trunk.bin")
         return np.frombuffer(self.trunk, dtype, count, at).reshape(shape)
 
     def record(self, layer: int, level: int, slice_: int) -> bytes:
-        """One record of shards.bin, its CRC verified."""
+        """One record of shards.bin, its CRC and its inside verified."""
         row = self.records[layer, level, slice_]
+        where = f"layer {layer} slice {slice_} level {level}"
+        if not row["bytes"]:
+            raise PackageError(f"{self.path} is not a valid package: {where} is not stored")
         with self._open("shards.bin") as file:
             file.seek(int(row["offset"]))
             data = file.read(int(row["bytes"]))
         if zlib.crc32(data) != row["crc"] or len(data) != row["bytes"]:
             raise PackageError(
                 f"{self.path / 'shards.bin'} is corrupt at layer {layer}, slice {slice_}, level {level}"
-                " (checksum): copy the package again"
+                " (checksum): copy the package again",
+                check="record_checksum",
             )
+        check_record(data, level, self.shape, self.nested, self._facts.full_bits, where, self._refuse)
         return data
 
-    def embedding_rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Word embeddings as codes (len(ids), hidden) and scales (len(ids),), each row's CRC verified."""
+    @property
+    def row_type(self) -> str:
+        """Type of the values of an embedding row, one of ROW_TYPES."""
+        return ROW_TYPES[int(self.header["row_type"])]
+
+    def embedding_rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Word embeddings as values (len(ids), hidden) of `row_type` and scales (len(ids),), each row's CRC and numbers
+        verified; None: values of float16 have no scale."""
         hidden, stride = self.shape.hidden, int(self.header["row_stride"])
-        scale_at = pad(hidden, 4)
-        codes, scales = np.empty((len(ids), hidden), np.int8), np.empty(len(ids), np.float32)
+        kind = np.dtype(self.row_type).newbyteorder("<")
+        checked, scale_at = row_bytes(hidden, self.row_type) - 4, pad(hidden, 4)
+        values, scales = np.empty((len(ids), hidden), kind), np.empty(len(ids), np.float32)
         with self._open("embeddings.bin") as file:
             for i, token in enumerate(ids):
                 file.seek(int(token) * stride)
-                data = file.read(scale_at + 8)
-                if zlib.crc32(data[: scale_at + 4]) != int.from_bytes(data[scale_at + 4 :], "little"):
-                    raise PackageError(f"{self.path / 'embeddings.bin'} is corrupt at token {token} (checksum)")
-                codes[i], scales[i] = np.frombuffer(data, np.int8, hidden), np.frombuffer(data, "<f4", 1, scale_at)[0]
-        return codes, scales
+                data = file.read(checked + 4)
+                if zlib.crc32(data[:checked]) != int.from_bytes(data[checked:], "little"):
+                    sentence = f"{self.path / 'embeddings.bin'} is corrupt at token {token} (checksum)"
+                    raise PackageError(f"{sentence}: copy the package again", check="row_checksum")
+                values[i] = np.frombuffer(data, kind, hidden)
+                if self.row_type == "int8":
+                    scales[i] = np.frombuffer(data, "<f4", 1, scale_at)[0]
+        numbers = scales[:, None] if self.row_type == "int8" else values
+        if not (finite := np.isfinite(numbers).all(axis=1)).all():
+            token = ids[np.argmin(finite)]
+            raise self._refuse(
+                "row_scale", f"the row of token {token} in embeddings.bin holds a number that is not finite"
+            )
+        return values, scales if self.row_type == "int8" else None
 
     def matrix(self, layer: int, slice_: int, name: str, bits: int) -> Matrix:
         """One matrix of one shard as a plan at `bits` uses it."""
@@ -316,48 +345,34 @@ class Package:
                 flat = (flat << np.uint8(1)) | np.unpackbits(plane, bitorder="little")
             table = np.frombuffer(data, np.int8, 1 << (level + 2), layout.tables[m])
             if layout.blocks:
-                outliers = self._outliers(data, layer, level, slice_, m)
+                outliers = self._outliers(data, level, m)
         codes, middle = unblocked(flat, (n, k), self.interleave), 1 << (bits - 1)
         if np.any(codes[outliers[0], outliers[1]] != middle):
-            raise self._refuse(f"layer {layer} slice {slice_}: an outlier of {name} has another code than {middle}")
+            where = f"layer {layer} slice {slice_}"
+            raise self._refuse("outlier_code", f"{where}: an outlier of {name} has another code than {middle}")
         return Matrix(codes, table, None, *outliers)
 
     def _outliers(
-        self, data: bytes, layer: int, level: int, slice_: int, m: int
+        self, data: bytes, level: int, m: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        where = f"layer {layer} slice {slice_} level {level}: outliers of {MATRICES[m]}"
+        """Rows, columns and values of the outliers of matrix `m` in a record that was checked."""
         layout = record_layout(self.shape, level, self.nested)
-        starts = []
-        for name, at in zip(MATRICES, layout.blocks, strict=True):
-            count = self.shape.matrix(name)[0] // TILE + 1
-            if at + 4 * count > len(data):
-                raise self._refuse(where + " are outside the record")
-            starts.append(np.frombuffer(data, "<u4", count, at).astype(np.int64))
-        totals = tuple(int(start[-1]) for start in starts)
-        if max(totals) > len(data):
-            raise self._refuse(where + " are outside the record")
-        layout = record_layout(self.shape, level, self.nested, outliers=totals)
-        k = self.shape.matrix(MATRICES[m])[1]
-        if layout.size != len(data) or starts[m][0] or np.any(np.diff(starts[m]) < 0):
-            raise self._refuse(where + " do not fit their blocks")
-        entries = np.frombuffer(data, [("position", "<u2"), ("value", "<f2")], totals[m], layout.outliers[m])
-        position = entries["position"].astype(np.int64)
-        if np.any(position >= TILE * k):
-            raise self._refuse(where + " are outside their block")
+        counts = [self.shape.matrix(name)[0] // TILE + 1 for name in MATRICES]
+        starts = [
+            np.frombuffer(data, "<u4", count, at).astype(np.int64)
+            for count, at in zip(counts, layout.blocks, strict=True)
+        ]
+        layout = record_layout(self.shape, level, self.nested, outliers=tuple(int(start[-1]) for start in starts))
+        entries = np.frombuffer(data, OUTLIER, int(starts[m][-1]), layout.outliers[m])
         block = np.repeat(np.arange(len(starts[m]) - 1), np.diff(starts[m]))
-        if np.any(np.diff(block * TILE * k + position) <= 0):
-            raise self._refuse(where + " are out of order")
-        if not np.isfinite(entries["value"]).all():
-            raise self._refuse(where + " are not finite numbers")
-        row, column = places(position, self.interleave)
+        row, column = places(entries["position"], self.interleave)
         return block * TILE + row, column, entries["value"].astype(np.float32)
 
     def verify(self) -> None:
-        """Check every CRC in the package: files, records and embedding rows."""
+        """Check everything in the package: every CRC, the insides of records and rows, the trunk, plan.json."""
         for name in self.files:
             self.read(name)
+        _ = self.trunk, self.plan
         for layer, level, s in np.argwhere(self.records["bytes"] > 0):
             self.record(int(layer), int(level), int(s))
-        if int(self.files["embeddings.bin"]["bytes"]) % BLOCK:
-            raise self._refuse("embeddings.bin is not a whole number of blocks")
         self.embedding_rows(np.arange(int(self.header["vocabulary"])))

@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.runtime.errors import PackageError
-from stic.runtime.format import BLOCK, LEVELS, LIMITS, PLAN, pad
+from stic.runtime.checks import Check, Refuse, Rows, require, within
+from stic.runtime.format import BLOCK, EXTENT, LEVELS, LIMITS, PLAN, pad
 
 _REPEATED = (
     "bits_at extents_at extents resident_extents load_first deadline_us predicted_us arena_bytes claimed_bytes"
 ).split()
 _WEIGHTS = ("preload", "working")
+
+# r: PLAN; p: the header with `size`, the bytes of index.bin.
+PLAN_CHECKS = (
+    Check(
+        "plan_tables",
+        lambda p, r: (
+            (r.bits_at % 8 == 0)
+            & (r.extents_at % 8 == 0)
+            & within(r.bits_at, p.layers * p.slices, p.size)
+            & within(r.extents_at, r.extents * EXTENT.itemsize, p.size)
+        ),
+        "a table of plan {i} lies outside index.bin",
+    ),
+    Check(
+        "plan_fields",
+        lambda p, r: (r.load_first <= 1) & (r.reserved == 0) & np.isfinite(r.quality.astype(float)),
+        "plan {i} has load_first {r.load_first}, a reserved field that is set, or no finite quality",
+    ),
+    Check(
+        "plan_extents",
+        lambda p, r: np.add.accumulate(r.extents) <= LIMITS["extents"],
+        f"its plans have more than {LIMITS['extents']} extents",
+    ),
+)
+# p: a plan's places of `preload` and `working`, those of the header, its arena, and the `end` of all other regions.
+FAMILY_CHECKS = (
+    Check(
+        "family_weights",
+        lambda p: (
+            p.preload[0] % BLOCK == 0
+            and p.preload[0] == p.start
+            and p.working[0] == p.preload[0] + pad(p.preload[1], BLOCK)
+            and p.arena_bytes == p.working[0] + pad(p.working[1], BLOCK)
+        ),
+        "the arena does not end with the weights",
+    ),
+    Check("family_regions", lambda p: p.end <= p.preload[0], "a memory region does not lie before the weights"),
+)
+# r: a resident EXTENT with those before it and the blocks of its records, `begin` to `end`; `together`: without gaps.
+RESIDENT_CHECKS = (
+    Check(
+        "resident_order",
+        lambda p, r: (r.key > r.key_before) & (r.end_before <= r.destination),
+        "resident extent {i} is out of order",
+    ),
+    Check("resident_together", lambda p, r: r.together, "the records of resident extent {i} are apart"),
+    Check(
+        "resident_exact",
+        lambda p, r: (r.file_offset == r.begin) & (r.file_offset + r.bytes == r.end),
+        "resident extent {i} is not exactly its records",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -39,34 +91,22 @@ class PlanEntry:
 
 
 def read_plans(
-    index: bytes, header: Any, regions: Mapping[str, tuple[int, int]], refuse: Callable[[str], PackageError]
+    index: bytes, header: SimpleNamespace, regions: Mapping[str, tuple[int, int]], refuse: Refuse
 ) -> tuple[PlanEntry, ...]:
     """The plans of an index, at least one; the first is the header's. Raises what `refuse` makes."""
-    repeated = {name: int(header[name]) for name in _REPEATED}
-    places = {name: regions[name] for name in _WEIGHTS}
-    default = PlanEntry(0, quality=0.0, **places, **repeated | {"load_first": bool(header["load_first"])})  # type: ignore[arg-type]
-    count, at = int(header["plans"]), int(header["plans_at"])
-    if count == 0 and at == 0:
-        return (default,)
-    if count < 2 or header["gpu_at"]:
-        raise refuse("a plan family needs several plans, and none on a GPU")
-    if at % 8 or at + count * PLAN.itemsize > len(index):
-        raise refuse("table plans lies outside index.bin")
-    plans = tuple(_entry(number, row) for number, row in enumerate(np.frombuffer(index, PLAN, count, at)))
-    if any(getattr(plans[0], name) != getattr(default, name) for name in (*_REPEATED, *_WEIGHTS)):
-        raise refuse("the first plan of its family is not the header's")
-    if sum(plan.extents for plan in plans) > LIMITS["extents"]:
-        raise refuse(f"its plans have more than {LIMITS['extents']} extents")
-    others = max(offset + size for name, (offset, size) in regions.items() if name not in _WEIGHTS)
-    for plan in plans:
-        if not math.isfinite(plan.quality) or plan.resident_extents > plan.extents:
-            raise refuse(f"plan {plan.number} is of quality {plan.quality} and has {plan.extents} extents")
-        start = plan.preload[0]
-        behind = start + pad(plan.preload[1], BLOCK)
-        if start % BLOCK or start < others or start != default.preload[0] or plan.working[0] != behind:
-            raise refuse(f"plan {plan.number}: its weights do not lie behind all else")
-        if plan.arena_bytes != behind + pad(plan.working[1], BLOCK):
-            raise refuse(f"plan {plan.number}: its arena does not end with its weights")
+    if header.plans:
+        table = np.frombuffer(index, PLAN, header.plans, header.plans_at)
+    else:
+        table = np.zeros(1, PLAN)
+        for name in _REPEATED:
+            table[name] = getattr(header, name)
+        for name in _WEIGHTS:
+            table[name] = regions[name]
+    require(PLAN_CHECKS, refuse, SimpleNamespace(**vars(header), size=len(index)), Rows(table))
+    plans = tuple(_entry(number, row) for number, row in enumerate(table))
+    told = {name: getattr(header, name) for name in _REPEATED} | {name: regions[name] for name in _WEIGHTS}
+    if any(getattr(plans[0], name) != value for name, value in told.items()):
+        raise refuse("plan_repeats", "the first plan of its family is not the header's")
     return plans
 
 
@@ -76,25 +116,38 @@ def _entry(number: int, row: Any) -> PlanEntry:
     return PlanEntry(number, quality=float(row["quality"]), **places, **numbers)  # type: ignore[arg-type]
 
 
-def check_resident(
-    resident: NDArray[Any], records: NDArray[Any], number: int, refuse: Callable[[str], PackageError]
+def check_family(
+    plan: PlanEntry,
+    default: PlanEntry,
+    regions: Mapping[str, tuple[int, int]],
+    extents: NDArray[Any],
+    records: NDArray[Any],
+    refuse: Refuse,
 ) -> None:
-    """The resident extents (EXTENT) of a plan of a family can be moved to where another plan has them.
-
-    They are in ascending order of (layer, level) and of destination, each exactly the blocks of its records (RECORD),
-    which are contiguous.
-    """
-    order = resident["layer"].astype(np.int64) * LEVELS + resident["level"]
-    ends = resident["destination"] + resident["bytes"]
-    if np.any(np.diff(order) <= 0) or np.any(ends[:-1] > resident["destination"][1:]):
-        raise refuse(f"plan {number}: its resident extents are out of order")
+    """A plan of a family lies behind what all have in common, and its resident extents can be moved to where another
+    plan has them: in ascending order of (layer, level) and of destination, each exactly the blocks of its records
+    (RECORD), which are contiguous. `extents` (EXTENT) are the plan's, and name shards that exist."""
+    end = max(sum(place) for name, place in regions.items() if name not in _WEIGHTS)
+    require(FAMILY_CHECKS, refuse, SimpleNamespace(**vars(plan), start=default.preload[0], end=end))
+    resident = extents[: plan.resident_extents]
+    begins, ends, together = [], [], []
     for extent in resident:
-        layer, level, first, count = (int(extent[name]) for name in ("layer", "level", "first", "count"))
-        if layer >= records.shape[0] or level >= LEVELS or count == 0 or first + count > records.shape[2]:
-            raise refuse(f"plan {number}: a resident extent names a shard that does not exist")
-        mine = records[layer, level, first : first + count]
-        begins, finishes = mine["offset"].astype(np.int64), mine["offset"].astype(np.int64) + mine["bytes"]
-        start, end = int(begins[0]) // BLOCK * BLOCK, pad(int(finishes[-1]), BLOCK)
-        exact = (int(extent["file_offset"]), int(extent["bytes"])) == (start, end - start)
-        if not exact or np.any(finishes[:-1] != begins[1:]):
-            raise refuse(f"plan {number}: a resident extent of layer {layer} is not exactly its records")
+        first, count = int(extent["first"]), int(extent["count"])
+        mine = records[extent["layer"], extent["level"], first : first + count]
+        starts = [int(offset) for offset in mine["offset"]]
+        behind = [start + int(size) for start, size in zip(starts, mine["bytes"], strict=True)]
+        begins.append(starts[0] // BLOCK * BLOCK)
+        ends.append(pad(behind[-1], BLOCK))
+        together.append(behind[:-1] == starts[1:])
+    key = resident["layer"].astype(object) * LEVELS + resident["level"]
+    finish = resident["destination"].astype(object) + resident["bytes"]
+    rows = Rows(
+        resident,
+        key=key,
+        key_before=np.concatenate([[-1], key])[: len(key)],
+        end_before=np.concatenate([[0], finish])[: len(key)],
+        begin=np.array(begins, object),
+        end=np.array(ends, object),
+        together=np.array(together, bool),
+    )
+    require(RESIDENT_CHECKS, refuse, plan, rows)

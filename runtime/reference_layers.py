@@ -32,9 +32,10 @@ class Layers:
         rows = np.where(skipped, length, np.cumsum(~skipped) - 1)
         token_type = package.tensor(int(head["token_type_at"]), "<f2", max(1, int(head["types"])), width)
         h = self.shape.hidden
-        codes, scales = package.embedding_rows(ids)
+        words, scales = package.embedding_rows(ids)
         place = position[rows, :h].astype(np.float32) + token_type[types, :h].astype(np.float32)
-        x = fma(codes.astype(np.float32), scales[:, None], place).T
+        word = words.astype(np.float32)
+        x = (word + place if scales is None else fma(word, scales[:, None], place)).T
         gamma, beta = self._vector(head["embedding_gamma_at"]), self._vector(head["embedding_beta_at"])
         return self.keep(layer_norm(x, gamma, beta, self.epsilon))
 

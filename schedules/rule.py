@@ -17,7 +17,7 @@ from stic.schedules.cpu.dot_avx2 import dot_avx2
 from stic.schedules.cpu.dot_avx_vnni import dot_avx_vnni
 from stic.schedules.cpu.dot_neon import dot_sdot, dot_smmla, dot_smull
 from stic.schedules.cpu.dot_vnni import dot_vnni
-from stic.schedules.cpu.embed import embed
+from stic.schedules.cpu.embed import embed, embed_f16
 from stic.schedules.cpu.matmul import matmul_f16, matmul_f32
 from stic.schedules.cpu.norm import add_norm
 from stic.schedules.cpu.outlier import bias, outliers
@@ -66,6 +66,7 @@ ROWS: tuple[Callable[[Target], RowsKernel | None], ...] = (
 # Written on vectors of 16 lanes, which LLVM splits: one rule serves every CPU.
 EVERY_CPU: tuple[Rule, ...] = (
     embed,
+    embed_f16,
     quantize,
     activation,
     outliers,

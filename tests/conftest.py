@@ -1,11 +1,12 @@
 """Shared fixtures: where real data and models are, and a `stic` that works from a checkout that is not installed."""
 
 import importlib.util
+import inspect
 import os
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,34 @@ from tests.rpc_devices import RpcDevices
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+DEVICES, REAL = {"rpc_devices", "phones", "phone_files"}, {"minilm_dir", "models_dir", "data_dir"}  # fixtures
+ORACLES = {"torch", "transformers"}  # packages
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make fast` leaves out; see `markers` in pyproject.toml."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if DEVICES & fixtures:
+            item.add_marker(pytest.mark.device)
+        if REAL & fixtures:
+            item.add_marker(pytest.mark.real)
+        if item.path.stem.endswith("_fuzz"):
+            item.add_marker(pytest.mark.fuzz)
+        if isinstance(item, pytest.Function) and (ORACLES & vars(item.module).keys() or _names(item.function, set())):
+            item.add_marker(pytest.mark.oracle)
+
+
+def _names(function: Callable[..., object], seen: set[object]) -> bool:
+    """Whether a test, or a function of its file that it calls, has the name of an oracle in its code."""
+    function = inspect.unwrap(function)
+    if not isinstance(function, types.FunctionType) or function in seen:
+        return False
+    seen.add(function)
+    code, own = function.__code__, function.__globals__
+    called = (own.get(name) for name in code.co_names if getattr(own.get(name), "__module__", "") == own["__name__"])
+    named = any(name in (*code.co_consts, *code.co_names) for name in ORACLES)
+    return named or any(_names(other, seen) for other in called if callable(other))
 
 
 def _folder(name: str) -> Path:

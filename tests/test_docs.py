@@ -1,5 +1,6 @@
 """What docs/ says of the code must be so."""
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -48,17 +49,48 @@ def test_the_format_page_lists_every_field():
     assert found == _tables() + "\n", "docs/package-format.md is out of date: run pytest with STIC_UPDATE=1"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+PAGES = [path for folder in (ROOT, ROOT / "docs", ROOT / "examples") for path in sorted(folder.glob("*.md"))]
+
+
+def _anchors(page):
+    """Names of a page's headings, as links spell them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in _anchors(linked), f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(page):
+    """In code spans, paths from the repository's root."""
+    folders = "runtime|targets|schedules|compiler|tests|benchmarks|examples|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*\w/?)`", page.read_text()):
+        if "NAME" not in name:
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
 def test_the_architecture_page_names_files_that_exist():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    table = text[text.index("| files | stage |") : text.index("## Rules")]
-    for name in re.findall(r"`([a-z_*./]+(?:\.py|/))`", table):
-        assert list((ROOT / "compiler").glob(name)), f"docs/architecture.md names compiler/{name}"
+    table = text[text.index("**compiler/**") : text.index("## Rules")]
+    names = set(re.findall(r"`([a-z_]+(?:\.py|/))`", table)) - {"compiler/"}
+    assert {name for name in names if not (ROOT / "compiler" / name).exists()} == set()
+    rooms = {f"{path.parent.name}/" for path in (ROOT / "compiler").glob("*/__init__.py")}
+    assert {name for name in names if name.endswith("/")} == rooms
+
+
+def test_the_architecture_page_lists_the_stages_in_their_order():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `(?:\w+)` \| (yes|) ?\|$", text, re.MULTILINE)
+    code = ast.parse((ROOT / "compiler" / "pipeline.py").read_text())
+    calls = [node for node in ast.walk(code) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Stage"]
+    calls.sort(key=lambda node: node.lineno)
+    assert rows == [(ast.literal_eval(node.args[0]), "yes" if len(node.args) > 4 else "") for node in calls]
 
 
 def test_the_command_list_is_the_readme_s():
@@ -66,3 +98,21 @@ def test_the_command_list_is_the_readme_s():
 
     shown = set(re.findall(r"^    stic (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert shown <= set(COMMANDS)
+
+
+VARIABLE = r"STIC_[A-Z_]+"
+READ = (rf"getenv\(\"({VARIABLE})\"\)", rf"environ(?:\.get\(|\[)\"({VARIABLE})\"", rf"\"({VARIABLE})\" in os\.environ")
+GIVEN = rf"\"({VARIABLE})\":"  # in the environment of a process
+
+
+def _variables() -> set[str]:
+    """Names of environment variables that the project's own code reads, or hands to a process of its own."""
+    folders = ("runtime", "targets", "schedules", "compiler", "tests", "benchmarks", "examples")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".c", ".h")]
+    return {name for path in files for one in (*READ, GIVEN) for name in re.findall(one, path.read_text())}
+
+
+def test_the_environment_page_lists_every_variable():
+    table = [line for line in (ROOT / "docs" / "environment.md").read_text().splitlines() if line.startswith("| `")]
+    listed = [re.match(rf"\| `({VARIABLE})` \|", line)[1] for line in table]
+    assert sorted(listed) == sorted(_variables())

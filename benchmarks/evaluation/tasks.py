@@ -17,7 +17,6 @@ from benchmarks.evaluation.quiet import repeated
 from benchmarks.evaluation.resume import write_json
 from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
-from stic.compiler.importance.examples import label_names
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 
@@ -187,7 +186,7 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     """
     from stic.compiler.device.workload import Workload
     from stic.compiler.importance.measure import Importance
-    from stic.compiler.inputs import read_model
+    from stic.compiler.inputs import read_model, reading_of
     from stic.compiler.options import (
         CompileOptions,
         ImportanceOptions,
@@ -230,7 +229,7 @@ def prepare(name: str, folder: Path, machine: Machine, progress: Progress, note:
     kernels = folder / "kernels" / f"{name}.so"
     kernels.parent.mkdir(parents=True, exist_ok=True)
     generate(materials.kernel_shape, target, kernels)
-    labels = label_names(model if model.is_dir() else model.parent) or ()
+    labels = reading_of(made[ShardedModel].model).names
     onnx = _onnx_of(name, model, folder)
     return Prepared(
         name, made[ShardedModel].model, materials, problem, published, trial, target, kernels, onnx, dev,

@@ -2,18 +2,19 @@
 
     python -m benchmarks.kernels [--model MODEL.onnx] [--only PART] [--quick] [--out FILE.json]
 
-Run it from the repository's root, on a machine that does nothing else. Four parts, each interleaved with what it is
+Run it from the repository's root, on a machine that does nothing else. Five parts, each interleaved with what it is
 compared to, round by round:
 
     limits    peak of the best int8 and float32 loops, read bandwidth of a plain sum
     encoder   packages of every bitwidth, everything resident: onnxruntime (fp32, int8), OpenVINO (its default, int8)
               and numpy, at several lengths; needs --model, an ONNX file with tokenizer.json beside it
+    sizes     random encoders of BERT-base's and BERT-large's shape at 4 bits, 128 tokens, against the same peers
     gemm      matrices of BERT-base times 128 rows, against the peak
     gemv      4096 x 4096 matrices from memory times 1 to 8 rows, against the sum and against ggml (llama.cpp)
 
 Prints Markdown tables; writes JSON and figures beside it. --only leaves the other parts of the file as they were.
-The cases and the promises they are held to are in cases.json. Takes about 10 minutes and 5 GB of memory; a
-peer that is not installed is left out, and named.
+The cases and the promises they are held to are in cases.json. All but `sizes` take about 10 minutes and 5 GB
+of memory; BERT-large needs more of both. A peer that is not installed is left out, and named.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.kernels import encoder, gemm, gemv, limits
+from benchmarks.kernels import encoder, gemm, gemv, limits, sizes
 from benchmarks.kernels.acceptance import judge
 from benchmarks.kernels.driver import build_driver
 from benchmarks.kernels.figures import draw
@@ -45,6 +46,7 @@ from stic.targets import target as targets
 PARTS: dict[str, Callable[[Place, dict[str, Any]], dict[str, Any]]] = {
     "limits": limits.measure,
     "encoder": encoder.measure,
+    "sizes": sizes.measure,
     "gemm": gemm.measure,
     "gemv": gemv.measure,
 }
@@ -54,6 +56,7 @@ BERT_BASE = KernelShape(hidden=768, head_dim=64, activation="gelu", embed_epsilo
 BUSY = 0.5  # load average
 QUICK = {
     "encoder": {"bits": [2, 4, 8], "tokens": [128], "rounds": 3},
+    "sizes": {"layers": 2, "threads": [1], "rounds": 3},
     "gemm": {"bits": [2, 4, 8], "rounds": 3, "joined": []},
     "gemv": {"bits": [2, 4, 8], "rows": [1], "outliers": [0.0025], "rounds": 3},
     "limits": {"rounds": 3},

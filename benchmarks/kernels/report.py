@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 def tables(parts: dict[str, Any], verdicts: Sequence[Verdict]) -> str:
     """All parts that were measured, then the promises."""
-    makers = {"limits": _limits, "encoder": _encoder, "gemm": _gemm, "gemv": _gemv}
+    makers = {"limits": _limits, "encoder": _encoder, "sizes": _sizes, "gemm": _gemm, "gemv": _gemv}
     found = [make(parts[name]) for name, make in makers.items() if name in parts]
     if verdicts:
         found.append(_promises(verdicts))
@@ -52,6 +52,17 @@ def _encoder(part: Row) -> str:
         header = ("contender", *(f"{count} tokens" for count in tokens), "cosine to fp32")
         sections.append(_table(f"{part['model']}, ms (quartiles), threads: {threads}", header, rows))
     return "\n\n".join(sections)
+
+
+def _sizes(part: Row) -> str:
+    rows = [
+        (one["model"], row["threads"], row["contender"], name, f"{ratio:.2f}")
+        for one in part["models"]
+        for row in one["rows"]
+        for name, ratio in row.get("over", {}).items()
+    ]
+    header = ("model", "threads", "package", "by the time of", "ratio")
+    return "\n\n".join((*map(_encoder, part["models"]), _table("Larger models, time by that of others", header, rows)))
 
 
 def _gemm(part: Row) -> str:

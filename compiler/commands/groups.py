@@ -219,6 +219,14 @@ def _shards(slices: int | None, quantizer: Quantizer, full_bits: str) -> ShardOp
     return ShardOptions(slices, quantizer, int(full_bits))
 
 
+def _rows(shards: ShardOptions, embedding_bits: str | None) -> ShardOptions:
+    return shards if embedding_bits is None else replace(shards, embedding_bits=int(embedding_bits))
+
+
+def _kept(options: CompileOptions, keep_planes: bool) -> CompileOptions:
+    return replace(options, shards=replace(options.shards, keep_planes=keep_planes))
+
+
 shards_group = gathered(
     "shards",
     _shards,
@@ -236,6 +244,20 @@ shards_group = gathered(
         default="16",
         show_default=True,
         help="Width of the full-precision level; 0: none.",
+    ),
+)
+
+
+stored_shards_group = compose(
+    shards_group,
+    gathered(
+        "shards",
+        _rows,
+        click.option(
+            "--embedding-bits",
+            type=click.Choice(["8", "16"]),
+            help="Width of the word table's values; default: 8, or 16 where --bits asks for full precision (16, 32).",
+        ),
     ),
 )
 
@@ -404,7 +426,7 @@ plan_group = gathered(
     target_group,
     budget_group,
     planner_group,
-    shards_group,
+    stored_shards_group,
     importance_group,
     stages_group,
 )
@@ -416,7 +438,7 @@ compile_group = compose(
         target_group,
         budgets_group,
         planner_group,
-        shards_group,
+        stored_shards_group,
         importance_group,
         stages_group,
     ),
@@ -424,6 +446,15 @@ compile_group = compose(
         "options",
         _compiling,
         click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="The package to write."),
+    ),
+    gathered(
+        "options",
+        _kept,
+        click.option(
+            "--keep-planes",
+            is_flag=True,
+            help="Store all planes up to 8 bits, also those that no plan reads, for packages of other plans to share.",
+        ),
     ),
 )
 

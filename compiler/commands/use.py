@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def run_command(package: Path, question: Question, session: SessionOptions, as_json: bool) -> None:
     """Run PACKAGE on sentences.
 
-    A classifier prints labels; a sentence encoder, given several sentences, the cosine of every pair.
+    A classifier prints labels, for each token where it labels tokens; a model with one logit prints a score; a sentence
+    encoder, given several sentences, the cosine of every pair.
 
     \b
     Examples:
@@ -39,6 +40,8 @@ def run_command(package: Path, question: Question, session: SessionOptions, as_j
       stic run minilm.stic --text "A cat sits." --trace run.json --timeline run.svg
       stic run minilm.stic --text "A cat sits." --memory 4MiB           (a package compiled with --also)
       stic run minilm.stic --ids 101,7592,102 --json
+      stic run minilm.stic --texts sentences.txt -o vectors.npy
+      cat sentences.txt | stic run minilm.stic --texts - -o vectors.jsonl
     """
     question.check()
     from stic.runtime.package import Package
@@ -94,6 +97,8 @@ def eval_command(
       question, sentence, label          classification of a pair
       sentence1, sentence2, label        classification of a pair
       score, sentence1, sentence2        similarity: Spearman of the cosines
+    A model that gives one score ranks: labels 0 and 1 give the area under the ROC curve, other numbers Spearman. Where
+    labels stand each for itself, a row lists its own with commas, and F1 is measured.
     Sentences longer than the package was compiled for are cut.
 
     \b
@@ -103,15 +108,16 @@ def eval_command(
       stic eval sst2.stic --data sst2/dev.tsv --tracker 192.168.1.10:9190 --key phone --devices 4
     """
     from stic.compiler.device.deploy import deployed, outputs_on
+    from stic.compiler.frontend.reading import recorded
     from stic.compiler.importance.examples import read_examples
     from stic.compiler.importance.scoring import score
-    from stic.compiler.report import contents
     from stic.compiler.report.texts import outputs_of
     from stic.runtime.package import Package
     from stic.runtime.session import Session
 
     opened = Package.open(package)
-    examples = read_examples(evaluated.data, evaluated.task, contents.labels(opened) or None)
+    reading = recorded(opened)
+    examples = read_examples(evaluated.data, evaluated.task, reading=reading)
     if evaluated.limit is not None:
         examples = examples.pick(range(min(evaluated.limit, len(examples))))
     address = device.place(str(opened.plan.get("target", "")))
@@ -127,7 +133,7 @@ def eval_command(
         else:
             leased = partial(deployed, opened, address, directory, device.system)
             outputs = outputs_on(leased, devices, opened, examples, progress, **session)
-    metric = score(outputs, examples)
+    metric = score(outputs, examples, reading.similarity)
     if as_json:
         click.echo(json.dumps({"metric": metric.name, "value": metric.value, "n": metric.n}))
     else:

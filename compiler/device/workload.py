@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from stic.compiler.inputs import input_length
 from stic.compiler.model import Activation, Model
 from stic.compiler.options import ShardOptions, longest_input
 from stic.compiler.sharding import Geometry
@@ -47,7 +48,7 @@ class Workload:
             length = longest_input(max_length, LIMITS["max_length"])
             return cls(geometry, "gelu", length, threads, lanes, full_bits)
         geometry = Geometry(1, model.hidden, model.heads, model.head_dim, model.ffn, shards.slices or model.heads)
-        length, epsilon = longest_input(max_length, model.max_length), model.embeddings.norm.epsilon
+        length, epsilon = input_length(max_length, model), model.embeddings.norm.epsilon
         return cls(geometry, model.activation, length, threads, lanes, full_bits, epsilon)
 
     @property

@@ -11,25 +11,33 @@ import onnx
 from onnx import TensorProto, helper
 
 from stic.compiler.export.graph import ExportedGraph
+from stic.compiler.frontend.facts import TABLE, facts_files
 from stic.runtime.errors import InputError
 from stic.runtime.files import copy_file, whole_file, write_bytes, write_text
 
+# What is kept of config.json, beside the facts that change an answer; their other files are copied.
 _KEPT = (
-    "model_type", "architectures", "elastic", "id2label", "label2id", "num_labels", "hidden_size", "dim",
-    "max_position_embeddings", "pad_token_id",
+    "model_type", *TABLE["config.json"], "elastic", "num_labels", "hidden_size", "dim", "max_position_embeddings",
+    "pad_token_id",
 )  # fmt: skip
 _INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GiB; larger weights go to a file beside the model
 _POINTED_BYTES = 1024  # of a weight that is worth pointing to
 
 
-def write_all(exported: ExportedGraph, config: dict[str, Any], folder: Path, out: Path) -> None:
-    """Write tokenizer, config, weights beside the model if they are large, and the model last."""
+def write_all(exported: ExportedGraph, config: dict[str, Any], folders: tuple[Path, Path], out: Path) -> None:
+    """Write tokenizer, config, facts, weights beside the model if they are large, and the model last.
+
+    `folders`: of the encoder, and of the whole model.
+    """
+    folder, whole = folders
     tokenizer, kept = folder / "tokenizer.json", {key: config[key] for key in _KEPT if key in config}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.parent.resolve() != folder.resolve():
             text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
             write_text(out.parent / "config.json", text)
+            for fact in facts_files(whole):
+                copy_file(fact, out.parent / fact.name)
             if tokenizer.is_file():
                 copy_file(tokenizer, out.parent / "tokenizer.json")
         if sum(array.nbytes for array in exported.weights.values()) > _INLINE_LIMIT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -15,13 +15,12 @@ from stic.compiler.export.files import write_all
 from stic.compiler.export.graph import ExportedGraph, GraphWriter
 from stic.compiler.frontend.folders import onnx_file
 from stic.compiler.frontend.safetensors import Weights
+from stic.compiler.frontend.sentence_modules import Modules, read_modules, transformer_folder
 from stic.compiler.frontend.sharded_safetensors import ShardedWeights, open_weights
 from stic.compiler.model import Head, Pooling
 from stic.runtime.errors import InputError
 
 Tensors: TypeAlias = Weights | ShardedWeights
-
-_POOLINGS = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}
 
 
 def export_model(hf_dir: Path, out: Path, pooling: str | None = None) -> None:
@@ -35,7 +34,7 @@ def export_model(hf_dir: Path, out: Path, pooling: str | None = None) -> None:
     Files appear whole or not at all. InputError says what is missing or not supported.
     """
     exported, folder = exported_graph(Path(hf_dir), pooling)
-    write_all(exported, _json(folder / "config.json"), folder, Path(out))
+    write_all(exported, _json(folder / "config.json"), (folder, Path(hf_dir)), Path(out))
 
 
 def exported_graph(hf_dir: Path, pooling: str | None = None) -> tuple[ExportedGraph, Path]:
@@ -47,48 +46,8 @@ def exported_graph(hf_dir: Path, pooling: str | None = None) -> tuple[ExportedGr
     onnx_beside = onnx_file(hf_dir) if hf_dir.is_dir() else None
     if onnx_beside is not None:
         raise InputError(f"{onnx_beside} is ONNX already: give it, or {hf_dir}, to `stic compile` and the others")
-    modules = _sentence_modules(hf_dir)
-    folder = hf_dir / modules.folder if modules is not None else hf_dir
-    return _encoder(folder, _json(folder / "config.json"), pooling, modules), folder
-
-
-def sentence_head(hf_dir: Path) -> Head | None:
-    """The pooling, and norm, that a sentence-transformers directory puts after its encoder; None: it is no such one."""
-    modules = _sentence_modules(hf_dir)
-    return None if modules is None else Head(cast(Pooling, modules.pooling), normalize=modules.normalize)
-
-
-@dataclass(frozen=True)
-class _Modules:
-    """What a sentence-transformers directory puts around the encoder."""
-
-    folder: str
-    pooling: str
-    normalize: bool
-
-
-def _sentence_modules(hf_dir: Path) -> _Modules | None:
-    path = hf_dir / "modules.json"
-    if not path.is_file():
-        return None
-    folder, pooling, normalize = "", "", False
-    entries = _json(path, list)
-    for entry in entries:
-        kind = str(entry.get("type", "")).rsplit(".", 1)[-1] if isinstance(entry, dict) else ""
-        if kind == "Transformer":
-            folder = str(entry.get("path", ""))
-        elif kind == "Pooling":
-            modes = _json(hf_dir / str(entry.get("path", "")) / "config.json")
-            chosen = [key.removeprefix("pooling_mode_") for key, on in modes.items() if "pooling_mode_" in key and on]
-            chosen = chosen or [str(modes.get("pooling_mode", "none"))]  # newer versions: one word
-            if len(chosen) != 1 or chosen[0] not in _POOLINGS:
-                raise InputError(f"{path}: its pooling ({', '.join(chosen)}) is not supported; mean or cls is")
-            pooling = _POOLINGS[chosen[0]]
-        elif kind == "Normalize":
-            normalize = True
-        else:
-            raise InputError(f"{path}: its module '{kind}' is not supported; Transformer, Pooling and Normalize are")
-    return _Modules(folder, pooling or "tokens", normalize)
+    folder = transformer_folder(hf_dir)
+    return _encoder(folder, _json(folder / "config.json"), pooling, read_modules(hf_dir)), folder
 
 
 def _json(path: Path, kind: type = dict) -> Any:
@@ -103,7 +62,7 @@ def _json(path: Path, kind: type = dict) -> Any:
     return content
 
 
-def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules: _Modules | None) -> ExportedGraph:
+def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules: Modules | None) -> ExportedGraph:
     where = folder / "config.json"
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
@@ -134,7 +93,7 @@ def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules:
         raise InputError(
             f"{where}: architecture '{architecture}' is not supported; encoders and ...ForSequenceClassification are"
         )
-    if classifier and (pooling is not None or modules is not None):
+    if classifier and (pooling is not None or (modules is not None and modules.pools)):
         raise InputError(f"{where}: '{architecture}' pools by itself; leave the pooling out")
     weights = open_weights(folder)
     weights.use_prefix(family.prefix, "embeddings.word_embeddings.weight")
@@ -145,8 +104,8 @@ def _encoder(folder: Path, config: dict[str, Any], pooling: str | None, modules:
     if classifier:
         outputs = {"logits": _classifier(writer, weights, family.classifier, hidden, x)}
     else:
-        chosen = pooling if pooling is not None else modules.pooling if modules is not None else "tokens"
-        outputs = _pooled(writer, weights, chosen, modules is not None and modules.normalize, hidden, x)
+        head = modules.head if modules is not None else Head("tokens")
+        outputs = _pooled(writer, weights, replace(head, pooling=cast(Pooling, pooling or head.pooling)), hidden, x)
     return writer.graph(inputs, outputs)
 
 
@@ -233,9 +192,17 @@ def _classifier(writer: GraphWriter, weights: Tensors, head: Classifier, hidden:
     return _linear(writer, weights, x, head.out, None, hidden, True), ("batch", "labels")
 
 
-def _pooled(writer: GraphWriter, weights: Tensors, pooling: str, unit: bool, hidden: int, x: str) -> dict[str, _Output]:
-    if pooling != "tokens":
-        pooled = writer.mean(x, "attention_mask") if pooling == "mean" else writer.first(x)
+def _pooled(writer: GraphWriter, weights: Tensors, head: Head, hidden: int, x: str) -> dict[str, _Output]:
+    unit = head.normalize
+    if head.pooling != "tokens":
+        pooled = writer.mean(x, "attention_mask") if head.pooling == "mean" else writer.first(x)
+        for number, dense in enumerate(head.dense):
+            if dense.linear.weight.shape[1] != hidden:
+                size = dense.linear.weight.shape[1]
+                raise InputError(f"modules.json: Dense {number} takes {size} features; it is given {hidden}")
+            pooled = writer.linear(pooled, f"dense.{number}", dense.linear.weight, dense.linear.bias)
+            hidden = len(dense.linear.bias)
+            pooled = pooled if dense.activation == "none" else writer.activation(pooled, dense.activation)
         return {"sentence_embedding": (writer.unit(pooled) if unit else pooled, ("batch", hidden))}
     outputs: dict[str, _Output] = {"last_hidden_state": (writer.unit(x) if unit else x, ("batch", "sequence", hidden))}
     if "pooler.dense.weight" in weights:

@@ -7,15 +7,16 @@ being ignored:
     question, sentence, label        classification of a pair (QNLI)
     sentence1, sentence2, label      classification of a pair (RTE, MRPC)
     score, sentence1, sentence2      similarity (STS-B): cosine of two embeddings against a human score
+    label, or score, any text        ranking, where the model gives one number for a text or a pair
+    label, any text                  labels, where the model's labels stand each for itself: those of a row, with commas
     any of these without the label or score, or one column of text with or without a header: no labels
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -24,14 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from stic.compiler.frontend.reading import Reading
 from stic.compiler.importance.tokens import Coded, Pair, Tables, tokenise
 from stic.runtime.errors import InputError
 
-Kind = Literal["classification", "similarity", "unlabelled"]
+Kind = Literal["classification", "similarity", "ranking", "labels", "unlabelled"]
 
 BUILT_IN = "sentences.txt"
 LABELLED = "sentence + label; question + sentence + label; sentence1 + sentence2 + label; score + sentence1 + sentence2"
 ACCEPTED = f"{LABELLED}; or one column of text"
+# What a file may be called for that the model's reading makes into another kind.
+_TASKS: dict[Kind, tuple[Kind, ...]] = {"ranking": ("classification", "similarity"), "labels": ("classification",)}
 HEADERS = ("sentence", "text")  # names of a lone column that are not themselves a text
 
 
@@ -41,7 +45,7 @@ class Examples:
 
     kind: Kind
     texts: tuple[Pair, ...]  # the second text is None where an example has one only
-    targets: NDArray[np.float64] | None  # (examples,): class numbers, or similarity scores; None: unlabelled
+    targets: NDArray[np.float64] | None  # (examples,): class numbers, or scores; labels: (examples, labels) of 0 and 1
     source: str  # where they come from, for people
 
     def __len__(self) -> int:
@@ -59,6 +63,14 @@ class Examples:
         targets = None if self.targets is None else self.targets[np.asarray(rows, np.intp)]
         return Examples(self.kind, tuple(self.texts[int(row)] for row in rows), targets, self.source)
 
+    def prompted(self, prompt: str) -> Examples:
+        """Return these examples with `prompt` before every text that the encoder sees alone."""
+        apart = self.kind == "similarity"
+        texts = tuple(
+            (prompt + a, None if b is None else prompt + b) if apart or b is None else (a, b) for a, b in self.texts
+        )
+        return replace(self, texts=texts) if prompt else self
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -75,22 +87,27 @@ class Batch:
         return int(self.mask.sum())
 
 
-def read_examples(path: Path, task: Kind | None = None, labels: Sequence[str] | None = None) -> Examples:
+def read_examples(
+    path: Path, task: Kind | None = None, labels: Sequence[str] | None = None, reading: Reading | None = None
+) -> Examples:
     """Read an evaluation or calibration file.
 
     `task` demands that kind of file. `labels` are the names of the model's classes, in the order of its outputs;
-    without them, class names that are not numbers are numbered in sorted order. Raises InputError.
+    without them, class names that are not numbers are numbered in sorted order. `reading` says how the model's outputs
+    are read, which makes a file for ranking or for labels of one for classification; its names replace `labels`.
+    Raises InputError.
     """
+    reading = reading or Reading("classes" if labels else "vector", tuple(labels or ()))
     rows = _rows(path)
     header = [name.strip().lower() for name in rows[0]]
     if len(header) == 1 and header[0] != "label":
         texts = [row[0].strip() for row in (rows[1:] if header[0] in HEADERS else rows)]
         found = Examples("unlabelled", tuple((text, None) for text in texts if text), None, str(path))
     else:
-        found = _table(path, header, rows[1:], labels)
+        found = _table(path, header, rows[1:], reading)
     if not len(found):
         raise InputError(f"{path} holds no examples: its header is all there is; give it one example a line")
-    if task is not None and task != found.kind:
+    if task is not None and task not in _TASKS.get(found.kind, (found.kind,)):
         raise InputError(f"{path} is a file for {found.kind}, by its columns {', '.join(header)}, not for {task}")
     return found
 
@@ -102,25 +119,10 @@ def built_in_examples() -> Examples:
     return Examples("unlabelled", tuple((line, None) for line in lines), None, "built-in sentences")
 
 
-def label_names(folder: Path) -> tuple[str, ...] | None:
-    """Return the class names that config.json in `folder` gives (id2label, else label2id); None if it gives none."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = {int(number): str(name) for number, name in config.get("id2label", {}).items()}
-        names = names or {int(number): str(name) for name, number in config.get("label2id", {}).items()}
-    except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'} does not name the classes as Hugging Face does: {error}") from error
-    if not names or sorted(names) != list(range(len(names))):
-        return None
-    return tuple(names[number] for number in sorted(names))
-
-
 def check_calibration(examples: Examples) -> Examples:
     """Return the examples, or raise InputError if their labels are all alike and so cannot tell good from bad."""
-    if examples.targets is not None and len(np.unique(examples.targets)) < 2:
-        what = "class" if examples.kind == "classification" else "score"
+    if examples.targets is not None and len(np.unique(examples.targets, axis=0)) < 2:
+        what = "class" if examples.kind in ("classification", "labels") else "score"
         raise InputError(
             f"{examples.source}: all {len(examples)} examples have the same {what}, so the loss says nothing about "
             f"the model; calibrate with examples of every {what}, or drop the column to calibrate without labels"
@@ -181,7 +183,7 @@ def _rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def _table(path: Path, header: list[str], rows: list[list[str]], labels: Sequence[str] | None) -> Examples:
+def _table(path: Path, header: list[str], rows: list[list[str]], reading: Reading) -> Examples:
     columns = {name: number for number, name in enumerate(header)}
     pairs = (("sentence1", "sentence2"), ("question", "sentence"), ("sentence",))
     texts = next((names for names in pairs if columns.keys() >= set(names)), None)
@@ -193,12 +195,16 @@ def _table(path: Path, header: list[str], rows: list[list[str]], labels: Sequenc
     pairs_of_text = tuple(
         (row[columns[texts[0]]].strip(), row[columns[texts[1]]].strip() if len(texts) > 1 else None) for row in rows
     )
-    if "score" in columns and len(texts) > 1:
+    if "score" in columns and (len(texts) > 1 or reading.ranks):
         scores = [_score(path, number, row[columns["score"]]) for number, row in enumerate(rows, 2)]
-        return Examples("similarity", pairs_of_text, np.array(scores), str(path))
+        return Examples("ranking" if reading.ranks else "similarity", pairs_of_text, np.array(scores), str(path))
     if "label" in columns:
         values = [row[columns["label"]].strip() for row in rows]
-        return Examples("classification", pairs_of_text, _classes(path, values, labels), str(path))
+        if reading.ranks:
+            return Examples("ranking", pairs_of_text, _grades(path, values), str(path))
+        if reading.kind == "labels":
+            return Examples("labels", pairs_of_text, _several(path, values, reading.names), str(path))
+        return Examples("classification", pairs_of_text, _classes(path, values, reading.names), str(path))
     return Examples("unlabelled", pairs_of_text, None, str(path))
 
 
@@ -212,7 +218,35 @@ def _score(path: Path, number: int, text: str) -> float:
     return value
 
 
-def _classes(path: Path, values: list[str], labels: Sequence[str] | None) -> NDArray[np.float64]:
+def _grades(path: Path, values: list[str]) -> NDArray[np.float64]:
+    """Numbers to rank by; of two names the second in sorted order is 1."""
+    try:
+        grades = np.array([float(value) for value in values])
+    except ValueError:
+        grades = _classes(path, values, ())
+        if grades.max() > 1:
+            raise InputError(
+                f"{path} has {int(grades.max()) + 1} class names, but the model gives one score: use numbers to rank by"
+            ) from None
+    if not np.isfinite(grades).all():
+        raise InputError(f"{path}, row {2 + int(np.argmin(np.isfinite(grades)))}: the label is not a finite number")
+    return grades
+
+
+def _several(path: Path, values: list[str], names: Sequence[str]) -> NDArray[np.float64]:
+    """(rows, labels): 1 for each label, by name or number, that a row lists with commas; an empty row has none."""
+    found = np.zeros((len(values), len(names)))
+    for row, value in enumerate(values):
+        for one in filter(None, map(str.strip, value.split(","))):
+            number = names.index(one) if one in names else int(one) if one.isdecimal() else len(names)
+            if number >= len(names):
+                known = ", ".join(names)
+                raise InputError(f"{path}, row {row + 2}: the label {one!r} is none of the model's: {known}")
+            found[row, number] = 1
+    return found
+
+
+def _classes(path: Path, values: list[str], labels: Sequence[str]) -> NDArray[np.float64]:
     if all(value.isdecimal() for value in values):
         numbers = [int(value) for value in values]
         allowed = list(range(len(labels))) if labels else None

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.frontend.reading import Kind
 from stic.compiler.importance.examples import Examples
 from stic.compiler.model import Array, Model
 
@@ -15,17 +16,22 @@ Objective = Literal["cross entropy", "kl", "cosine", "squared"]
 
 def default_objective(model: Model, examples: Examples) -> Objective:
     """Return cross entropy for labelled classification, else agreement: `agreement_objective`."""
+    if examples.kind == "labels":
+        return "squared"
     return "cross entropy" if examples.kind == "classification" else agreement_objective(model)
 
 
-def agreement_objective(model: Model) -> Objective:
-    """Return how agreement with the full model is measured.
+def agreement_objective(model: Model, kind: Kind | None = None) -> Objective:
+    """Return how agreement with the full model is measured; `kind`: how its outputs are read, where that is known.
 
     A head that ends in a plain linear map to fewer features than hidden is a classifier: KL divergence of its class
-    probabilities, or the squared error over the variance if it has one output. All else is an embedding: 1 - cosine.
+    probabilities, or the squared error over the variance if it has one output, or several that stand each for itself.
+    All else is an embedding: 1 - cosine.
     """
+    if kind in ("labels", "score", "values"):
+        return "squared"
     dense = model.head.dense
-    if not dense or model.head.normalize or dense[-1].activation != "none":
+    if kind == "vector" or not dense or model.head.normalize or dense[-1].activation != "none":
         return "cosine"
     features = dense[-1].linear.weight.shape[0]
     if features == 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.frontend.similarity import Similarity, paired
 from stic.compiler.importance.examples import LABELLED, Examples
 from stic.runtime.errors import InputError
 
@@ -16,16 +17,19 @@ from stic.runtime.errors import InputError
 class Metric:
     """One score of a model on a set of examples."""
 
-    name: str  # "accuracy", "spearman"
-    value: float  # accuracy in 0..1; spearman in -1..1
+    name: str  # "accuracy", "auc", "f1", "spearman"
+    value: float  # in 0..1; spearman in -1..1
     n: int  # examples
 
 
-def score(outputs: NDArray[np.floating], examples: Examples) -> Metric:
+def score(outputs: NDArray[np.floating], examples: Examples, similarity: Similarity = "cosine") -> Metric:
     """Score a model's outputs (sequences, features), in the order of `Examples.sequences`.
 
     Classification: accuracy of the largest logit (of the sign, where there is one feature). Similarity: Spearman of
-    the cosines. Raises InputError for unlabelled examples and for outputs that are not one vector a sequence.
+    the cosines, or of another similarity. Ranking: the share of pairs of a 1 and a 0 that are in order (the area under
+    the ROC curve, ties counting half), or Spearman where targets are no 0 and 1. Labels: F1 of all labels together
+    (micro), one that is likelier than not being found. Raises InputError for unlabelled examples, for targets that are
+    all alike where that leaves nothing to rank, and for outputs that are not one vector a sequence.
     """
     if examples.targets is None:
         raise InputError(f"{examples.source} has no labels to score against; columns accepted: {LABELLED}")
@@ -33,8 +37,12 @@ def score(outputs: NDArray[np.floating], examples: Examples) -> Metric:
         raise InputError(f"scoring needs one vector per sequence, {len(examples.sequences)} in all; got shape "
                          f"{outputs.shape}: use a model with pooling")  # fmt: skip
     if examples.kind == "similarity":
-        value = spearman(cosine(outputs[: len(examples)], outputs[len(examples) :]), examples.targets)
-        return Metric("spearman", value, len(examples))
+        alike = paired(outputs[: len(examples)], outputs[len(examples) :], similarity)
+        return Metric("spearman", spearman(alike, examples.targets), len(examples))
+    if examples.kind == "ranking":
+        return _ranking(outputs, examples)
+    if examples.kind == "labels":
+        return _labels(outputs, examples)
     classes = outputs.shape[1]
     if examples.targets.max() >= max(classes, 2):
         raise InputError(f"{examples.source} has class {int(examples.targets.max())}, the model only {classes} outputs")
@@ -42,12 +50,27 @@ def score(outputs: NDArray[np.floating], examples: Examples) -> Metric:
     return Metric("accuracy", float(np.mean(found == examples.targets)), len(examples))
 
 
-def cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the cosine of each row of `a` with that row of `b`; 0 where either is zero."""
-    a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(a64, axis=-1) * np.linalg.norm(b64, axis=-1)
-    found: NDArray[np.float64] = (a64 * b64).sum(axis=-1) / np.where(norms > 0, norms, 1.0)
-    return found
+def _ranking(outputs: NDArray[np.floating], examples: Examples) -> Metric:
+    assert examples.targets is not None
+    if outputs.shape[1] != 1:
+        raise InputError(f"{examples.source} is for ranking, but the model gives {outputs.shape[1]} numbers, not one")
+    if len(np.unique(examples.targets)) < 2:
+        raise InputError(f"{examples.source} has the same label everywhere, so there is nothing to rank: add others")
+    found, wanted = outputs[:, 0].astype(np.float64), examples.targets
+    if not np.isin(wanted, (0.0, 1.0)).all():
+        return Metric("spearman", spearman(found, wanted), len(examples))
+    ones = int(wanted.sum())
+    below = float(average_ranks(found)[wanted == 1].sum()) - ones * (ones + 1) / 2  # zeros that a one stands above
+    return Metric("auc", below / (ones * (len(wanted) - ones)), len(examples))
+
+
+def _labels(outputs: NDArray[np.floating], examples: Examples) -> Metric:
+    assert examples.targets is not None
+    if outputs.shape != examples.targets.shape:
+        raise InputError(f"{examples.source} has {examples.targets.shape[1]} labels, the model {outputs.shape[1]}")
+    found, wanted = outputs > 0, examples.targets > 0
+    total = int(found.sum() + wanted.sum())
+    return Metric("f1", 2 * int((found & wanted).sum()) / total if total else 1.0, len(examples))
 
 
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stic.compiler.frontend.reading import VECTOR, Reading
 from stic.compiler.memory.check import verify_extents, verify_family, verify_regions, verify_state, verify_weights
 from stic.compiler.memory.gpu import gpu_bytes, gpu_state
 from stic.compiler.memory.placement import Placement, Sizes, fixed_bytes, place_extents, regions
@@ -20,7 +22,7 @@ from stic.compiler.planner.costs import REQUEST_BYTES
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
-from stic.runtime.format import LIMITS, MATRICES, row_stride
+from stic.runtime.format import FULL, LIMITS, MATRICES, levels_of, row_stride
 from stic.runtime.gpu_format import Storage
 from stic.schedules.shape import KernelShape
 from stic.targets.gpu import Gpu
@@ -39,6 +41,7 @@ class Materials:
     trunk: Trunk
     embeddings: bytes
     sizes: Sizes
+    row_type: str  # of the embeddings: one of ROW_TYPES
 
     def fixed_bytes(self, plans: int = 1) -> int:
         """Memory that no decision changes, in a package of so many plans."""
@@ -65,10 +68,13 @@ class Planned:
     timeline: tuple[dict[str, Any], ...] = ()
 
 
-def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int) -> Materials:
-    """Lay out the store and build the trunk and the embedding rows of a quantised model.
+def collect(
+    quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int, row_type: str = "int8"
+) -> Materials:
+    """Lay out the store and build the trunk and the embedding rows, of one of ROW_TYPES, of a quantised model.
 
-    Raises UnsupportedModelError if its norms differ in epsilon, InputError if it has too few positions.
+    Raises UnsupportedModelError if its norms differ in epsilon, InputError if it has too few positions or its rows
+    cannot be of that type.
     """
     geometry, model = quantized.sharded.geometry, quantized.sharded.model
     norms = [model.embeddings.norm, *(n for layer in model.layers for n in (layer.attention_norm, layer.ffn_norm))]
@@ -90,7 +96,7 @@ def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads:
         slices=geometry.slices,
         max_length=max_length,
         trunk_bytes=len(trunk.data),
-        row_stride=row_stride(model.hidden),
+        row_stride=row_stride(model.hidden, row_type),
         head_width=max(widths, default=model.hidden),
         output_floats=features * (max_length if head.pooling == "tokens" else 1),
         threads=threads,
@@ -98,7 +104,7 @@ def collect(quantized: QuantizedModel, full_bits: int, max_length: int, threads:
         row_lanes=max(lanes, ROW_LANES),
         stack_bytes=STACK_BYTES,
     )
-    return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word), sizes)
+    return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word, row_type), sizes, row_type)
 
 
 def claim(materials: Materials, plan: Plan, placement: Placement, storage: Storage = "float16", plans: int = 1) -> int:
@@ -116,20 +122,21 @@ def assemble_package(
     kernels: Path,
     program: GpuProgram | None = None,
     fallback: bool = True,
-    labels: tuple[str, ...] = (),
+    reading: Reading = VECTOR,
+    keep_planes: bool = False,
 ) -> Parts:
     """Place everything that the plans decide and verify the placement; the result is ready for `write_package`.
 
     `planned` are the plans that the package carries, at least one, for an engine to switch between; the first is the
-    default. All must agree on whether the embedding table is resident. Full precision is stored only if a plan uses it.
-    A plan with layers on the GPU needs `program`; `fallback` says whether it still holds with these on the CPU. Raises
-    TargetError where the GPU allows no buffer as large as the plan needs, or no work-group as a kernel needs, and
-    InputError where several plans meet a GPU, or are more than a package may carry.
+    default. All must agree on whether the embedding table is resident. Only what a plan uses is stored; `keep_planes`
+    stores all planes, and full precision of all shards if a plan uses it, so that packages of other plans may share the
+    files. A plan with layers on the GPU needs `program`; `fallback` says whether it still holds with these on the CPU.
+    Raises TargetError where the GPU allows no buffer as large as the plan needs, or no work-group as a kernel needs,
+    and InputError where several plans meet a GPU, or are more than a package may carry.
     """
     _check_family(planned)
-    store, sizes = materials.store, materials.sizes
-    if not any(layer.full for one in planned for layer in one.plan.layers):
-        store = store.without_full()
+    sizes = materials.sizes
+    store = materials.store.only(_stored([one.plan for one in planned], materials.store, keep_planes))
     storage = program.storage if program is not None else "float16"
     placed = tuple(_place(materials, store, one, storage, len(planned)) for one in planned)
     if len(placed) > 1:
@@ -149,6 +156,7 @@ def assemble_package(
         store=store,
         trunk=materials.trunk,
         embeddings=materials.embeddings,
+        row_type=materials.row_type,
         plans=placed,
         target=target,
         kernels=kernels,
@@ -158,9 +166,22 @@ def assemble_package(
         row_lanes=sizes.row_lanes,
         request_bytes=REQUEST_BYTES,
         stack_bytes=sizes.stack_bytes,
-        labels=labels,
+        reading=reading,
         gpu=gpu,
     )
+
+
+def _stored(plans: list[Plan], store: Store, keep_planes: bool) -> NDArray[np.bool_]:
+    """Which records plans use, (layers, LEVELS, slices); with `keep_planes` all that they or others could use."""
+    used = np.zeros(store.bytes.shape, bool)
+    for plan in plans:
+        for number, layer in enumerate(plan.layers):
+            for s, bits in enumerate(layer.bits):
+                used[number, list(levels_of(bits, store.nested)), s] = True
+    if keep_planes:
+        used[:, :FULL] = True
+        used[:, FULL] = used[:, FULL].any()
+    return used
 
 
 def _check_family(planned: Sequence[Planned]) -> None:

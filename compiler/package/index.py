@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.frontend.reading import VECTOR, Reading
 from stic.compiler.memory.gpu import GpuState
 from stic.compiler.memory.placement import Placement
 from stic.compiler.package.kernels import GpuProgram
@@ -33,6 +34,7 @@ from stic.runtime.format import (
     RECORD,
     REGION,
     REGIONS,
+    ROW_TYPES,
     pad,
     row_stride,
 )
@@ -72,6 +74,7 @@ class Parts:
     store: Store
     trunk: Trunk
     embeddings: bytes
+    row_type: str  # of the embeddings: one of ROW_TYPES
     plans: tuple[PlacedPlan, ...]  # at least one; the first is the default
     target: Target
     kernels: Path  # kernels.so
@@ -81,7 +84,7 @@ class Parts:
     row_lanes: int
     request_bytes: int
     stack_bytes: int
-    labels: tuple[str, ...] = ()
+    reading: Reading = VECTOR  # of the outputs
     gpu: GpuParts | None = None
 
     @property
@@ -195,7 +198,8 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         "vocabulary": model.embeddings.word.shape[0],
         "max_length": parts.max_length,
         "types": 0 if types is None else len(types),
-        "row_stride": row_stride(model.hidden),
+        "row_stride": row_stride(model.hidden, parts.row_type),
+        "row_type": ROW_TYPES.index(parts.row_type),
         "nested": int(store.nested),
         "full_bits": store.full_bits,
         "pooling": POOLINGS.index(head.pooling),

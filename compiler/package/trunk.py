@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from stic.compiler.quantization.quantize import SHARED_SCALE, QuantizedModel
 from stic.compiler.sharding import layer_trunk, shard_bias
 from stic.runtime.errors import InputError
-from stic.runtime.format import ACTIVATIONS, ALIGN, BLOCK, DENSE, LAYER, TILE, pad, row_stride
+from stic.runtime.format import ACTIVATIONS, ALIGN, BLOCK, DENSE, LAYER, TILE, pad, row_bytes, row_stride
+
+BEYOND_HALF = 65520.0  # the least magnitude that float16 rounds to infinity
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +27,25 @@ class Trunk:
     dense: NDArray[np.void]  # DENSE
 
 
-class _Writer:
-    """Appends tensors at multiples of ALIGN."""
+def finite(values: NDArray[np.floating[Any]], model: str, what: str) -> NDArray[np.floating[Any]]:
+    """`values` as a package stores them. Raises InputError if one is NaN or infinite, as float16 is beyond 65504."""
+    if not np.isfinite(values).all():
+        limit = " or beyond 65504, the largest number that a package stores there" if values.dtype == np.float16 else ""
+        raise InputError(f"{model}: {what} holds values that are NaN or infinite{limit}; train or export it again")
+    return values
 
-    def __init__(self) -> None:
+
+class _Writer:
+    """Appends the tensors of a model at multiples of ALIGN."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
         self.parts: list[bytes] = []
         self.size = 0
 
-    def add(self, tensor: NDArray[np.generic]) -> int:
-        """Append a tensor; returns its offset."""
+    def add(self, what: str, tensor: NDArray[np.floating[Any]]) -> int:
+        """Append a tensor; returns its offset. Raises InputError if it holds what is no number."""
+        finite(tensor, self.model, what)
         at = self.size
         data = np.ascontiguousarray(tensor).tobytes()
         data += bytes(-len(data) % ALIGN)
@@ -47,26 +60,31 @@ def _padded(values: NDArray[np.float32], *shape: int) -> NDArray[np.float32]:
     return result
 
 
+def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with a sentence
+        return values.astype(np.float16)
+
+
 def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
     """Collect the trunk of a quantised model for inputs of at most `max_length` tokens.
 
-    Raises InputError if the model's position table is shorter than that.
+    Raises InputError if the model's position table is shorter than that, or a tensor holds NaN or infinite values.
     """
     sharded = quantized.sharded
     model, geometry = sharded.model, sharded.geometry
     width, table = geometry.HP, model.embeddings
     if max_length > model.max_length:
         raise InputError(f"{model.name} has positions for {model.max_length} tokens, not for {max_length}")
-    writer = _Writer()
+    writer = _Writer(model.name)
     rows = table.position[table.position_offset : table.position_offset + max_length]
     if table.padding is not None:
         rows = np.concatenate([rows, table.position[table.position_offset - 1 :][:1]])
     types = np.zeros((1, width), np.float32) if table.token_type is None else table.token_type
     header = {
-        "position_at": writer.add(_padded(rows, len(rows), width).astype(np.float16)),
-        "token_type_at": writer.add(_padded(types, len(types), width).astype(np.float16)),
-        "embedding_gamma_at": writer.add(_padded(table.norm.gamma, width)),
-        "embedding_beta_at": writer.add(_padded(table.norm.beta, width)),
+        "position_at": writer.add("the position table", _half(_padded(rows, len(rows), width))),
+        "token_type_at": writer.add("the token type table", _half(_padded(types, len(types), width))),
+        "embedding_gamma_at": writer.add("the embeddings' norm", _padded(table.norm.gamma, width)),
+        "embedding_beta_at": writer.add("the embeddings' norm", _padded(table.norm.beta, width)),
     }
     layers = np.zeros(geometry.layers, LAYER)
     for number, entry in enumerate(layers):
@@ -74,36 +92,53 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
         biases = [shard_bias(sharded, number, s) for s in range(geometry.slices)]
         for name in ("qkv", "out", "up", "down"):
             slices = range(1 if name in SHARED_SCALE else geometry.slices)
-            entry[f"{name}_scale_at"] = writer.add(
-                np.stack([quantized.matrix(number, s, name).scale for s in slices]).astype(np.float32)
-            )
+            scales = np.stack([quantized.matrix(number, s, name).scale for s in slices]).astype(np.float32)
+            entry[f"{name}_scale_at"] = writer.add(f"layer {number}, the scale of {name}", scales)
         for name in ("qkv", "up"):
-            entry[f"{name}_bias_at"] = writer.add(np.stack([bias[name] for bias in biases]))
-        entry["out_bias_at"] = writer.add(whole.out_bias)
-        entry["down_bias_at"] = writer.add(whole.down_bias)
+            stacked = np.stack([bias[name] for bias in biases])
+            entry[f"{name}_bias_at"] = writer.add(f"layer {number}, the bias of {name}", stacked)
+        entry["out_bias_at"] = writer.add(f"layer {number}, the bias of out", whole.out_bias)
+        entry["down_bias_at"] = writer.add(f"layer {number}, the bias of down", whole.down_bias)
         for name in ("attention_gamma", "attention_beta", "ffn_gamma", "ffn_beta"):
-            entry[f"{name}_at"] = writer.add(getattr(whole, name))
+            entry[f"{name}_at"] = writer.add(f"layer {number}, {name} of a norm", getattr(whole, name))
     dense = np.zeros(len(model.head.dense), DENSE)
-    for entry, part in zip(dense, model.head.dense, strict=True):
+    for number, (entry, part) in enumerate(zip(dense, model.head.dense, strict=True)):
         n, k = part.linear.weight.shape
-        weight = _padded(part.linear.weight, pad(n, TILE), pad(k, TILE)).astype(np.float16)
+        weight = _half(_padded(part.linear.weight, pad(n, TILE), pad(k, TILE)))
         entry["rows"], entry["columns"] = n, k
         entry["activation"] = ACTIVATIONS.index(part.activation)
-        entry["weight_at"] = writer.add(weight)
-        entry["bias_at"] = writer.add(_padded(part.linear.bias, pad(n, TILE)))
+        entry["weight_at"] = writer.add(f"the head's layer {number}, its weight", weight)
+        entry["bias_at"] = writer.add(f"the head's layer {number}, its bias", _padded(part.linear.bias, pad(n, TILE)))
     return Trunk(b"".join(writer.parts), header, layers, dense)
 
 
-def build_embeddings(word: NDArray[np.float32]) -> bytes:
-    """Quantise the word embedding table (vocabulary, hidden) to rows of embeddings.bin, padded to whole blocks."""
+def build_embeddings(word: NDArray[np.float32], row_type: str = "int8") -> bytes:
+    """The word embedding table (vocabulary, hidden) as rows of embeddings.bin, padded to whole blocks.
+
+    Raises InputError if it holds NaN or infinite values, or where float16, asked for as `row_type`, cannot hold one.
+    """
+    if not np.isfinite(word).all():
+        token = int(np.argmin(np.isfinite(word).all(axis=1)))
+        raise InputError(
+            f"the word embedding of token {token} holds values that are NaN or infinite; train or export it again"
+        )
     vocabulary, hidden = word.shape
-    scale = (np.abs(word).max(axis=1) / np.float32(127)).astype(np.float32)
-    safe = np.where(scale > 0, scale, np.float32(1))
-    rows = np.zeros((vocabulary, row_stride(hidden)), np.uint8)
-    rows[:, :hidden] = np.clip(np.rint(word / safe[:, None]), -127, 127).astype(np.int8).view(np.uint8)
-    at = pad(hidden, 4)
-    rows[:, at : at + 4] = scale[:, None].astype("<f4").view(np.uint8)
+    rows = np.zeros((vocabulary, row_stride(hidden, row_type)), np.uint8)
+    if row_type == "float16":
+        if np.abs(word).max() >= BEYOND_HALF:
+            raise InputError(
+                f"the word table has a value of magnitude {np.abs(word).max():.6g}, which float16 cannot hold:"
+                " compile it with --embedding-bits 8"
+            )
+        rows[:, : 2 * hidden] = word.astype("<f2").view(np.uint8)
+    else:
+        scale = (np.abs(word).max(axis=1) / np.float32(127)).astype(np.float32)
+        safe = np.where(scale > 0, scale, np.float32(1))
+        rows[:, :hidden] = np.clip(np.rint(word / safe[:, None]), -127, 127).astype(np.int8).view(np.uint8)
+        at = pad(hidden, 4)
+        rows[:, at : at + 4] = scale[:, None].astype("<f4").view(np.uint8)
+    checked = row_bytes(hidden, row_type) - 4
     for row in rows:
-        row[at + 4 : at + 8] = np.frombuffer(zlib.crc32(row[: at + 4].tobytes()).to_bytes(4, "little"), np.uint8)
+        row[checked : checked + 4] = np.frombuffer(zlib.crc32(row[:checked].tobytes()).to_bytes(4, "little"), np.uint8)
     data = rows.tobytes()
     return data + bytes(-len(data) % BLOCK)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.package.index import Parts, PlacedPlan, index
+from stic.compiler.package.trunk import finite
 from stic.compiler.plan import to_json
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import shard_matrices
@@ -40,7 +41,11 @@ _SHARED = ("shards.bin", "trunk.bin", "embeddings.bin", "kernels.so", "tokenizer
 
 
 def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slice_: int, q: int) -> bytes:
-    """Assemble one record of shards.bin with interleave q; see `stic.runtime.format` for its parts."""
+    """Assemble one record of shards.bin with interleave q; see `stic.runtime.format` for its parts.
+
+    Raises InputError if a weight is more than float16 holds, where it is to be stored so.
+    """
+    name_of_model = quantized.sharded.model.name
     size = int(store.bytes[layer, level, slice_])
     data = np.zeros(size, np.uint8)
 
@@ -52,7 +57,9 @@ def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slic
         layout = record_layout(store.shape, FULL, store.nested, store.full_bits)
         weights = shard_matrices(quantized.sharded, layer, slice_)
         for name, (at,) in zip(MATRICES, layout.planes, strict=True):
-            put(at, weights[name].astype(f"<f{store.full_bits // 8}"))
+            with np.errstate(over="ignore"):
+                values = weights[name].astype(f"<f{store.full_bits // 8}")
+            put(at, finite(values, name_of_model, f"layer {layer}, {name}"))
         return data.tobytes()
     matrices = [quantized.matrix(layer, slice_, name) for name in MATRICES]
     counts = tuple(len(m.outliers) for m in matrices)
@@ -71,7 +78,9 @@ def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slic
             order = np.lexsort((position, outliers.rows // TILE))
             entries = np.zeros(len(outliers), [("position", "<u2"), ("value", "<f2")])
             entries["position"] = position[order]
-            entries["value"] = outliers.values[order]
+            with np.errstate(over="ignore"):
+                entries["value"] = outliers.values[order]
+            finite(entries["value"], name_of_model, f"layer {layer}, {MATRICES[m]}")
             if len(entries):
                 put(layout.outliers[m], entries)
     return data.tobytes()
@@ -100,8 +109,9 @@ def write_package(
 ) -> None:
     """Write a package to directory `output`, replacing a package that stands there.
 
-    `twin` is a package of the same model for the same target: what does not depend on the plan is linked from it, or
-    copied across file systems, and full precision comes along even where no plan uses it. Raises InputError if it is
+    `twin` is a package of the same model for the same target, both assembled to keep all planes: what does not depend
+    on the plan is linked from it, or copied across file systems, and full precision comes along even where no plan uses
+    it. Raises InputError if it is
     of something else, or `output` exists and is no package; PackageError if the twin is damaged, OSError if `output`
     cannot be written; in any case `output` is as it was.
     """
@@ -201,7 +211,8 @@ def _description(parts: Parts) -> dict[str, Any]:
             "activation": model.activation,
             "epsilon": model.embeddings.norm.epsilon,
             "elastic": model.elastic,
-            "labels": list(parts.labels),
+            "labels": list(parts.reading.names),
+            "reading": parts.reading.to_json(),
             "positions": min(model.max_length, LIMITS["max_length"]),  # --max-length could be so much
         },
         "target": parts.target.name,

@@ -86,8 +86,11 @@ def _along_path(plan: Plan, problem: Problem) -> Plan:
 
 
 def _share_of_bits(problem: Problem) -> float:
-    """Which part of the largest objective bits decide: a gap of half a percent of an elastic model's whole objective,
-    which is nearly all presence, could be all that bits are worth."""
+    """Share of the largest possible objective that bits decide; presence decides the rest.
+
+    An elastic model's objective is nearly all presence. Half a percent of it could be all that bits are worth, so a gap
+    is a share of the bits' part alone.
+    """
     bits = float(problem.gain.max(axis=2).sum())
     whole = bits + (float(problem.presence.sum()) if problem.elastic else 0.0)
     return bits / whole if whole > 0 else 1.0

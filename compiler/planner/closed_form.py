@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stic.compiler.plan import Claim, LayerPlan, Place, Plan, Problem
-from stic.runtime.format import BLOCK, FULL, pad, row_stride
+from stic.runtime.format import BLOCK, FULL
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def claim(
     streamed = [c.streamed_bytes for c in costs]
     working = working_bytes(streamed, read_ahead if overlap else len(costs))
     preload = sum(c.resident_bytes for c in costs)
-    rows = 0 if table_resident else problem.length * pad(row_stride(problem.store.shape.hidden), BLOCK)
+    rows = 0 if table_resident else problem.length * problem.row_read_bytes
     peak = problem.fixed_bytes + preload + working + (problem.table_bytes if table_resident else 0)
     peak += problem.gpu_bytes if any(c.kept and c.place == "gpu" for c in costs) else 0
     latency = latency_us(problem, costs, table_resident, read_ahead, overlap)

@@ -22,7 +22,7 @@ from typing import Any
 from stic.compiler.plan import ComputeCost, IoCost
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import BLOCK, MATRICES, Shape
+from stic.runtime.format import BLOCK, MATRICES, Shape, pad, row_stride
 from stic.targets.target import Target
 
 IO_DERATING = 0.95  # share of the measured bandwidth that a plan counts on
@@ -250,6 +250,19 @@ def paced(costs: Costs, storage: EmulatedStorage) -> Costs:
     """The same costs on storage that is emulated."""
     io = paced_io(costs.io, storage)
     return replace(costs, io=io, notes=(*costs.notes, f"storage is taken to deliver {storage}"))
+
+
+def with_rows(costs: Costs, hidden: int, row_type: str) -> Costs:
+    """Costs with embedding rows of one of ROW_TYPES, where those of int8 were measured or estimated.
+
+    A longer row takes the time to move what it has more of whole blocks. Only a CPU embeds rows of float16: a GPU is
+    handed what it made of them.
+    """
+    more = pad(row_stride(hidden, row_type), BLOCK) - pad(row_stride(hidden), BLOCK)
+    io = replace(costs.io, row_us=costs.io.row_us + more * 1e6 / costs.io.bytes_per_s)
+    if costs.gpu is None or row_type == "int8":
+        return replace(costs, io=io)
+    return replace(costs, io=io, gpu=replace(costs.gpu, embed_us=costs.compute.embed_us + costs.hop_us))
 
 
 def estimate(

@@ -24,17 +24,22 @@ def solve(
     problem: Problem, time_limit_s: float = 10.0, workers: int = 2, gap_limit: float = GAP_LIMIT, enough: float = 0.0,
     progress: Progress | None = None,
 ) -> Plan:  # fmt: skip
-    """Plan by integer programming; never worse than what greedy finds in START_SHARE of the time, which also helps out
-    when time is short.
+    """Plan by integer programming.
 
-    The answer is "optimal" if its gap is proved to be within `gap_limit`. A gap of `enough`, if that is more, ends the
-    search as well: the last tenths of a percent take nearly all the time.
+    Greedy goes first and gets START_SHARE of the time. The search starts from its plan, so that the answer is never
+    worse, and there is one even where time is short.
 
-    Where the budget leaves latency or memory open, quality comes first, then memory, then latency, which take OPEN_S
-    together, or as long as quality did. What a plan has above `gap_limit` below the bound, which is as good as optimal,
-    it gives up for them: near full precision that saves megabytes. The proof is of quality, and so is what `progress`
-    hears: seconds since the call, objective (-inf: no plan yet) and bound, whenever one of the two changes; from the
-    search's threads, one call at a time. Raises InfeasibleError, naming the least memory and latency that would do.
+    The answer is "optimal" if its gap is proved to be within `gap_limit`. The search also ends at a gap of `enough`, if
+    that is larger: the last tenths of a percent take nearly all the time.
+
+    A budget may leave latency or memory open. Then quality is maximised first, memory made small second, and latency
+    third. The last two take OPEN_S together, or as long as quality took. A plan within `gap_limit` of the bound is as
+    good as optimal, so a better one gives up the difference for them: near full precision that saves megabytes.
+
+    The proof is of quality. `progress` hears of quality too, whenever objective or bound changes: seconds since the
+    call, objective (-inf: no plan yet), bound. It is called from the search's threads, one call at a time.
+
+    Raises InfeasibleError, which names the least memory and latency that would do.
     """
     began = time.perf_counter()
     start = greedy.solve(problem, until=began + START_SHARE * time_limit_s)

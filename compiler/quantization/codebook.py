@@ -125,10 +125,10 @@ def _greedy(samples: _Samples, rounds: int) -> Doubles:
 
 
 def refine(thresholds: Doubles, centroids: dict[int, Doubles], priority: dict[int, float]) -> Doubles:
-    """Move every threshold to where the levels that have it are, summed by priority, indifferent to its side.
+    """Move every threshold to where both of its sides cost the same, summed over the levels that have it.
 
-    At level b the two sides of threshold t cost (t - left_b)^2 and (t - right_b)^2; the sum over levels
-    of priority_b * difference vanishes at the returned t.
+    A value at threshold t costs (t - left_b)^2 on its left side at level b, and (t - right_b)^2 on its right side.
+    The returned t is where the sum over levels of priority_b * (left cost - right cost) is zero.
     """
     above, below = np.zeros(LEAVES - 1), np.zeros(LEAVES - 1)
     for bits, means in centroids.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stic.compiler.frontend.reading import recorded
 from stic.compiler.plan import Plan, from_json
 from stic.compiler.quantities import format_bytes, format_time, quote_time
 from stic.compiler.report.drawing import Strip
@@ -76,11 +77,6 @@ def budget_words(package: Package) -> str:
     )
 
 
-def labels(package: Package) -> tuple[str, ...]:
-    """Names of the classes, where the model has them; else empty."""
-    return tuple(package.plan.get("model", {}).get("labels") or ())
-
-
 def identity(package: Package) -> dict[str, Any]:
     """What the package is, as plain data."""
     head = package.header
@@ -93,8 +89,11 @@ def identity(package: Package) -> dict[str, Any]:
         "architecture": ARCHITECTURES[int(head["architecture"])],
         "features": [name for i, name in enumerate(FEATURES) if int(head["features"]) >> i & 1],
         "pooling": POOLINGS[int(head["pooling"])],
-        "labels": list(labels(package)),
+        "labels": list(recorded(package).names),
+        "reading": recorded(package).to_json(),
         "full_bits": int(head["full_bits"]),
+        "row_type": package.row_type,
+        "all_planes": bool(np.all(package.records["bytes"][:, :FULL] > 0)),
         "plans": len(package.plans),
         "gpu": gpu_facts(package),
         **{name: int(head[name]) for name in numbers},
@@ -125,10 +124,12 @@ def describe(package: Package) -> list[str]:
         f" hidden {facts['hidden']}, up to {facts['max_length']} tokens",
         f"output: {facts['output_features']} numbers"
         + {"tokens": " a token", "first": " from the first token", "mean": ", mean of the tokens"}[facts["pooling"]]
-        + (f", classes {', '.join(facts['labels'])}" if facts["labels"] else ""),
+        + (f", {facts['reading']['kind']} {', '.join(facts['labels'])}" if facts["labels"] else ""),
         f"target {facts['target']}: {facts['architecture']} with {', '.join(facts['features']) or 'nothing'};"
         f" {facts['threads']} compute threads, {facts['lanes']} IO lanes; format {facts['format']},"
         f" quantizer {facts['quantizer']}",
+        f"shards.bin holds {'all planes' if facts['all_planes'] else 'what its plans read, and no other planes'};"
+        f" the word table is {facts['row_type']}",
     ]
     if (gpu := facts["gpu"]) is not None:
         instead = "on the CPU instead" if gpu["fallback"] else "not at all: the CPU would miss the deadline"

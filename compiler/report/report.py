@@ -324,13 +324,13 @@ def family_table(family: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def similarity_table(texts: Sequence[str], cosines: Iterable[Iterable[float]]) -> Table:
-    """Cosine of every pair of sentences."""
+def similarity_table(texts: Sequence[str], values: Iterable[Iterable[str]], room: int = 60) -> Table:
+    """How alike every pair of sentences is, which have `room` columns at most."""
     table = Table(box=None, pad_edge=False)
     table.add_column("", justify="right")
-    table.add_column("sentence", overflow="ellipsis", no_wrap=True, max_width=60)
+    table.add_column("sentence", overflow="ellipsis", no_wrap=True, max_width=min(room, 60))
     for number in range(len(texts)):
-        table.add_column(str(number), justify="right")
-    for number, (text, row) in enumerate(zip(texts, cosines, strict=True)):
-        table.add_row(str(number), text, *(f"{value:.3f}" for value in row))
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for number, (text, row) in enumerate(zip(texts, values, strict=True)):
+        table.add_row(str(number), text, *row)
     return table

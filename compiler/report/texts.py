@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from stic.compiler.frontend.reading import recorded
 from stic.compiler.importance.examples import Examples, encode
-from stic.compiler.importance.tokens import Pair, Tables, tokenise
+from stic.compiler.importance.tokens import Coded, Pair, Tables, tokenise
 from stic.runtime.errors import InputError, PackageError
 from stic.runtime.package import Package
 
 Ids = NDArray[np.int32]
+CHUNK = 64  # texts that are tokenised at once
 
 
 class Runs(Protocol):
@@ -38,26 +41,43 @@ def tokenizer_of(package: Package) -> Tokenizer:
         raise PackageError(f"{package.path / 'tokenizer.json'} is not a tokenizer: {error}") from error
 
 
-def tokens_of(package: Package, texts: Sequence[Pair], truncate: bool) -> list[tuple[Ids, Ids]]:
-    """(ids, types) of each text or pair.
+def tokens_of(package: Package, texts: Iterable[Pair], truncate: bool) -> list[tuple[Ids, Ids]]:
+    """(ids, types) of each text or pair: `stream_tokens`, all at once."""
+    return [(one.ids, one.types) for _, one in stream_tokens(package, texts, truncate)]
+
+
+def stream_tokens(package: Package, texts: Iterable[Pair], truncate: bool) -> Iterator[tuple[Pair, Coded]]:
+    """Yield each text or pair with its tokens, a default prompt before those that stand alone; holds few at a time.
 
     Raises InputError for one that is too long, unless it may be cut, and for one that the model cannot take.
     """
+    tokenizer, prompt, tables = tokenizer_of(package), recorded(package).prompt, Tables.of_package(package)
     limit = int(package.header["max_length"])
-    coded = tokenise(tokenizer_of(package), texts, Tables.of_package(package), limit if truncate else None)
-    for text, one in zip(texts, coded, strict=True):
-        if len(one.ids) > limit:
-            raise InputError(
-                f"the text '{text[0][:40]}...' has {len(one.ids)} tokens; the package was compiled for {limit}:"
-                f" {_remedy(package, len(one.ids))}pass --truncate, or shorten the text"
-            )
-    return [(one.ids, one.types) for one in coded]
+    rest = iter(texts)
+    while chunk := list(islice(rest, CHUNK)):
+        whole = [(prompt + first if second is None else first, second) for first, second in chunk]
+        coded = tokenise(tokenizer, whole, tables, limit if truncate else None)
+        for text, one in zip(chunk, coded, strict=True):
+            if len(one.ids) > limit:
+                raise InputError(
+                    f"the text '{text[0][:40]}...' has {len(one.ids)} tokens; the package was compiled for {limit}:"
+                    f" {_remedy(package, len(one.ids))}pass --truncate, or shorten the text"
+                )
+            yield text, one
 
 
 def _remedy(package: Package, tokens: int) -> str:
     """The advice to compile for so many tokens, unless the model has no positions for them."""
     positions = package.plan.get("model", {}).get("positions")
     return "" if positions is not None and tokens > positions else "compile with a larger --max-length, "
+
+
+def token_names(package: Package) -> Callable[[Ids], list[str]]:
+    """What spells the tokens (tokens,) of an input; their numbers, where the package carries no tokenizer."""
+    if package.tokenizer is None:
+        return lambda ids: [str(number) for number in ids]
+    tokenizer = tokenizer_of(package)
+    return lambda ids: [tokenizer.id_to_token(int(number)) or str(number) for number in ids]
 
 
 def inputs_of(package: Package, examples: Examples) -> list[tuple[int, Ids, Ids | None]]:
@@ -68,10 +88,11 @@ def inputs_of(package: Package, examples: Examples) -> list[tuple[int, Ids, Ids 
     if int(package.header["pooling"]) == 0:
         raise InputError(f"{package.path} gives one vector a token: evaluation needs a model with pooling or a head")
     has_types = int(package.header["types"]) > 1
+    prompted = examples.prompted(recorded(package).prompt)
     return [
         (int(row), ids[mask], types[mask] if has_types else None)
         for batch in encode(
-            examples, tokenizer_of(package), int(package.header["max_length"]), tables=Tables.of_package(package)
+            prompted, tokenizer_of(package), int(package.header["max_length"]), tables=Tables.of_package(package)
         )
         for row, ids, types, mask in zip(batch.rows, batch.ids, batch.types, batch.mask, strict=True)
     ]

@@ -24,10 +24,10 @@
  * STIC_BUSY and changes nothing. A session belongs to the process that opened it; after fork, the child gets
  * STIC_WRONG_PROCESS and must open its own.
  *
- * Processors. Where a device's cores are unlike, its package names those that compute should run on. The session's
- * compute threads keep to those of them that the thread which opened it may use, and for the length of
- * stic_session_run so does the calling thread, which then may run where it could before. Where it may use none of
- * them, and for IO lanes, nothing changes.
+ * Processors. Where a device's cores differ, its package names the cores that compute should run on. A session's
+ * compute threads run only on those of them that the thread which opened it may use. The thread that calls
+ * stic_session_run does the same during the call, and gets its own cores back afterwards. If the opening thread may
+ * use none of the named cores, nothing is moved. IO lanes run on any core.
  *
  * GPU. Where a package places layers on a GPU, they run there through the OpenCL library of the device ($STIC_OPENCL
  * names another one, $STIC_OPENCL_DEVICE a part of the name of another device than the first GPU). The first session on a

@@ -94,7 +94,7 @@ STIC_FFI_EXPORT __tvm_ffi_stic_time_reads(void *self, const stic_ffi_any *a, int
       !stic_ffi_take_count(&a[6], INT64_MAX / 2, &most_ns) ||
       !stic_ffi_take_tensor(&a[7], STIC_FFI_CODE_INT, 64, (void **)&times, &capacity))
     return stic_ffi_misused(usage);
-  stic_error error = {STIC_OK, ""};
+  stic_error error = {.status = STIC_OK};
   char path[STIC_PATH_BYTES];
   struct stat found;
   if (stic_files_path(directory, file.name, path, &error)) return stic_ffi_misused(error.text);

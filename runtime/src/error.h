@@ -7,6 +7,7 @@
 typedef struct stic_error {
   stic_status status;
   char text[512];
+  const char *check; /* of a package that was refused: the name of the check in package.h's STIC_REQUIRE */
 } stic_error;
 
 /* Set the error (a printf format without floating point: nothing here may allocate) and return its status. */

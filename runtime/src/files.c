@@ -81,7 +81,7 @@ stic_status stic_files_read_index(const char *directory, uint8_t **index, size_t
 }
 
 static stic_status check_size(const stic_file *file, uint64_t size, stic_error *error) {
-  STIC_REQUIRE(size == file->bytes, "%s has %llu bytes of %llu: copy the package again", file->name,
+  STIC_REQUIRE(file_bytes, size == file->bytes, "%s has %llu bytes of %llu: copy the package again", file->name,
                (unsigned long long)size, (unsigned long long)file->bytes);
   return STIC_OK;
 }
@@ -115,7 +115,8 @@ stic_status stic_files_verify(const char *directory, const stic_file *file, uint
   }
   close(source.file);
   if (!status)
-    STIC_REQUIRE(crc == file->crc, "%s is corrupt (its checksum does not match): copy the package again", file->name);
+    STIC_REQUIRE(file_checksum, crc == file->crc,
+                 "%s is corrupt (its checksum does not match): copy the package again", file->name);
   return status;
 }
 

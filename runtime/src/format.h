@@ -13,7 +13,7 @@
 
 enum {
   STIC_MAJOR = 2,
-  STIC_MINOR = 4,
+  STIC_MINOR = 5,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
   STIC_TILE = 16,    /* tokens in a tile, rows in a block */
@@ -28,6 +28,7 @@ enum { STIC_LINEAR, STIC_GELU, STIC_GELU_TANH, STIC_RELU, STIC_TANH, STIC_ACTIVA
 enum { STIC_MALI, STIC_ADRENO, STIC_GPU_STYLES };
 enum { STIC_ON_CPU, STIC_ON_GPU, STIC_PLACES };
 enum { STIC_POOL_TOKENS, STIC_POOL_FIRST, STIC_POOL_MEAN, STIC_POOLINGS };
+enum { STIC_ROW_INT8, STIC_ROW_FLOAT16, STIC_ROW_TYPES };
 
 /* Bits of stic_header.features. */
 enum {
@@ -114,6 +115,7 @@ typedef struct STIC_PACKED stic_header {
   uint32_t plans_at, plans; /* in index.bin; 0: no plan family */
   uint32_t row_lanes;  /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
   uint32_t padding;    /* token id + 1 that positions skip; 0: none */
+  uint32_t row_type;   /* of embedding rows: STIC_ROW_INT8 or STIC_ROW_FLOAT16 */
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {
@@ -169,7 +171,7 @@ typedef struct STIC_PACKED stic_launch {
   uint32_t local_bytes, reserved;
 } stic_launch;
 
-_Static_assert(sizeof(stic_header) == 232, "HEADER");
+_Static_assert(sizeof(stic_header) == 236, "HEADER");
 _Static_assert(sizeof(stic_file) == 48, "FILE");
 _Static_assert(sizeof(stic_layer) == 56, "LAYER");
 _Static_assert(sizeof(stic_record) == 16, "RECORD");

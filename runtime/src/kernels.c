@@ -43,12 +43,16 @@ stic_status stic_kernels_load(const stic_package *package, const char *path, sti
     const char *reason = dlerror();
     return stic_fail(error, STIC_KERNELS, "kernels.so cannot be loaded (%s)", reason ? reason : "no reason given");
   }
+  const bool halfs = package->header->row_type == STIC_ROW_FLOAT16;
   const struct {
     const char *name;
     void *function;
-  } always[] = {{"stic_embed", &k->embed},           {"stic_quantize", &k->quantize},
-                {"stic_activation", &k->activation}, {"stic_bias", &k->bias},
-                {"stic_attention", &k->attention},   {"stic_add_norm", &k->add_norm}};
+  } always[] = {{halfs ? "stic_embed_f16" : "stic_embed", &k->embed},
+                {"stic_quantize", &k->quantize},
+                {"stic_activation", &k->activation},
+                {"stic_bias", &k->bias},
+                {"stic_attention", &k->attention},
+                {"stic_add_norm", &k->add_norm}};
   const struct {
     const char *name;
     void *function;

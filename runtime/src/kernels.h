@@ -11,7 +11,7 @@ typedef uint16_t stic_half; /* bits of an IEEE 754 half */
 
 typedef struct stic_kernels {
   void *library;
-  /* Sum the three embeddings of n tokens (rows: int8 features, then float scale) and normalise them into x. */
+  /* Sum the three embeddings of n tokens (rows: int8 features, then float scale; or halfs) and normalise them into x. */
   void (*embed)(uint8_t *rows, stic_half *position, stic_half *token_type, int32_t *type_ids, float *gamma, float *beta,
                 float *x, int32_t n, int32_t row_stride);
   /* One tile of k features -> int8 (k/q, 16, q), scale (16), sum of the int8 values (16). */

@@ -117,7 +117,7 @@ static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_pr
     const uint64_t at = r->offset - e->file_offset;
     const uint8_t *record = io->weights + e->destination + at;
     if (at >= present.begin && at + r->bytes <= present.end) continue;
-    STIC_REQUIRE(stic_crc32(0, record, r->bytes) == r->crc,
+    STIC_REQUIRE(record_checksum, stic_crc32(0, record, r->bytes) == r->crc,
                  "shards.bin is corrupt at layer %u, slice %u, level %u (checksum): copy the package again", e->layer, s,
                  e->level);
     if (stic_record_check(p, e->level, record, r->bytes, error)) {

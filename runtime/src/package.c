@@ -26,6 +26,7 @@ static const struct {
     LIMIT(max_length, 1, 4096),
     LIMIT(types, 0, 64),
     LIMIT(row_stride, 1, 1u << 15),
+    LIMIT(row_type, 0, STIC_ROW_TYPES - 1),
     LIMIT(nested, 0, 1),
     LIMIT(pooling, 0, STIC_POOLINGS - 1),
     LIMIT(normalize, 0, 1),
@@ -36,7 +37,8 @@ static const struct {
     LIMIT(request_bytes, STIC_BLOCK, 1u << 24),
     LIMIT(stack_bytes, 16384, 1u << 23),
     LIMIT(table_resident, 0, 1),
-    LIMIT(files, 4, 16),
+    LIMIT(load_first, 0, 1),
+    LIMIT(files, 5, 16),
     LIMIT(extents, 0, STIC_MOST_EXTENTS),
     LIMIT(plans, 0, STIC_MOST_PLANS),
     LIMIT(dense, 0, 8),
@@ -44,38 +46,46 @@ static const struct {
 };
 
 static stic_status check_header(const stic_header *h, size_t size, stic_error *error) {
-  STIC_REQUIRE(size >= sizeof *h && !memcmp(h->magic, "STICPKG", 8), "index.bin does not start with a stic header");
+  STIC_REQUIRE(magic, size >= sizeof *h && !memcmp(h->magic,
+               "STICPKG", 8), "index.bin does not start with a stic header");
   if (h->major != STIC_MAJOR || h->minor > STIC_MINOR)
     return stic_fail(error, STIC_PACKAGE_VERSION,
                      "the package has format %u.%u and this engine reads %d.0 to %d.%d: compile it again, or update stic",
                      h->major, h->minor, STIC_MAJOR, STIC_MAJOR, STIC_MINOR);
-  STIC_REQUIRE(h->index_bytes == size, "index.bin has %zu bytes of %u: copy the package again", size, h->index_bytes);
+  STIC_REQUIRE(index_size, h->index_bytes == size,
+               "index.bin has %zu bytes of %u: copy the package again", size, h->index_bytes);
   static const uint8_t zeros[4];
   const size_t at = offsetof(stic_header, index_crc);
   uint32_t crc = stic_crc32(stic_crc32(0, h, at), zeros, 4);
   crc = stic_crc32(crc, (const uint8_t *)h + at + 4, size - at - 4);
-  STIC_REQUIRE(crc == h->index_crc, "index.bin is corrupt (its checksum does not match): copy the package again");
+  STIC_REQUIRE(index_checksum, crc == h->index_crc,
+               "index.bin is corrupt (its checksum does not match): copy the package again");
   for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
     uint32_t value;
     memcpy(&value, (const char *)h + limits[i].at, sizeof value);
-    STIC_REQUIRE(value >= limits[i].least && value <= limits[i].most, "index.bin: %s is %u, outside %u to %u",
+    STIC_REQUIRE(limits, value >= limits[i].least && value <= limits[i].most, "index.bin: %s is %u, outside %u to %u",
                  limits[i].name, value, limits[i].least, limits[i].most);
   }
-  STIC_REQUIRE(h->full_bits == 0 || h->full_bits == 16 || h->full_bits == 32, "index.bin: full_bits is %u",
+  STIC_REQUIRE(full_bits, h->full_bits == 0 || h->full_bits == 16 || h->full_bits == 32, "index.bin: full_bits is %u",
                h->full_bits);
-  STIC_REQUIRE(h->request_bytes % STIC_BLOCK == 0, "index.bin: request_bytes %u is not whole blocks", h->request_bytes);
-  STIC_REQUIRE(h->stack_bytes % STIC_BLOCK == 0, "index.bin: stack_bytes %u is not whole pages", h->stack_bytes);
-  STIC_REQUIRE(h->row_stride >= stic_pad(h->hidden, 4) + 8, "index.bin: an embedding row does not fit row_stride %u",
+  STIC_REQUIRE(request_blocks, h->request_bytes % STIC_BLOCK == 0,
+               "index.bin: request_bytes %u is not whole blocks", h->request_bytes);
+  STIC_REQUIRE(stack_pages, h->stack_bytes % STIC_BLOCK == 0,
+               "index.bin: stack_bytes %u is not whole pages", h->stack_bytes);
+  STIC_REQUIRE(row_fits, h->row_stride >= stic_row_checked(h) + 4,
+               "index.bin: an embedding row does not fit row_stride %u",
                h->row_stride);
-  STIC_REQUIRE(h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
+  STIC_REQUIRE(row_straddles, h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
                "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
-  STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
-  STIC_REQUIRE(h->load_first <= 1, "index.bin: load_first is %u", h->load_first);
-  STIC_REQUIRE(h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
-  STIC_REQUIRE(h->padding <= h->vocabulary, "index.bin: the padding is token %u of %u", h->padding - 1, h->vocabulary);
-  STIC_REQUIRE(h->row_lanes == 0 || h->row_lanes >= h->lanes, "index.bin: %u lanes read rows and %u extents", h->row_lanes,
+  STIC_REQUIRE(row_alignment, h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
+  STIC_REQUIRE(interleave, h->interleave == 4 || h->interleave == 8,
+               "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
+  STIC_REQUIRE(padding, h->padding <= h->vocabulary,
+               "index.bin: the padding is token %u of %u", h->padding - 1, h->vocabulary);
+  STIC_REQUIRE(row_lanes, h->row_lanes == 0 || h->row_lanes >= h->lanes,
+               "index.bin: %u lanes read rows and %u extents", h->row_lanes,
                h->lanes);
-  STIC_REQUIRE(h->plans ? h->plans > 1 && h->gpu_at == 0 : h->plans_at == 0,
+  STIC_REQUIRE(family, h->plans ? h->plans > 1 && h->gpu_at == 0 : h->plans_at == 0,
                "index.bin: a plan family needs several plans, and none on a GPU");
   return STIC_OK;
 }
@@ -98,7 +108,8 @@ static stic_status place_tables(stic_package *p, stic_error *error) {
   };
   for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
     const uint64_t end = tables[i].at + tables[i].count * tables[i].item;
-    STIC_REQUIRE(end <= h->index_bytes, "index.bin: table %s lies outside it", tables[i].name);
+    STIC_REQUIRE(table_place, tables[i].at % 8 == 0 && end <= h->index_bytes,
+                 "index.bin: table %s lies outside it", tables[i].name);
     *tables[i].place = p->index + tables[i].at;
   }
   p->plans = h->plans ? h->plans : 1;
@@ -142,12 +153,27 @@ static void lay_out(stic_package *p) {
   }
 }
 
+/* Printable, in this folder, and zeros behind it: every reader takes it for the same file. */
+static bool is_file_name(const char *name) {
+  const size_t size = sizeof((stic_file *)0)->name;
+  size_t length = 0;
+  while (length < size && name[length]) {
+    if (name[length] <= ' ' || name[length] > '~' || name[length] == '/') return false;
+    length++;
+  }
+  for (size_t i = length; i < size; i++)
+    if (name[i]) return false;
+  return length && length < size && name[0] != '.' && strcmp(name, "index.bin");
+}
+
 static stic_status find_files(stic_package *p, stic_error *error) {
+  const stic_file *plan = NULL;
   for (uint32_t i = 0; i < p->header->files; i++) {
     const stic_file *f = &p->files[i];
-    STIC_REQUIRE(memchr(f->name, 0, sizeof f->name), "index.bin: the name of file %u has no end", i);
-    STIC_REQUIRE(f->name[0] && f->name[0] != '.' && !strchr(f->name, '/'), "index.bin: file %u has an unsafe name", i);
-    STIC_REQUIRE(f->bytes < (uint64_t)1 << 48, "index.bin: file %u is too large", i);
+    STIC_REQUIRE(file_name, is_file_name(f->name), "index.bin: file %u has an unsafe name", i);
+    for (uint32_t other = 0; other < i; other++)
+      STIC_REQUIRE(file_twice, strcmp(f->name, p->files[other].name), "index.bin lists %s twice", f->name);
+    STIC_REQUIRE(file_size, f->bytes < (uint64_t)1 << 48, "index.bin: file %u is too large", i);
     const struct {
       const char *name;
       const stic_file **place;
@@ -155,20 +181,18 @@ static stic_status find_files(stic_package *p, stic_error *error) {
                  {"embeddings.bin", &p->embeddings},
                  {"shards.bin", &p->shards},
                  {"kernels.so", &p->kernels},
-                 {"kernels.cl", &p->program}};
+                 {"kernels.cl", &p->program},
+                 {"plan.json", &plan}};
     for (size_t k = 0; k < sizeof known / sizeof *known; k++)
-      if (!strcmp(f->name, known[k].name)) {
-        STIC_REQUIRE(!*known[k].place, "index.bin lists %s twice", known[k].name);
-        *known[k].place = f;
-      }
+      if (!strcmp(f->name, known[k].name)) *known[k].place = f;
   }
-  STIC_REQUIRE(p->trunk && p->embeddings && p->shards && p->kernels,
-               "index.bin lists no trunk.bin, embeddings.bin, shards.bin or kernels.so");
+  STIC_REQUIRE(files_required, p->trunk && p->embeddings && p->shards && p->kernels && plan,
+               "index.bin lists no trunk.bin, embeddings.bin, shards.bin, kernels.so or plan.json");
   const uint64_t table = (uint64_t)p->header->vocabulary * p->header->row_stride;
-  STIC_REQUIRE(p->embeddings->bytes >= table && p->embeddings->bytes % STIC_BLOCK == 0,
+  STIC_REQUIRE(embedding_rows, p->embeddings->bytes >= table && p->embeddings->bytes % STIC_BLOCK == 0,
                "embeddings.bin of %llu bytes cannot hold %u rows", (unsigned long long)p->embeddings->bytes,
                p->header->vocabulary);
-  STIC_REQUIRE(p->shards->bytes % STIC_BLOCK == 0, "shards.bin is not a whole number of blocks");
+  STIC_REQUIRE(shards_blocks, p->shards->bytes % STIC_BLOCK == 0, "shards.bin is not a whole number of blocks");
   return STIC_OK;
 }
 
@@ -178,7 +202,7 @@ static stic_status check_bits(const stic_package *p, stic_error *error) {
   for (uint32_t l = 0; l < h->layers; l++) {
     const stic_layer *layer = &p->layers[l];
     const struct stic_kept kept = p->kept[l];
-    STIC_REQUIRE(p->number || (layer->slices == kept.slices && layer->full == kept.full),
+    STIC_REQUIRE(layer_kept, p->number || (layer->slices == kept.slices && layer->full == kept.full),
                  "index.bin: layer %u keeps %u slices, %u of them full, but %u and %u have bits", l, layer->slices,
                  layer->full, kept.slices, kept.full);
     for (uint32_t s = 0; s < h->slices; s++) {
@@ -186,8 +210,9 @@ static stic_status check_bits(const stic_package *p, stic_error *error) {
       const bool fits = s >= kept.slices ? bits == 0
                         : s < kept.full  ? bits == h->full_bits && bits
                                          : bits >= 2 && bits <= 8;
-      STIC_REQUIRE(fits, "index.bin: layer %u slice %u has %u bits", l, s, bits);
-      STIC_REQUIRE(s == 0 || bits <= stic_bits(p, l, s - 1), "index.bin: layer %u slice %u has more bits than slice %u",
+      STIC_REQUIRE(shard_bits, fits, "index.bin: layer %u slice %u has %u bits", l, s, bits);
+      STIC_REQUIRE(shard_order, s == 0 || bits <= stic_bits(p, l, s - 1),
+                   "index.bin: layer %u slice %u has more bits than slice %u",
                    l, s, s - 1);
     }
   }
@@ -202,7 +227,8 @@ static stic_status check_records(const stic_package *p, stic_error *error) {
         const stic_record *r = &p->records[stic_record_index(p, l, level, s)];
         if (r->bytes == 0) continue;
         const stic_layout *layout = &p->layouts[level];
-        STIC_REQUIRE((level != STIC_FULL || h->full_bits) && r->offset % STIC_ALIGN == 0 && r->bytes % STIC_ALIGN == 0 &&
+        STIC_REQUIRE(record,
+                     (level != STIC_FULL || h->full_bits) && r->offset % STIC_ALIGN == 0 && r->bytes % STIC_ALIGN == 0 &&
                          r->offset <= p->shards->bytes && r->bytes <= p->shards->bytes - r->offset &&
                          (layout->has_outliers ? r->bytes >= layout->end : r->bytes == layout->end),
                      "index.bin: the record of layer %u level %u slice %u does not fit", l, level, s);
@@ -210,43 +236,17 @@ static stic_status check_records(const stic_package *p, stic_error *error) {
   return STIC_OK;
 }
 
-static stic_status check_trunk(const stic_package *p, stic_error *error) {
+static stic_status check_head(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
-  const uint64_t hidden = p->padded_hidden, vector = 4 * hidden, total = p->trunk->bytes;
-#define FITS(at, bytes) \
-  STIC_REQUIRE((at) % STIC_ALIGN == 0 && (uint64_t)(at) + (bytes) <= total, "index.bin: a tensor lies outside trunk.bin")
-  FITS(h->position_at, 2 * hidden * (h->max_length + (h->padding != 0)));
-  FITS(h->token_type_at, 2 * hidden * (h->types ? h->types : 1));
-  FITS(h->embedding_gamma_at, vector);
-  FITS(h->embedding_beta_at, vector);
-  for (uint32_t l = 0; l < h->layers; l++) {
-    const stic_layer *layer = &p->layers[l];
-    if (p->kept[l].slices == 0) continue;
-    const uint64_t qkv = (uint64_t)4 * h->slices * p->rows[STIC_QKV], up = (uint64_t)4 * h->slices * p->rows[STIC_UP];
-    FITS(layer->qkv_scale_at, qkv);
-    FITS(layer->qkv_bias_at, qkv);
-    FITS(layer->out_scale_at, vector);
-    FITS(layer->out_bias_at, vector);
-    FITS(layer->attention_gamma_at, vector);
-    FITS(layer->attention_beta_at, vector);
-    FITS(layer->up_scale_at, up);
-    FITS(layer->up_bias_at, up);
-    FITS(layer->down_scale_at, vector);
-    FITS(layer->down_bias_at, vector);
-    FITS(layer->ffn_gamma_at, vector);
-    FITS(layer->ffn_beta_at, vector);
-  }
   uint32_t features = h->hidden;
   for (uint32_t i = 0; i < h->dense; i++) {
     const stic_dense *d = &p->dense[i];
-    STIC_REQUIRE(d->columns == features && d->rows >= 1 && d->rows <= 1u << 16 && d->activation < STIC_ACTIVATIONS,
+    STIC_REQUIRE(head_layer,
+                 d->columns == features && d->rows >= 1 && d->rows <= 1u << 16 && d->activation < STIC_ACTIVATIONS,
                  "index.bin: head layer %u takes %u features and gives %u", i, d->columns, d->rows);
-    FITS(d->weight_at, 2 * stic_pad(d->rows, STIC_TILE) * stic_pad(d->columns, STIC_TILE));
-    FITS(d->bias_at, 4 * stic_pad(d->rows, STIC_TILE));
     features = d->rows;
   }
-#undef FITS
-  STIC_REQUIRE(features == h->output_features, "index.bin: the head gives %u features of %u", features,
+  STIC_REQUIRE(head_features, features == h->output_features, "index.bin: the head gives %u features of %u", features,
                h->output_features);
   return STIC_OK;
 }
@@ -254,7 +254,6 @@ static stic_status check_trunk(const stic_package *p, stic_error *error) {
 /* What the plan that is selected says, on its own and together with all else. */
 static stic_status check_plan(const stic_package *p, stic_error *error) {
   stic_status status = check_bits(p, error);
-  if (!status) status = check_trunk(p, error);
   if (!status) status = stic_package_check_memory(p, error);
   if (!status) status = stic_package_check_extents(p, error);
   if (!status && p->family) status = stic_package_check_family(p, error);
@@ -274,10 +273,13 @@ stic_status stic_package_parse(const void *index, size_t size, stic_package *pac
   if ((status = check_header(package->header, size, error))) return status;
   if ((status = place_tables(package, error))) return status;
   lay_out(package);
-  STIC_REQUIRE(package->attention_width <= 4096, "index.bin: a slice has %u attention features, more than 4096",
+  STIC_REQUIRE(attention_width, package->attention_width <= 4096,
+               "index.bin: a slice has %u attention features, more than 4096",
                package->attention_width);
   if ((status = find_files(package, error))) return status;
   if ((status = check_records(package, error))) return status;
+  if ((status = check_head(package, error))) return status;
+  if ((status = stic_trunk_check_places(package, error))) return status;
   if ((status = stic_package_check_plans(package, error))) return status;
   for (uint32_t number = package->plans; number-- > 0;) { /* the first plan stays selected */
     stic_package_select(package, number);

@@ -105,8 +105,8 @@ void stic_package_select(stic_package *package, uint32_t number);
 stic_status stic_package_choose(const stic_package *package, uint32_t deadline_us, uint64_t memory_bytes,
                                 uint32_t *number, stic_error *error);
 
-/* Part of parsing (package_plans.c): the table of plans is sound as far as other tables are not concerned; the plan
- * that is selected agrees with the others in what all have in common. */
+/* Part of parsing (package_plans.c). The first checks the table of plans by itself, without other tables. The second
+ * checks that the selected plan agrees with the others in what all plans share. */
 stic_status stic_package_check_plans(const stic_package *package, stic_error *error);
 stic_status stic_package_check_family(const stic_package *package, stic_error *error);
 
@@ -119,9 +119,14 @@ static inline uint64_t stic_weights_bytes(const stic_package *p) {
          stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK);
 }
 
-/* Check the inside of a record whose CRC holds: code tables and outliers. `size` is the record's. */
+/* Check the inside of a record whose CRC holds: code tables, outliers, finite weights. `size` is the record's. */
 stic_status stic_record_check(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t size,
                               stic_error *error);
+
+/* Bytes of an embedding row that its CRC, which follows them, covers. */
+static inline uint64_t stic_row_checked(const stic_header *h) {
+  return h->row_type == STIC_ROW_FLOAT16 ? stic_pad(2 * (uint64_t)h->hidden, 4) : stic_pad(h->hidden, 4) + 4;
+}
 
 /* Check the row of a token in embeddings.bin. */
 stic_status stic_row_check(const stic_package *package, const uint8_t *row, int32_t id, stic_error *error);
@@ -130,9 +135,21 @@ stic_status stic_row_check(const stic_package *package, const uint8_t *row, int3
 const uint32_t *stic_record_outliers(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t matrix,
                                      const uint16_t **entries);
 
-#define STIC_REQUIRE(condition, ...) \
+/* Whether so many floats of 16 or 32 bits are numbers. */
+bool stic_finite(const void *numbers, uint64_t count, uint32_t bits);
+
+/* The tensors of trunk.bin (trunk.c): each lies inside of it; and, in the file's contents, are finite numbers. */
+stic_status stic_trunk_check_places(const stic_package *package, stic_error *error);
+stic_status stic_trunk_check(const stic_package *package, const uint8_t *trunk, stic_error *error);
+
+/* One check of a package. `name` is that of the same check in Python: tests compare the names, and see in the error
+ * which one failed. */
+#define STIC_REQUIRE(name, condition, ...) \
   do { \
-    if (!(condition)) return stic_fail(error, STIC_PACKAGE_CORRUPT, __VA_ARGS__); \
+    if (!(condition)) { \
+      error->check = #name; \
+      return stic_fail(error, STIC_PACKAGE_CORRUPT, __VA_ARGS__); \
+    } \
   } while (0)
 
 #endif

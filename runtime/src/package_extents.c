@@ -9,22 +9,22 @@ static stic_status check_place(const stic_package *p, uint32_t i, stic_error *er
   const stic_extent *e = &p->extents[i];
   const stic_region *region =
       &p->regions[i < p->plan.resident_extents ? STIC_REGION_PRELOAD : STIC_REGION_WORKING];
-  STIC_REQUIRE(e->layer < h->layers && e->level < STIC_LEVELS && e->count >= 1 &&
+  STIC_REQUIRE(extent_shard, e->layer < h->layers && e->level < STIC_LEVELS && e->count >= 1 &&
                    (uint32_t)e->first + e->count <= h->slices,
                "index.bin: extent %u names a shard that does not exist", i);
-  STIC_REQUIRE(e->bytes > 0 && e->bytes % STIC_BLOCK == 0 && e->file_offset % STIC_BLOCK == 0 &&
+  STIC_REQUIRE(extent_file, e->bytes > 0 && e->bytes % STIC_BLOCK == 0 && e->file_offset % STIC_BLOCK == 0 &&
                    e->file_offset <= p->shards->bytes && e->bytes <= p->shards->bytes - e->file_offset,
                "index.bin: extent %u lies outside shards.bin", i);
-  STIC_REQUIRE(e->destination % STIC_BLOCK == 0 && e->destination >= region->offset &&
+  STIC_REQUIRE(extent_memory, e->destination % STIC_BLOCK == 0 && e->destination >= region->offset &&
                    e->destination - region->offset <= region->bytes &&
                    e->bytes <= region->bytes - (e->destination - region->offset),
                "index.bin: extent %u lies outside its memory region", i);
-  STIC_REQUIRE(e->wait_layer >= -1 && e->wait_layer < (int32_t)e->layer &&
+  STIC_REQUIRE(extent_waits, e->wait_layer >= -1 && e->wait_layer < (int32_t)e->layer &&
                    ((i >= p->plan.resident_extents && !p->plan.load_first) || e->wait_layer == -1),
                "index.bin: extent %u waits for layer %d, but is itself of layer %u", i, e->wait_layer, e->layer);
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
     const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
-    STIC_REQUIRE(r->bytes > 0 && r->offset >= e->file_offset &&
+    STIC_REQUIRE(extent_records, r->bytes > 0 && r->offset >= e->file_offset &&
                      r->offset + r->bytes <= e->file_offset + e->bytes,
                  "index.bin: extent %u does not hold slice %u", i, s);
   }
@@ -39,7 +39,8 @@ static stic_status check_overlap(const stic_package *p, uint32_t first, uint32_t
     const stic_extent *e = &p->extents[i];
     const uint64_t block = (e->destination - region_offset) / STIC_BLOCK;
     for (uint64_t b = block; b < block + e->bytes / STIC_BLOCK; b++) {
-      STIC_REQUIRE((int32_t)owners[b] - 1 <= e->wait_layer, "index.bin: extent %u overwrites layer %u before its time",
+      STIC_REQUIRE(extent_overwrites, (int32_t)owners[b] - 1 <= e->wait_layer,
+                   "index.bin: extent %u overwrites layer %u before its time",
                    i, owners[b] - 1);
       owners[b] = (uint16_t)(e->layer + 1);
     }
@@ -56,10 +57,11 @@ static stic_status check_order(const stic_package *p, uint16_t *owners, uint8_t 
     const stic_extent *e = &p->extents[i];
     /* Bounds the work below: the blocks of one extent may be shared with two neighbours. */
     total += e->bytes;
-    STIC_REQUIRE(total <= 3 * p->shards->bytes, "index.bin: extents read the same bytes again and again");
+    STIC_REQUIRE(extents_again, total <= 3 * p->shards->bytes,
+                 "index.bin: extents read the same bytes again and again");
     for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
       uint8_t *once = &read[stic_record_index(p, e->layer, e->level, s)];
-      STIC_REQUIRE(!*once, "index.bin: extent %u reads slice %u a second time", i, s);
+      STIC_REQUIRE(extent_once, !*once, "index.bin: extent %u reads slice %u a second time", i, s);
       *once = 1;
     }
   }
@@ -67,13 +69,14 @@ static stic_status check_order(const stic_package *p, uint16_t *owners, uint8_t 
   for (uint32_t i = p->plan.extents; i-- > p->plan.resident_extents;) {
     const stic_extent *e = &p->extents[i];
     if (e->layer < lowest) lowest = e->layer;
-    STIC_REQUIRE(e->wait_layer < (int32_t)lowest, "index.bin: extent %u waits for a layer that is loaded after it", i);
+    STIC_REQUIRE(extent_order, e->wait_layer < (int32_t)lowest,
+                 "index.bin: extent %u waits for a layer that is loaded after it", i);
   }
   for (uint32_t l = 0; l < h->layers; l++)
     for (uint32_t s = 0; s < p->kept[l].slices; s++) {
       uint32_t level, last;
       for (stic_levels_of(p, stic_bits(p, l, s), &level, &last); level <= last; level++)
-        STIC_REQUIRE(read[stic_record_index(p, l, level, s)],
+        STIC_REQUIRE(shard_read, read[stic_record_index(p, l, level, s)],
                      "index.bin: no extent reads layer %u level %u slice %u", l, level, s);
     }
   const stic_region *preload = &p->regions[STIC_REGION_PRELOAD], *working = &p->regions[STIC_REGION_WORKING];
@@ -85,7 +88,8 @@ static stic_status check_order(const stic_package *p, uint16_t *owners, uint8_t 
 
 stic_status stic_package_check_extents(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
-  STIC_REQUIRE(p->plan.resident_extents <= p->plan.extents, "index.bin: more resident extents than extents");
+  STIC_REQUIRE(extents_resident, p->plan.resident_extents <= p->plan.extents,
+               "index.bin: more resident extents than extents");
   const uint64_t blocks = (stic_pad(p->regions[STIC_REGION_PRELOAD].bytes, STIC_BLOCK) +
                            stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK)) / STIC_BLOCK;
   uint16_t *owners = calloc(blocks + 1, sizeof *owners);

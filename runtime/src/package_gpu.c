@@ -9,16 +9,20 @@ enum { MOST_LAUNCHES = 64, MOST_GROUP = 1024, MOST_UNITS = 1 << 20, MOST_LOCAL_B
 static stic_status place_tables(stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
   const uint64_t end = h->index_bytes;
-  STIC_REQUIRE(h->gpu_at % 4 == 0 && h->gpu_at + sizeof(stic_gpu_part) <= end, "index.bin: the GPU part lies outside it");
+  STIC_REQUIRE(gpu_place, h->gpu_at % 4 == 0 && h->gpu_at + sizeof(stic_gpu_part) <= end,
+               "index.bin: the GPU part lies outside it");
   p->gpu = (const stic_gpu_part *)(p->index + h->gpu_at);
   const stic_gpu_part *g = p->gpu;
-  STIC_REQUIRE((g->storage_bits == 16 || g->storage_bits == 32) && g->style < STIC_GPU_STYLES && g->fallback <= 1,
+  STIC_REQUIRE(gpu_fields,
+               (g->storage_bits == 16 || g->storage_bits == 32) && g->style < STIC_GPU_STYLES && g->fallback <= 1,
                "index.bin: the GPU part has %u-bit storage, style %u, fallback %u", g->storage_bits, g->style, g->fallback);
   for (size_t i = 0; i < sizeof g->reserved / sizeof *g->reserved; i++)
-    STIC_REQUIRE(g->reserved[i] == 0, "index.bin: a reserved field of the GPU part is set");
-  STIC_REQUIRE(g->launches <= MOST_LAUNCHES, "index.bin: the GPU part has %u launches, at most %u are allowed",
+    STIC_REQUIRE(gpu_reserved, g->reserved[i] == 0, "index.bin: a reserved field of the GPU part is set");
+  STIC_REQUIRE(gpu_launches, g->launches <= MOST_LAUNCHES,
+               "index.bin: the GPU part has %u launches, at most %u are allowed",
                g->launches, MOST_LAUNCHES);
-  STIC_REQUIRE(g->launches_at % 4 == 0 && g->launches_at + g->launches * (uint64_t)sizeof(stic_launch) <= end &&
+  STIC_REQUIRE(gpu_tables,
+               g->launches_at % 4 == 0 && g->launches_at + g->launches * (uint64_t)sizeof(stic_launch) <= end &&
                    g->places_at % 4 == 0 && g->places_at + (uint64_t)h->layers <= end && g->state_at % 4 == 0 &&
                    g->state_at + (uint64_t)STIC_GPU_REGIONS * sizeof(stic_region) <= end,
                "index.bin: a table of the GPU part lies outside it");
@@ -28,23 +32,31 @@ static stic_status place_tables(stic_package *p, stic_error *error) {
   return STIC_OK;
 }
 
+static bool is_kernel_name(const char *name, size_t size) {
+  size_t length = 0;
+  while (length < size && name[length] > ' ' && name[length] <= '~') length++;
+  return length && length < size && name[length] == 0;
+}
+
 static stic_status check_launches(const stic_package *p, stic_error *error) {
   for (uint32_t i = 0; i < p->gpu->launches; i++) {
     const stic_launch *launch = &p->launches[i];
-    STIC_REQUIRE(launch->name[0] && memchr(launch->name, 0, sizeof launch->name),
-                 "index.bin: the name of GPU launch %u is empty or has no end", i);
+    STIC_REQUIRE(launch_name, is_kernel_name(launch->name, sizeof launch->name),
+                 "index.bin: the name of GPU launch %u is empty, has no end, or cannot be read", i);
     for (uint32_t other = 0; other < i; other++)
-      STIC_REQUIRE(strcmp(launch->name, p->launches[other].name), "index.bin: kernel %s is launched in two ways",
+      STIC_REQUIRE(launch_twice, strcmp(launch->name, p->launches[other].name),
+                   "index.bin: kernel %s is launched in two ways",
                    launch->name);
     uint64_t items = 1;
     for (int axis = 0; axis < 3; axis++) {
-      STIC_REQUIRE(launch->local[axis] >= 1 && launch->local[axis] <= MOST_GROUP && launch->group[axis] >= 1 &&
+      STIC_REQUIRE(launch_axes,
+                   launch->local[axis] >= 1 && launch->local[axis] <= MOST_GROUP && launch->group[axis] >= 1 &&
                        launch->group[axis] <= MOST_UNITS,
                    "index.bin: kernel %s has work-groups of %u items for %u units", launch->name, launch->local[axis],
                    launch->group[axis]);
       items *= launch->local[axis];
     }
-    STIC_REQUIRE(items <= MOST_GROUP && launch->local_bytes <= MOST_LOCAL_BYTES && launch->reserved == 0,
+    STIC_REQUIRE(launch_group, items <= MOST_GROUP && launch->local_bytes <= MOST_LOCAL_BYTES && launch->reserved == 0,
                  "index.bin: kernel %s has work-groups of %llu items and %u bytes of local memory", launch->name,
                  (unsigned long long)items, launch->local_bytes);
   }
@@ -54,11 +66,11 @@ static stic_status check_launches(const stic_package *p, stic_error *error) {
 static stic_status check_places(const stic_package *p, stic_error *error) {
   bool any = false;
   for (uint32_t l = 0; l < p->header->layers; l++) {
-    STIC_REQUIRE(p->places[l] < STIC_PLACES && (p->kept[l].slices || p->places[l] == STIC_ON_CPU),
+    STIC_REQUIRE(gpu_layer, p->places[l] < STIC_PLACES && (p->kept[l].slices || p->places[l] == STIC_ON_CPU),
                  "index.bin: layer %u of %u slices has place %u", l, p->kept[l].slices, p->places[l]);
     any = any || p->places[l] == STIC_ON_GPU;
   }
-  STIC_REQUIRE(any, "index.bin: the GPU part places no layer on the GPU");
+  STIC_REQUIRE(gpu_any_layer, any, "index.bin: the GPU part places no layer on the GPU");
   return STIC_OK;
 }
 
@@ -77,7 +89,8 @@ static stic_status check_state(const stic_package *p, stic_error *error) {
   uint64_t widest = p->padded_hidden, sum = 0;
   if (attention > widest) widest = attention;
   if (ffn > widest) widest = ffn;
-  STIC_REQUIRE(g->scores_tiles >= 1 && g->scores_tiles <= p->tiles, "index.bin: room for the scores of %u query tiles",
+  STIC_REQUIRE(gpu_scores, g->scores_tiles >= 1 && g->scores_tiles <= p->tiles,
+               "index.bin: room for the scores of %u query tiles",
                g->scores_tiles);
   const uint64_t needed[STIC_GPU_REGIONS] = {
       [STIC_GPU_X] = p->padded_hidden * stored,
@@ -94,7 +107,7 @@ static stic_status check_state(const stic_package *p, stic_error *error) {
   };
   for (uint32_t r = 0; r < STIC_GPU_REGIONS; r++) {
     const stic_region *region = &p->state[r];
-    STIC_REQUIRE(region->offset % STIC_BLOCK == 0 && region->offset <= g->state_bytes &&
+    STIC_REQUIRE(state_place, region->offset % STIC_BLOCK == 0 && region->offset <= g->state_bytes &&
                      region->bytes <= g->state_bytes - region->offset && region->bytes >= needed[r] &&
                      region->bytes <= needed[r] + STIC_BLOCK && needed[r] < (uint64_t)1 << 31,
                  "index.bin: GPU region %u has %llu bytes and needs %llu", r, (unsigned long long)region->bytes,
@@ -102,12 +115,12 @@ static stic_status check_state(const stic_package *p, stic_error *error) {
     sum += region->bytes + STIC_BLOCK;
     for (uint32_t other = 0; other < r; other++) {
       const stic_region *b = &p->state[other];
-      STIC_REQUIRE(may_share(r, other) || region->offset + region->bytes <= b->offset ||
+      STIC_REQUIRE(state_apart, may_share(r, other) || region->offset + region->bytes <= b->offset ||
                        b->offset + b->bytes <= region->offset,
                    "index.bin: GPU regions %u and %u overlap", r, other);
     }
   }
-  STIC_REQUIRE(g->state_bytes <= sum, "index.bin: %llu bytes of GPU state for regions of %llu",
+  STIC_REQUIRE(state_size, g->state_bytes <= sum, "index.bin: %llu bytes of GPU state for regions of %llu",
                (unsigned long long)g->state_bytes, (unsigned long long)sum);
   return STIC_OK;
 }
@@ -116,13 +129,14 @@ stic_status stic_package_check_gpu(stic_package *p, stic_error *error) {
   if (p->header->gpu_at == 0) return STIC_OK;
   stic_status status = place_tables(p, error);
   if (status) return status;
-  STIC_REQUIRE(p->program, "index.bin has a GPU part and lists no kernels.cl");
-  STIC_REQUIRE(p->program->bytes >= 1 && p->program->bytes <= 1u << 26, "kernels.cl has %llu bytes",
+  STIC_REQUIRE(gpu_program, p->program, "index.bin has a GPU part and lists no kernels.cl");
+  STIC_REQUIRE(gpu_program_size, p->program->bytes >= 1 && p->program->bytes <= 1u << 26, "kernels.cl has %llu bytes",
                (unsigned long long)p->program->bytes);
   const stic_region *preload = &p->regions[STIC_REGION_PRELOAD], *working = &p->regions[STIC_REGION_WORKING];
-  STIC_REQUIRE(preload->offset == 0 && working->offset == stic_pad(preload->bytes, STIC_BLOCK),
+  STIC_REQUIRE(gpu_weights, preload->offset == 0 && working->offset == stic_pad(preload->bytes, STIC_BLOCK),
                "index.bin: the weights are not one stretch of memory from the arena's start on");
-  STIC_REQUIRE(stic_weights_bytes(p) < ((uint64_t)1 << 31) - 2 * STIC_BLOCK && p->trunk->bytes < (uint64_t)1 << 31,
+  STIC_REQUIRE(gpu_weights_size,
+               stic_weights_bytes(p) < ((uint64_t)1 << 31) - 2 * STIC_BLOCK && p->trunk->bytes < (uint64_t)1 << 31,
                "index.bin: %llu bytes of weights are more than a GPU kernel can index",
                (unsigned long long)stic_weights_bytes(p));
   if ((status = check_launches(p, error))) return status;

@@ -11,7 +11,7 @@ static stic_status check_disjoint(const stic_package *p, stic_error *error) {
     for (uint32_t other = 0; other < STIC_REGIONS; other++) {
       const stic_region *b = &p->regions[other];
       if (other == trusted[i] || a->bytes == 0 || b->bytes == 0) continue;
-      STIC_REQUIRE(a->offset + a->bytes <= b->offset || b->offset + b->bytes <= a->offset,
+      STIC_REQUIRE(regions_apart, a->offset + a->bytes <= b->offset || b->offset + b->bytes <= a->offset,
                    "index.bin: memory regions %u and %u overlap", trusted[i], other);
     }
   }
@@ -64,20 +64,20 @@ stic_status stic_package_check_memory(const stic_package *p, stic_error *error) 
   for (uint32_t r = 0; r < STIC_REGIONS; r++) {
     const stic_region *region = &p->regions[r];
     const uint32_t align = read_into[r] && region->bytes ? STIC_BLOCK : STIC_ALIGN;
-    STIC_REQUIRE(region->offset % align == 0 && region->offset <= p->plan.arena_bytes &&
+    STIC_REQUIRE(region_place, region->offset % align == 0 && region->offset <= p->plan.arena_bytes &&
                      region->bytes <= p->plan.arena_bytes - region->offset,
                  "index.bin: memory region %u lies outside the arena", r);
-    STIC_REQUIRE(region->bytes >= least[r] && region->bytes <= most[r] + STIC_BLOCK,
+    STIC_REQUIRE(region_size, region->bytes >= least[r] && region->bytes <= most[r] + STIC_BLOCK,
                  "index.bin: memory region %u has %llu bytes and needs %llu", r, (unsigned long long)region->bytes,
                  (unsigned long long)least[r]);
-    STIC_REQUIRE(r <= STIC_REGION_WORKING || r == STIC_REGION_PANEL || least[r] < (uint64_t)1 << 31,
+    STIC_REQUIRE(region_index, r <= STIC_REGION_WORKING || r == STIC_REGION_PANEL || least[r] < (uint64_t)1 << 31,
                  "index.bin: memory region %u is larger than a kernel can index", r);
     sum += region->bytes;
   }
-  STIC_REQUIRE(least[STIC_REGION_PANEL] / h->threads < (uint64_t)1 << 31,
+  STIC_REQUIRE(panel_index, least[STIC_REGION_PANEL] / h->threads < (uint64_t)1 << 31,
                "index.bin: a panel is larger than a kernel can index");
   /* The arena is taken as a whole at open: an absurd size must be refused before. */
-  STIC_REQUIRE(p->plan.arena_bytes > 0 && p->plan.arena_bytes <= sum + (STIC_REGIONS + 1) * STIC_BLOCK,
+  STIC_REQUIRE(arena_size, p->plan.arena_bytes > 0 && p->plan.arena_bytes <= sum + (STIC_REGIONS + 1) * STIC_BLOCK,
                "index.bin: an arena of %llu bytes for regions of %llu", (unsigned long long)p->plan.arena_bytes,
                (unsigned long long)sum);
   return check_disjoint(p, error);

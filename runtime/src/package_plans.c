@@ -88,16 +88,20 @@ stic_status stic_package_check_plans(const stic_package *p, stic_error *error) {
   for (uint32_t i = 0; i < p->plans; i++) {
     const stic_plan_entry e = stic_package_plan(p, i);
     const double quality = e.quality;
-    STIC_REQUIRE(e.bits_at + (uint64_t)h->layers * h->slices <= h->index_bytes &&
+    STIC_REQUIRE(plan_tables,
+                 e.bits_at % 8 == 0 && e.extents_at % 8 == 0 &&
+                     e.bits_at + (uint64_t)h->layers * h->slices <= h->index_bytes &&
                      e.extents_at + e.extents * (uint64_t)sizeof(stic_extent) <= h->index_bytes,
                  "index.bin: a table of plan %u lies outside it", i);
-    STIC_REQUIRE(e.load_first <= 1 && e.reserved == 0 && isfinite(quality),
+    STIC_REQUIRE(plan_fields, e.load_first <= 1 && e.reserved == 0 && isfinite(quality),
                  "index.bin: plan %u has load_first %u, a reserved field that is set, or no finite quality", i,
                  e.load_first);
     extents += e.extents;
-    STIC_REQUIRE(extents <= STIC_MOST_EXTENTS, "index.bin: its plans have more than %d extents", STIC_MOST_EXTENTS);
+    STIC_REQUIRE(plan_extents, extents <= STIC_MOST_EXTENTS,
+                 "index.bin: its plans have more than %d extents", STIC_MOST_EXTENTS);
   }
-  STIC_REQUIRE(!p->family || repeats_header(p), "index.bin: the first plan of its family is not the header's");
+  STIC_REQUIRE(plan_repeats, !p->family || repeats_header(p),
+               "index.bin: the first plan of its family is not the header's");
   return STIC_OK;
 }
 
@@ -105,16 +109,17 @@ stic_status stic_package_check_plans(const stic_package *p, stic_error *error) {
 static stic_status check_resident(const stic_package *p, stic_error *error) {
   for (uint32_t i = 0; i < p->plan.resident_extents; i++) {
     const stic_extent *e = &p->extents[i], *before = i ? e - 1 : e;
-    STIC_REQUIRE(i == 0 || ((before->layer < e->layer || (before->layer == e->layer && before->level < e->level)) &&
+    STIC_REQUIRE(resident_order,
+                 i == 0 || ((before->layer < e->layer || (before->layer == e->layer && before->level < e->level)) &&
                             before->destination + before->bytes <= e->destination),
                  "index.bin: resident extent %u is out of order", i);
     const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, e->first)];
     uint64_t end = r->offset;
     for (uint32_t s = 0; s < e->count; s++) {
-      STIC_REQUIRE(r[s].offset == end, "index.bin: the records of resident extent %u are apart", i);
+      STIC_REQUIRE(resident_together, r[s].offset == end, "index.bin: the records of resident extent %u are apart", i);
       end += r[s].bytes;
     }
-    STIC_REQUIRE(e->file_offset == r->offset / STIC_BLOCK * STIC_BLOCK &&
+    STIC_REQUIRE(resident_exact, e->file_offset == r->offset / STIC_BLOCK * STIC_BLOCK &&
                      e->file_offset + e->bytes == stic_pad(end, STIC_BLOCK),
                  "index.bin: resident extent %u is not exactly its records", i);
   }
@@ -124,12 +129,13 @@ static stic_status check_resident(const stic_package *p, stic_error *error) {
 stic_status stic_package_check_family(const stic_package *p, stic_error *error) {
   const stic_region *preload = &p->regions[STIC_REGION_PRELOAD], *working = &p->regions[STIC_REGION_WORKING];
   const uint64_t behind = preload->offset + stic_pad(preload->bytes, STIC_BLOCK);
-  STIC_REQUIRE(preload->offset % STIC_BLOCK == 0 && preload->offset == p->region_table[STIC_REGION_PRELOAD].offset &&
+  STIC_REQUIRE(family_weights,
+               preload->offset % STIC_BLOCK == 0 && preload->offset == p->region_table[STIC_REGION_PRELOAD].offset &&
                    working->offset == behind &&
                    p->plan.arena_bytes == behind + stic_pad(working->bytes, STIC_BLOCK),
                "index.bin: the arena does not end with the weights");
   for (uint32_t r = 0; r < STIC_REGIONS; r++)
-    STIC_REQUIRE(r == STIC_REGION_PRELOAD || r == STIC_REGION_WORKING ||
+    STIC_REQUIRE(family_regions, r == STIC_REGION_PRELOAD || r == STIC_REGION_WORKING ||
                      p->regions[r].offset + p->regions[r].bytes <= preload->offset,
                  "index.bin: memory region %u does not lie before the weights", r);
   return check_resident(p, error);

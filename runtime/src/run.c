@@ -68,9 +68,9 @@ static stic_status hand_over(stic_session *s, uint32_t l, bool to_gpu, uint32_t 
   return status;
 }
 
-/* A GPU takes positions as they follow one another; others are embedded here and handed over. */
+/* A GPU takes int8 rows, and positions as they follow one another; others are embedded here and handed over. */
 static stic_status embed(stic_session *s, bool on_gpu, uint32_t n) {
-  if (on_gpu && !stic_holds_padding(s, n))
+  if (on_gpu && s->package.header->row_type == STIC_ROW_INT8 && !stic_holds_padding(s, n))
     return stic_gpu_embed(&s->gpu, stic_region_at(s, STIC_REGION_ROWS), stic_region_at(s, STIC_REGION_TYPES), n, &s->error);
   stic_compute_embedding(s, n);
   return on_gpu ? hand_over(s, 0, true, n) : STIC_OK;

@@ -83,6 +83,7 @@ static stic_status load(stic_session *s, const char *path, const stic_options *o
   if ((status = stic_kernels_load(p, kernels, &s->kernels, error))) return status;
   if ((status = take_bookkeeping(s, options))) return status;
   if ((status = stic_files_verify(path, p->trunk, stic_region_at(s, STIC_REGION_TRUNK), error))) return status;
+  if ((status = stic_trunk_check(p, stic_region_at(s, STIC_REGION_TRUNK), error))) return status;
   const bool buffered = options->buffered;
   if ((status = stic_files_open(path, p->shards, buffered, &s->io.shards, error))) return status;
   if ((status = stic_files_open(path, p->embeddings, buffered, &s->io.embeddings, error))) return status;

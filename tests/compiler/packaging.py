@@ -40,7 +40,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """Parts whose kernels are never loaded."""
     kernels = tmp_path_factory.mktemp("kernels") / "kernels.so"
     kernels.write_bytes(b"no code")
-    return assemble_package(materials_for("nested"), (Planned(plan_of(BITS, RESIDENT)),), load("host"), kernels)
+    planned = (Planned(plan_of(BITS, RESIDENT)),)
+    return assemble_package(materials_for("nested"), planned, load("host"), kernels, keep_planes=True)
 
 
 @pytest.fixture(scope="module")

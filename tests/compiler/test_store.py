@@ -38,6 +38,42 @@ def test_full_precision_comes_last():
     assert large.offset[:, FULL].min() >= small.total_bytes
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_part_of_a_store_is_read_alike(nested: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    store = lay_out(SHAPE, rng.integers(0, 50, (3, 5, 4)), nested, 16)
+    wanted = rng.random(store.bytes.shape) < rng.random()
+    part = store.only(wanted)
+    assert not np.any(wanted & (part.bytes == 0))
+    blocks: list[int] = []
+    for layer, level in np.argwhere(wanted.any(axis=2)):
+        slices = np.flatnonzero(part.bytes[layer, level])
+        asked = np.flatnonzero(wanted[layer, level])
+        assert list(slices) == list(range(asked[0], asked[-1] + 1))
+        for first in slices:
+            for last in range(first, slices[-1] + 1):
+                run = (int(layer), int(level), int(first), int(last - first + 1))
+                assert part.extent(*run)[1] == store.extent(*run)[1]
+        start, size = part.extent(int(layer), int(level), int(slices[0]), len(slices))
+        blocks += range(start // BLOCK, (start + size) // BLOCK)
+    assert sorted(blocks) == list(range(part.total_bytes // BLOCK))
+    assert part.full_bits == (16 if wanted[:, FULL].any() else 0)
+
+
+def test_a_whole_store_stays_as_it_is() -> None:
+    store = lay_out(SHAPE, np.full((2, 3, 4), 9), True, 32)
+    same = store.only(np.ones(store.bytes.shape, bool))
+    assert (same.bytes == store.bytes).all() and (same.offset == store.offset).all()
+    assert (same.full_bits, same.total_bytes) == (store.full_bits, store.total_bytes)
+
+
+def test_a_store_lacks_what_is_wanted() -> None:
+    store = lay_out(SHAPE, np.zeros((1, 1, 4), np.int64), True, 0)
+    with pytest.raises(ValueError, match="lacks records"):
+        store.only(np.ones(store.bytes.shape, bool))
+
+
 def test_extent_covers_its_slices():
     store = lay_out(SHAPE, np.full((1, 5, 4), 3), True, 0)
     for first in range(5):

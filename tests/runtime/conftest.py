@@ -26,13 +26,15 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     compiled=False leaves the kernels out: such a package can be read, but not run. gpu="mali-g52" puts that target's
     GPU beside the CPU of `target`; then all layers run there, or as `places` ("cpu" or "gpu" for each) says. also:
     (bits, resident) of further plans. Plan i is of quality i and predicted to take i + 1 ms, the budget to ask for it.
-    padding: the token id that positions skip.
+    padding: the token id that positions skip. keep_planes: store those that no plan reads, too.
+    row_type: of the embeddings.
     """
     from stic.compiler.device.synthetic import synthetic
     from stic.compiler.package.assembly import Planned, assemble_package, collect
     from stic.compiler.package.kernels import GpuProgram, generate, generate_program
     from stic.compiler.package.writer import write_package
     from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
+    from stic.compiler.quantization.quantize import quantize
     from stic.compiler.sharding import Geometry
     from stic.runtime.gpu_format import LAUNCH
     from stic.schedules.pack import interleave
@@ -62,17 +64,22 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         also: tuple[tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]], ...] = (),
         overlap: bool = True,
         padding: int | None = None,
+        quantizer: str = "nested",
+        keep_planes: bool = False,
+        row_type: str = "int8",
     ) -> Path:
         folder = tmp_path_factory.mktemp("package")
         geometry = Geometry(len(bits), hidden, heads, head_dim, ffn, slices)
         chosen = load(target, gpu)
         quantized = synthetic(geometry, activation, MAX_LENGTH, seed)
+        if quantizer != "nested":
+            quantized = quantize(quantized.sharded, quantizer)
         if padding is not None:  # its position row is the one before those of other tokens
             model = quantized.sharded.model
             rows = np.concatenate([np.full((1, hidden), 0.7, np.float32), model.embeddings.position])
             tables = replace(model.embeddings, position=rows, position_offset=1, padding=padding)
             quantized = replace(quantized, sharded=replace(quantized.sharded, model=replace(model, embeddings=tables)))
-        materials = collect(quantized, full_bits, MAX_LENGTH, threads, lanes)
+        materials = collect(quantized, full_bits, MAX_LENGTH, threads, lanes, row_type)
         held = resident or tuple(tuple(0 for _ in layer) for layer in bits)
         where = places or tuple("gpu" if gpu and b else "cpu" for b in bits)
         layers = tuple(LayerPlan(b, r, p) for b, r, p in zip(bits, held, where, strict=True))
@@ -98,7 +105,8 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
             program = GpuProgram(text, chosen.gpu.style, gpu_precision, np.zeros(0, LAUNCH))
         output = folder / "model.stic"
         family = tuple(Planned(planned(other, i), 1000 * (i + 1), ()) for i, other in enumerate(further, 1))
-        parts = assemble_package(materials, (Planned(plan, 1000), *family), chosen, kernels, program, fallback)
+        planned_all = (Planned(plan, 1000), *family)
+        parts = assemble_package(materials, planned_all, chosen, kernels, program, fallback, keep_planes=keep_planes)
         write_package(parts, output)
         return output
 

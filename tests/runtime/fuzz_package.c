@@ -1,7 +1,7 @@
 /* libFuzzer harness for the package reader: the input is index.bin, and what is left over is one record.
  *
  *   clang -g -O1 -std=c11 -fsanitize=fuzzer,address,undefined -Iruntime/src tests/runtime/fuzz_package.c \
- *         runtime/src/{package,package_memory,package_extents,package_plans,package_gpu,record,crc,error}.c -pthread -o fuzz
+ *         runtime/src/{package,package_memory,package_extents,package_plans,package_gpu,record,trunk,crc,error}.c -pthread -o fuzz
  *   ./fuzz CORPUS
  *
  * The checksum is set right, so that the checks behind it are reached. An index that is accepted must then bear what

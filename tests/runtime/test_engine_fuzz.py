@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-READER = ("package", "package_memory", "package_extents", "package_plans", "package_gpu", "record", "crc", "error")
+READER = "package package_memory package_extents package_plans package_gpu record trunk crc error".split()
 
 
 def test_reader_survives_fuzzing(package: Path, gpu_package: Path, family: Path, tmp_path: Path) -> None:

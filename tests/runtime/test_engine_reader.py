@@ -20,7 +20,7 @@ from stic.targets.target import load
 from stic.targets.toolchain import find_c_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
-READER = ("package", "package_memory", "package_extents", "package_plans", "package_gpu", "record", "crc", "error")
+READER = "package package_memory package_extents package_plans package_gpu record trunk crc error".split()
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 MIXED = ((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2))
 Change = Callable[..., bytes]

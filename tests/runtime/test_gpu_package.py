@@ -88,9 +88,9 @@ def test_single_precision_takes_the_room_it_needs(make_package: Write, package: 
         ("style", 2, "style 2"),
         ("fallback", 2, "fallback 2"),
         ("launches", 65, "65 launches"),
-        ("launches_at", 2, "launch table of the GPU part lies outside"),
-        ("places_at", 1 << 30, "place table of the GPU part lies outside"),
-        ("state_at", 1 << 30, "state table of the GPU part lies outside"),
+        ("launches_at", 2, "table of the GPU part lies outside"),
+        ("places_at", 1 << 30, "table of the GPU part lies outside"),
+        ("state_at", 1 << 30, "table of the GPU part lies outside"),
         ("scores_tiles", 0, "scores of 0 tiles"),
         ("scores_tiles", 4, "scores of 4 tiles"),
         ("state_bytes", BLOCK, "of the GPU's state lies wrong"),
@@ -111,7 +111,7 @@ def test_places_that_cannot_be_are_refused(
     places: tuple[int, ...], package: Path, damaged: Callable[..., Path]
 ) -> None:
     at = int(place_of(package)[1]["places_at"])
-    with pytest.raises(PackageError, match="places layers at"):
+    with pytest.raises(PackageError, match=r"places no layer|slices has place"):
         Package.open(damaged(at, np.array(places, np.uint8)))
 
 
@@ -154,5 +154,5 @@ def test_a_gpu_part_outside_the_index_is_refused(
     for at in (2, 1 << 31):
         copy = Path(shutil.copytree(package, tmp_path / f"{at}.stic"))
         (copy / "index.bin").write_bytes(with_header((copy / "index.bin").read_bytes(), gpu_at=at))
-        with pytest.raises(PackageError, match="structure of the GPU part lies outside"):
+        with pytest.raises(PackageError, match="the GPU part lies outside"):
             Package.open(copy)

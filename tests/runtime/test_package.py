@@ -96,16 +96,16 @@ def test_a_plan_that_makes_no_sense_is_refused(
 
 def test_nested_codes_are_prefixes(package: Path) -> None:
     opened = Package.open(package)
-    eight = opened.matrix(3, 1, "down", 8).codes
+    eight = opened.matrix(0, 1, "down", 8).codes
     for bits in range(2, 8):
-        codes = opened.matrix(3, 1, "down", bits).codes
+        codes = opened.matrix(0, 1, "down", bits).codes
         assert codes is not None and eight is not None
         np.testing.assert_array_equal(codes, eight >> (8 - bits))
 
 
 def test_codes_and_outliers_do_not_depend_on_the_interleave(make_package: Callable[..., Path]) -> None:
     four, eight = (
-        Package.open(make_package(((8, 3), (4, 2)), target=target, slices=2, compiled=False))
+        Package.open(make_package(((8, 8), (8, 8)), target=target, slices=2, compiled=False))
         for target in ("aarch64-dotprod", "aarch64-i8mm")
     )
     assert (four.interleave, eight.interleave) == (4, 8)

@@ -173,6 +173,28 @@ def test_embed(machine: Any, shape: KernelShape, n: int) -> None:
 
 
 @every_shape
+@pytest.mark.parametrize("n", [1, 16, 17, 100])
+def test_embed_float16(machine: Any, shape: KernelShape, n: int) -> None:
+    hidden, padded, rng = shape.hidden, pad16(shape.hidden), np.random.default_rng(n)
+    tiles, halfs = -(-n // TILE), -(-hidden // 2) * 2 + 2  # a row: values, zeros, CRC
+    rows = np.full((n, halfs), np.nan, np.float16)
+    words = (normal(rng, n, hidden) * 2.0 ** rng.integers(-20, 12, (n, 1))).astype(np.float16)  # subnormal ones, too
+    rows[:, :hidden] = words
+    position, kinds = normal(rng, n, padded).astype(np.float16), normal(rng, 2, padded).astype(np.float16)
+    ids = rng.integers(0, 2, n).astype(np.int32)
+    gamma, beta = normal(rng, hidden), normal(rng, hidden)
+    x = np.full((tiles, padded, TILE), np.nan, np.float32)
+    call: Any = ("stic_embed_f16", [rows, position, kinds, ids, gamma, beta, x, n, 2 * halfs])
+    answer = machine.run([call], shape)[0][6]
+    tokens = np.zeros((hidden, tiles * TILE), np.float32)
+    place = position[:, :hidden].astype(np.float32) + kinds[ids][:, :hidden].astype(np.float32)
+    tokens[:, :n] = (words.astype(np.float32) + place).T
+    expected = arithmetic.layer_norm(tokens, gamma, beta, shape.embed_epsilon).reshape(hidden, tiles, TILE)
+    assert same(answer[:, :hidden], expected.transpose(1, 0, 2))
+    assert not answer[:, hidden:].any()
+
+
+@every_shape
 def test_rms_norm(decoder: Any, shape: KernelShape) -> None:
     hidden, rng = shape.hidden, np.random.default_rng(4)
     x, y = normal(rng, pad16(hidden), 16) * 100, normal(rng, pad16(hidden), 16)

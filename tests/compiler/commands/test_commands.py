@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -101,7 +102,12 @@ def test_sweep_is_a_table_and_a_picture(stic, tiny_dir, device, tmp_path):
     assert {point["status"] for point in points if point["deadline_us"] == 1} == {"infeasible"}
     assert (tmp_path / "sweep.svg").read_text().lstrip().startswith("<?xml")
     status, out, _ = stic(*arguments)
-    assert status == 0 and "16MiB" in out and "-" in out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert status == 0 and rows["latency"].split() == ["latency", "8MiB", "16MiB"]
+    assert rows["1us"].split() == ["1us", "-", "-"]
+    objectives = [point["objective"] for point in points if point["deadline_us"] == 1_000_000]
+    shown = [float(number) for number in re.findall(r"(\S+) \(\d+\.\d b\)", rows["1s"])]
+    assert len(shown) == 2 and shown == pytest.approx(objectives, rel=0.01)  # two searches, each to a small gap
 
 
 def test_inspect_shows_shards_bytes_timeline_and_proof(stic, encoder):
@@ -127,12 +133,18 @@ def test_inspect_verify_finds_a_flipped_bit(stic, encoder, tmp_path):
 
 
 def test_run_prints_similarities_trace_and_timeline(stic, encoder, tmp_path):
-    status, out, _ = stic(
-        "run", encoder, "--text", "the cat sings", "--text", "the cat sings", "--text", "a bad film",
-        "--trace", tmp_path / "run.json", "--timeline"
-    )  # fmt: skip
+    texts = ["--text", "the cat sings", "--text", "the cat sings", "--text", "a bad film"]
+    status, out, _ = stic("run", encoder, *texts, "--trace", tmp_path / "run.json", "--timeline")
     assert status == 0
-    assert out.count("1.000") >= 5  # the diagonal, and the sentence that is there twice
+    outputs = json.loads(stic("run", encoder, *texts, "--json")[1])["outputs"]
+    units = [np.array(output) / np.linalg.norm(output) for output in outputs]
+    lines = {
+        line.split()[0]: line.split()[-3:] for line in out.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])
+    }
+    for i, unit in enumerate(units):
+        assert [float(number) for number in lines[str(i)]] == pytest.approx([unit @ other for other in units], abs=1e-3)
+    assert lines["0"][:2] == lines["1"][:2] == ["1.000", "1.000"] and lines["2"][2] == "1.000"
+    assert float(lines["0"][2]) < 0.999  # another sentence is another vector
     assert "predicted for 32 tokens" in out and "measured with 5 tokens" in out
     names = {event["name"] for event in json.loads((tmp_path / "run.json").read_text())["traceEvents"]}
     assert {"embed", "qkv", "head"} <= names
@@ -147,8 +159,16 @@ def test_run_draws_a_picture_and_gives_vectors(stic, encoder, tmp_path):
 
 
 def test_run_names_the_class(stic, classifier):
-    status, out, _ = stic("run", classifier, "--text", "a great movie", "--text", "an awful one")
-    assert status == 0 and ("negative" in out or "positive" in out)
+    """Of every text, the class of the larger logit and its share."""
+    sentences = [f"a {word} {noun}" for word in ("good", "bad", "great", "awful", "very") for noun in ("movie", "dog")]
+    texts = [argument for sentence in sentences for argument in ("--text", sentence)]
+    logits = np.array(json.loads(stic("run", classifier, *texts, "--json")[1])["outputs"])
+    status, out, _ = stic("run", classifier, *texts)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert status == 0
+    for sentence, share in zip(sentences, shares, strict=True):
+        line = next(line for line in out.splitlines() if line.rstrip().endswith(sentence))
+        assert line.split()[:2] == [("negative", "positive")[share.argmax()], f"{share.max():.3f}"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from stic.compiler.export.huggingface import export_model
 from stic.compiler.forward import outputs
-from stic.compiler.inputs import class_names, read_model
+from stic.compiler.inputs import read_model, reading_of
 from stic.runtime.errors import InputError, UnsupportedModelError
 
 IDS = np.array([[2, 5, 9, 8, 3]])
@@ -53,7 +53,7 @@ def test_onnx_with_its_config_and_tokenizer(tiny_classifier_dir, tmp_path, place
     for path in (folder, folder / place):
         model = read_model(path)
         assert same(model, whole) and model.tokenizer == folder / "tokenizer.json"
-        assert class_names(model) == ("negative", "positive")
+        assert reading_of(model).names == ("negative", "positive")
         assert model.name == ("encoder" if path.name == "encoder.onnx" else "hub")
 
 
@@ -63,7 +63,7 @@ def test_the_folder_above_is_found_from_within(tiny_classifier_dir, tmp_path, mo
     for given in ("model.onnx", "../onnx/model.onnx", ".."):
         model = read_model(Path(given))
         assert model.name == "hub" and model.tokenizer.resolve() == folder / "tokenizer.json"
-        assert class_names(model) == ("negative", "positive")
+        assert reading_of(model).names == ("negative", "positive")
 
 
 def test_files_that_are_links_into_a_cache(tiny_dir, tiny_classifier_dir, tmp_path):
@@ -94,7 +94,7 @@ def test_a_directory_with_a_folder_onnx_only(stic, tiny_classifier_dir, tmp_path
     for name in ("config.json", "tokenizer.json"):
         (folder / name).rename(folder / "onnx" / name)
     model = read_model(folder)
-    assert model.tokenizer == folder / "onnx" / "tokenizer.json" and class_names(model) == ("negative", "positive")
+    assert model.tokenizer == folder / "onnx" / "tokenizer.json" and reading_of(model).names == ("negative", "positive")
     (folder / "onnx" / "tokenizer.json").rename(folder / "vocab.txt")
     status, _, err = stic("plan", folder, *QUICK)
     assert status == 0 and f"make one of {folder / 'vocab.txt'}" in err
@@ -117,7 +117,7 @@ def test_elastic_is_read_one_folder_up(tiny_dir, tmp_path):
 def test_pooling_beside_the_onnx_of_a_sentence_encoder(tiny_dir, tmp_path):
     folder = optimum(tiny_dir, tmp_path / "hub", "onnx/model.onnx")
     assert same(read_model(folder), read_model(tiny_dir))
-    assert read_model(folder / "onnx" / "model.onnx").head.pooling == "tokens"  # the graph, as it was given
+    assert read_model(folder / "onnx" / "model.onnx").head.pooling == "mean"  # as the directory
     assert read_model(folder, "last_hidden_state").head.pooling == "tokens"
 
 

@@ -1,6 +1,5 @@
 """Evaluation files: what is read, what is refused and in which words, how it is tokenised and scored."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,16 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from stic.compiler.frontend.reading import Reading
+from stic.compiler.frontend.similarity import cosine, crossed, paired
 from stic.compiler.importance.examples import (
     Examples,
     built_in_examples,
     check_calibration,
     encode,
-    label_names,
     open_tokenizer,
     read_examples,
 )
-from stic.compiler.importance.scoring import cosine, score, spearman
+from stic.compiler.importance.scoring import Metric, score, spearman
 from stic.runtime.errors import InputError
 
 Write = Callable[[str], Path]
@@ -144,23 +144,6 @@ def test_built_in_sentences() -> None:
     assert examples.kind == "unlabelled" and len(set(examples.texts)) == len(examples) > 50
 
 
-def test_class_names_of_a_model(tiny_classifier_dir: Path, tiny_dir: Path, tmp_path: Path) -> None:
-    assert label_names(tiny_classifier_dir) == NAMES
-    assert label_names(tiny_dir) is None and label_names(tmp_path) is None
-    config = tmp_path / "config.json"
-    for content, expected in (
-        ({"label2id": {"b": 1, "a": 0}}, ("a", "b")),
-        ({"id2label": {"1": "b", "2": "c"}}, None),
-        ({}, None),
-    ):
-        config.write_text(json.dumps(content))
-        assert label_names(tmp_path) == expected
-    for damaged in ("{", "[]", '{"id2label": {"one": "a"}}', '{"id2label": ["a"]}'):
-        config.write_text(damaged)
-        with pytest.raises(InputError, match="does not name the classes"):
-            label_names(tmp_path)
-
-
 def test_batches_are_sorted_padded_and_masked(tiny_dir: Path) -> None:
     words = "the cat sings here and a dog runs there very good movie is great".split()
     rng = np.random.default_rng(0)
@@ -254,3 +237,62 @@ def test_outputs_that_cannot_be_scored() -> None:
             score(np.zeros(shape, np.float32), examples)
     with pytest.raises(InputError, match="x has no labels to score against; columns accepted: sentence"):
         score(np.zeros((1, 2), np.float32), Examples("unlabelled", (("a", None),), None, "x"))
+
+
+SCORE, LABELS = Reading("score", ("LABEL_0",)), Reading("labels", ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "outputs", "name", "value"),
+    [
+        ("sentence\tlabel\nx\t1\ny\t0\nz\t0\n", [2, 1, 3], "auc", 0.5),
+        ("sentence1\tsentence2\tlabel\nx\tp\t1\ny\tp\t0\n", [-5, -6], "auc", 1.0),
+        ("sentence\tlabel\nx\t1\ny\t0\n", [1, 1], "auc", 0.5),
+        ("sentence\tlabel\nx\tyes\ny\tno\n", [0, 1], "auc", 0.0),
+        ("sentence\tlabel\nx\t0\ny\t1\nz\t2.5\n", [1, 2, 3], "spearman", 1.0),
+        ("score\tsentence1\tsentence2\n5\tx\tp\n1\ty\tp\n", [1, 2], "spearman", -1.0),
+        ("score\tsentence\n5\tx\n1\ty\n", [1, 0], "spearman", 1.0),
+    ],
+)
+def test_one_score_ranks(text: str, outputs: list[float], name: str, value: float, write: Write) -> None:
+    examples = read_examples(write(text), reading=SCORE)
+    found = score(np.array(outputs, np.float32)[:, None], examples)
+    assert found.name == name and found.value == pytest.approx(value) and examples.kind == "ranking"
+
+
+def test_labels_are_found_one_by_one(write: Write) -> None:
+    examples = read_examples(write("sentence\tlabel\nx\ta, c\ny\t\nz\t1\n"), reading=LABELS)
+    assert examples.targets is not None and examples.targets.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    outputs = np.array([[1, -1, -1], [-1, 1, -1], [-1, 1, -1]], np.float32)
+    assert score(outputs, examples) == Metric("f1", pytest.approx(2 * 2 / (3 + 3)), 3)
+    with pytest.raises(InputError, match="row 2: the label 'd' is none of the model's: a, b, c"):
+        read_examples(write("sentence\tlabel\nx\td\n"), reading=LABELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sentence\tlabel\nx\ta\ny\tb\nz\tc\n", "3 class names, but the model gives one score"),
+        ("sentence\tlabel\nx\tnan\ny\t1\n", "row 2: the label is not a finite number"),
+        ("sentence\tlabel\nx\t1\ny\t1\n", "same label everywhere"),
+    ],
+)
+def test_what_cannot_rank_is_refused(text: str, message: str, write: Write) -> None:
+    with pytest.raises(InputError, match=message):
+        score(np.zeros((2, 1), np.float32), read_examples(write(text), reading=SCORE))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean", "manhattan"])
+def test_similarities_agree(kind: str) -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 5, 4))
+    assert np.diag(crossed(a, b, kind)) == pytest.approx(paired(a, b, kind))
+    assert paired(a, a, kind) == pytest.approx({"cosine": np.ones(5), "dot": (a * a).sum(1)}.get(kind, np.zeros(5)))
+
+
+def test_a_prompt_goes_before_texts_that_stand_alone() -> None:
+    pairs = (("x", "y"), ("z", None))
+    assert Examples("classification", pairs, None, "t").prompted("q: ").texts == (("x", "y"), ("q: z", None))
+    assert Examples("similarity", (("x", "y"),), None, "t").prompted("q: ").sequences == (
+        ("q: x", None),
+        ("q: y", None),
+    )

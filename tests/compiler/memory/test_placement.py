@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from stic.compiler.memory.check import (
@@ -69,42 +69,55 @@ def test_placements_of_independent_copies_verify(plan):
     verify_extents(plan, COPIES, place_extents(plan, COPIES))
 
 
-@settings(max_examples=60, deadline=None)
+FAULTS = {  # what is put in an extent's place, and what the check says of it
+    "outside": (lambda x, p: [replace(x, destination=p.working_bytes)], "leaves its region"),
+    "unaligned": (lambda x, p: [replace(x, destination=x.destination + 64)], "is not aligned"),
+    "missing": (lambda x, p: [], "not exactly what the plan needs"),
+    "twice": (lambda x, p: [x, x], "out of load order"),
+    "shorter": (lambda x, p: [replace(x, bytes=0)], "does not hold slice"),
+    "other slice": (lambda x, p: [replace(x, first=(x.first + 1) % SLICES)], "slice|not exactly"),
+    "future": (lambda x, p: [replace(x, wait_layer=x.layer)], "waits for"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(plans(), st.data())
-def test_faults_in_placements_are_caught(plan, data):
+def test_faults_in_placements_are_caught(fault, plan, data):
     placement = place_extents(plan, NESTED)
     streamed = list(placement.streamed)
-    if not streamed:
-        return
+    assume(streamed)
     i = data.draw(st.integers(0, len(streamed) - 1))
-    x = streamed[i]
-    fault = data.draw(st.sampled_from(("outside", "unaligned", "missing", "twice", "shorter", "other slice", "future")))
-    wrong = {
-        "outside": [replace(x, destination=placement.working_bytes)],
-        "unaligned": [replace(x, destination=x.destination + 64)],
-        "missing": [],
-        "twice": [x, x],
-        "shorter": [replace(x, bytes=0)],
-        "other slice": [replace(x, first=(x.first + 1) % SLICES)] if SLICES > 1 else [],
-        "future": [replace(x, wait_layer=x.layer)],
-    }[fault]
-    broken = replace(placement, streamed=tuple(streamed[:i] + wrong + streamed[i + 1 :]))
-    with pytest.raises(MemoryPlanError):
+    wrong, sentence = FAULTS[fault]
+    broken = replace(placement, streamed=(*streamed[:i], *wrong(streamed[i], placement), *streamed[i + 1 :]))
+    with pytest.raises(MemoryPlanError, match=sentence):
         verify_extents(plan, NESTED, broken)
 
 
-@settings(max_examples=60, deadline=None)
-@given(plans())
-def test_overwriting_early_is_caught(plan):
+def without_waiting(plan):
+    """A plan's placement with reads that wait for nothing, and whether some of them share bytes."""
     placement = place_extents(plan, NESTED)
-    eager = tuple(replace(x, wait_layer=-1) for x in placement.streamed)
-    spans = [(x.layer, x.destination, x.destination + x.bytes) for x in placement.streamed]
-    reuse = any(a[1] < b[2] and b[1] < a[2] for i, b in enumerate(spans) for a in spans[:i])
-    if reuse:
-        with pytest.raises(MemoryPlanError, match="overwrites"):
-            verify_extents(plan, NESTED, replace(placement, streamed=eager))
-    else:
-        verify_extents(plan, NESTED, replace(placement, streamed=eager))
+    eager = replace(placement, streamed=tuple(replace(x, wait_layer=-1) for x in placement.streamed))
+    spans = [(x.destination, x.destination + x.bytes) for x in placement.streamed]
+    return eager, any(a[0] < b[1] and b[0] < a[1] for i, b in enumerate(spans) for a in spans[:i])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(st.lists(layer_plans(), min_size=5, max_size=5), st.integers(0, 2))
+def test_overwriting_early_is_caught(layers, read_ahead):
+    plan = make(layers, read_ahead)
+    eager, reuse = without_waiting(plan)
+    assume(reuse)
+    with pytest.raises(MemoryPlanError, match="overwrites"):
+        verify_extents(plan, NESTED, eager)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(plans())
+def test_reads_that_share_no_bytes_need_not_wait(plan):
+    eager, reuse = without_waiting(plan)
+    assume(not reuse)
+    verify_extents(plan, NESTED, eager)
 
 
 def test_double_buffering_costs_the_largest_neighbouring_pair():

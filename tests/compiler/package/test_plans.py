@@ -2,7 +2,7 @@
 
 import errno
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from stic.compiler.package.index import Parts
 from stic.compiler.package.trunk import build_embeddings
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import from_json
+from stic.compiler.simulate import Event
 from stic.runtime.errors import InputError, PackageError
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
@@ -26,7 +27,7 @@ def family_of(plans: int) -> tuple[Planned, ...]:
     """Further plans, for the least memory first."""
     bits = ((5, 4, 2), (4, 4))
     held = [((0, 0, 0), (0, 0)), ((2, 2, 0), (2, 0)), ((5, 4, 2), (4, 4))]
-    timelines = [({"kind": "compute", "number": i},) for i in range(plans)]
+    timelines = [(asdict(Event("compute", i, -1, 0.0, 1.0, 0)),) for i in range(plans)]
     return tuple(Planned(plan_of(bits, held[i % 3]), 1000 + i, timelines[i]) for i in range(plans))
 
 
@@ -40,7 +41,7 @@ def test_a_family_is_described(parts: Parts, tmp_path: Path) -> None:
     assert [one["predicted_us"] for one in described] == [900, 1000, 1001, 1002]
     assert [one["claimed_bytes"] for one in described] == [entry.claimed_bytes for entry in package.plans]
     assert described[0] == {name: package.plan[name] for name in described[0]}
-    assert package.with_plan(2).plan["timeline"] == [{"kind": "compute", "number": 1}]
+    assert package.with_plan(2).plan["timeline"] == [asdict(Event("compute", 1, -1, 0.0, 1.0, 0))]
     assert [from_json(one["plan"]) for one in described] == [plan, *(one.plan for one in family_of(3))]
     fixed = materials.fixed_bytes(4)
     assert materials.fixed_bytes() <= fixed < materials.fixed_bytes(64)
@@ -72,7 +73,7 @@ def test_a_twin_lends_its_files(parts: Parts, tmp_path: Path) -> None:
     materials, target = materials_for("nested"), load("host")
     streamed, coarse = plan_of(BITS, ((0,) * 4, (0,) * 3)), plan_of(((4, 2), (3,)), ((4, 0), (0,)))
     for number, plan in enumerate((streamed, coarse)):
-        other = assemble_package(materials, (Planned(plan),), target, parts.kernels)
+        other = assemble_package(materials, (Planned(plan),), target, parts.kernels, keep_planes=True)
         write_package(other, tmp_path / f"linked{number}", twin=tmp_path / "twin")
         linked = Package.open(tmp_path / f"linked{number}")
         linked.verify()
@@ -122,7 +123,11 @@ def test_a_package_of_something_else_is_no_twin(parts: Parts, tmp_path: Path) ->
     embeddings = build_embeddings(word.word)
     assert embeddings != materials.embeddings
     twins = {
-        "no full precision": (assemble_package(materials, (Planned(coarse),), target, parts.kernels), "shards.bin"),
+        "no full precision": (
+            assemble_package(materials, (Planned(coarse),), target, parts.kernels, keep_planes=True),
+            "shards.bin",
+        ),
+        "not all planes": (assemble_package(materials, (Planned(plan),), target, parts.kernels), "shards.bin"),
         "other quantizer": (
             assemble_package(materials_for("gobo"), (Planned(plan),), target, parts.kernels),
             "shards.bin",

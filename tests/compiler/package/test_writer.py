@@ -78,9 +78,8 @@ def test_weights_read_back(quantizer: str, target: str, tmp_path: Path, parts: P
     materials = materials_for(quantizer)
     quantized, store = materials.quantized, materials.store
     assert store.nested == (quantizer == "nested")
-    write_package(
-        assemble_package(materials, (Planned(plan_of(BITS, RESIDENT)),), load(target), parts.kernels), tmp_path / "m"
-    )
+    planned = (Planned(plan_of(BITS, RESIDENT)),)
+    write_package(assemble_package(materials, planned, load(target), parts.kernels, keep_planes=True), tmp_path / "m")
     package = Package.open(tmp_path / "m")
     package.verify()
     assert package.nested == store.nested and package.plan["quantizer"] == quantizer
@@ -246,10 +245,10 @@ def test_the_old_package_comes_back_if_the_new_one_cannot_stand(
 def test_full_precision_is_stored_only_where_a_plan_uses_it(parts: Parts, tmp_path: Path) -> None:
     materials, target = materials_for("nested"), load("host")
     coarse = plan_of(((8, 8, 5, 2), (6, 4, 3)), ((8, 8, 5, 0), (6, 0, 0)))
-    write_package(assemble_package(materials, (Planned(coarse),), target, parts.kernels), tmp_path / "coarse")
+    one, both = (Planned(coarse),), (Planned(coarse), Planned(plan_of(BITS, RESIDENT)))
+    write_package(assemble_package(materials, one, target, parts.kernels, keep_planes=True), tmp_path / "coarse")
     write_package(parts, tmp_path / "fine")
-    both = (Planned(coarse), Planned(plan_of(BITS, RESIDENT)))
-    write_package(assemble_package(materials, both, target, parts.kernels), tmp_path / "both")
+    write_package(assemble_package(materials, both, target, parts.kernels, keep_planes=True), tmp_path / "both")
     stored = {name: (tmp_path / name / "shards.bin").read_bytes() for name in ("coarse", "fine", "both")}
     assert stored["fine"] == stored["both"] and len(stored["fine"]) > len(stored["coarse"])
     assert stored["fine"].startswith(stored["coarse"])
@@ -263,6 +262,7 @@ def test_a_store_without_full_precision_has_no_such_records(parts: Parts, tmp_pa
     materials = collect(parts.quantized, 0, MAX_LENGTH, 2, 2)
     assert not materials.store.bytes[:, FULL].any()
     plan = plan_of(((8, 8, 5, 2), (6, 4, 3)), ((8, 8, 5, 0), (6, 0, 0)))
-    write_package(assemble_package(materials, (Planned(plan),), load("host"), parts.kernels), tmp_path / "m")
+    parted = assemble_package(materials, (Planned(plan),), load("host"), parts.kernels, keep_planes=True)
+    write_package(parted, tmp_path / "m")
     Package.open(tmp_path / "m").verify()
     assert (tmp_path / "m" / "shards.bin").stat().st_size == materials.store.total_bytes < parts.store.total_bytes

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stic.compiler.device.synthetic import synthetic
+from stic.compiler.frontend.reading import VECTOR, Reading, recorded
 from stic.compiler.package.assembly import Planned, assemble_package, collect
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.writer import write_package
@@ -33,13 +34,13 @@ def write(tmp_path_factory):
     (folder / "kernels.cl").write_bytes(b"no code")
     none = np.zeros(0, LAUNCH)
 
-    def make(name, gpu=(), launches=none, labels=(), also=(), timeline=(EVENT,), fallback=True):
+    def make(name, gpu=(), launches=none, reading=VECTOR, also=(), timeline=(EVENT,), fallback=True):
         placed = tuple(replace(layer, place="gpu" if k in gpu else "cpu") for k, layer in enumerate(layers))
         program = GpuProgram(folder / "kernels.cl", "mali", "float16", launches)
         target = load("host", "mali-g52" if gpu else None)
         planned = (Planned(replace(plan, layers=placed), 57_000, timeline), *also)
         parts = assemble_package(
-            materials, planned, target, folder / "kernels.so", program if gpu else None, fallback, labels
+            materials, planned, target, folder / "kernels.so", program if gpu else None, fallback, reading
         )
         write_package(parts, folder / name)
         return Package.open(folder / name)
@@ -49,7 +50,7 @@ def write(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def package(write):
-    return write("model.stic", labels=("no", "yes"))
+    return write("model.stic", reading=Reading("classes", ("no", "yes")))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_plan_and_timeline_read_back(package):
     assert contents.plan_of(package).layers[0].bits == BITS[0]
     strip = contents.predicted_strip(package)
     assert strip.title == "predicted for 40 tokens" and strip.end_us == 5.0 and strip.deadline_us == 60_000
-    assert contents.labels(package) == ("no", "yes")
+    assert recorded(package).names == ("no", "yes")
     assert contents.identity(package)["architecture"] == load("host").arch
 
 

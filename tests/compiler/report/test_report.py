@@ -127,7 +127,8 @@ def test_measured_strip_joins_the_steps_of_a_layer():
 
 
 def test_similarities_are_a_matrix():
-    text = printed(lambda console: console.print(report.similarity_table(["one", "two"], [[1.0, 0.25], [0.25, 1.0]])))
+    values = [["1.000", "0.250"], ["0.250", "1.000"]]
+    text = printed(lambda console: console.print(report.similarity_table(["one", "two"], values)))
     assert text.count("0.250") == 2 and text.count("1.000") == 2
 
 

@@ -1,0 +1,239 @@
+"""What a package must meet before anything in it is used: one table of checks, by subject.
+
+The engine checks the same in C. A check has the same name there, as the first argument of STIC_REQUIRE, and a test
+compares the names; another one compares both readers' verdicts on thousands of altered packages. A condition is given
+exact Python integers, so that no sum of hostile numbers overflows, or columns of them (`Rows`), one element a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stic.runtime.errors import PackageError
+from stic.runtime.format import (
+    ALIGN,
+    ARCHITECTURES,
+    BLOCK,
+    FEATURES,
+    FULL,
+    INTERLEAVES,
+    LIMITS,
+    POOLINGS,
+    ROW_TYPES,
+    pad,
+    row_bytes,
+)
+
+Refuse = Callable[[str, str], PackageError]  # (name of the check, sentence)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition, and the sentence where it does not hold: `{p.x}` is of the facts, `{r.x}` of row `{i}`."""
+
+    name: str
+    holds: Callable[..., Any]  # (facts) -> bool, or (facts, rows) -> one bool a row
+    sentence: str
+
+
+class Rows:
+    """The rows of a table, and more columns; each field is a column of exact integers, each other one an array."""
+
+    def __init__(self, table: NDArray[Any] | None = None, **more: NDArray[Any]) -> None:
+        flat = np.zeros(0, np.dtype([])) if table is None else table.reshape(-1)
+        self._columns = {name: flat[name].astype(object) for name in flat.dtype.names or ()} | more
+
+    def __getattr__(self, name: str) -> NDArray[Any]:
+        try:
+            return self._columns[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def row(self, row: int) -> SimpleNamespace:
+        """One row: its value in each column."""
+        return SimpleNamespace(**{name: column[row] for name, column in self._columns.items()})
+
+
+def pairs(regions: Mapping[str, tuple[int, int]], names: Iterable[tuple[str, str]]) -> Rows:
+    """Pairs of regions (name -> offset, bytes): names `a` and `b`, where each begins (`a_at`) and ends (`a_end`)."""
+    rows = [(a, *regions[a], b, *regions[b]) for a, b in names]
+    table = np.array(rows, object).reshape(-1, 6).T
+    a, a_at, a_bytes, b, b_at, b_bytes = table
+    return Rows(a=a, a_at=a_at, a_end=a_at + a_bytes, b=b, b_at=b_at, b_end=b_at + b_bytes)
+
+
+def fields(row: Any) -> SimpleNamespace:
+    """The fields of one row as exact integers; bytes as they are."""
+    return SimpleNamespace(**{name: row[name].item() for name in row.dtype.names})
+
+
+def require(checks: Iterable[Check], refuse: Refuse, p: Any, rows: Rows | None = None) -> None:
+    """Raise what `refuse` makes of the first check that does not hold."""
+    for check in checks:
+        if rows is None:
+            if not check.holds(p):
+                raise refuse(check.name, check.sentence.format(p=p))
+        elif (bad := np.flatnonzero(~np.asarray(check.holds(p, rows), bool))).size:
+            raise refuse(check.name, check.sentence.format(p=p, i=bad[0], r=rows.row(bad[0])))
+
+
+def within(at: Any, size: Any, total: int) -> Any:
+    """Whether `size` bytes at `at` lie in the first `total`."""
+    return at + size <= total
+
+
+# Fields of the header: (least, most).
+BOUNDS = {name: (0, most) for name, most in LIMITS.items()} | {
+    **{name: (1, LIMITS[name]) for name in ("hidden", "heads_per_slice", "head_dim", "slices", "layers", "threads")},
+    **{name: (1, LIMITS[name]) for name in ("neurons_per_slice", "vocabulary", "max_length", "row_stride", "lanes")},
+    "output_features": (1, LIMITS["output_features"]),
+    "request_bytes": (BLOCK, LIMITS["request_bytes"]),
+    "stack_bytes": (16384, LIMITS["stack_bytes"]),
+    "files": (5, LIMITS["files"]),
+    "architecture": (0, len(ARCHITECTURES) - 1),
+    "features": (0, (1 << len(FEATURES)) - 1),
+    "pooling": (0, len(POOLINGS) - 1),
+    **{name: (0, 1) for name in ("nested", "normalize", "table_resident", "load_first")},
+}
+
+
+def check_bounds(header: SimpleNamespace, refuse: Refuse) -> None:
+    """Check `limits`: fields of the header lie within BOUNDS."""
+    for name, (least, most) in BOUNDS.items():
+        if not least <= getattr(header, name) <= most:
+            raise refuse("limits", f"{name} is {getattr(header, name)}, outside {least} to {most}")
+
+
+HEADER_CHECKS = (
+    Check("full_bits", lambda h: h.full_bits in (0, 16, 32), "full_bits is {p.full_bits}"),
+    Check(
+        "request_blocks",
+        lambda h: h.request_bytes % BLOCK == 0,
+        "request_bytes {p.request_bytes} is not whole blocks",
+    ),
+    Check("stack_pages", lambda h: h.stack_bytes % BLOCK == 0, "stack_bytes {p.stack_bytes} is not whole pages"),
+    Check(
+        "row_fits",
+        lambda h: h.row_stride >= row_bytes(h.hidden, ROW_TYPES[h.row_type]),
+        "a row does not fit row_stride {p.row_stride}",
+    ),
+    Check(
+        "row_straddles",
+        lambda h: h.row_stride % BLOCK == 0 or BLOCK % h.row_stride == 0,
+        "row_stride {p.row_stride} makes rows straddle blocks",
+    ),
+    Check("row_alignment", lambda h: h.row_stride % 8 == 0, "row_stride {p.row_stride} is not a multiple of 8"),
+    Check(
+        "interleave", lambda h: h.interleave in INTERLEAVES, f"interleave is {{p.interleave}}, not one of {INTERLEAVES}"
+    ),
+    Check(
+        "padding",
+        lambda h: h.padding <= h.vocabulary,
+        "padding is {p.padding}, one more than the token, of {p.vocabulary} tokens",
+    ),
+    Check(
+        "row_lanes",
+        lambda h: h.row_lanes == 0 or h.row_lanes >= h.lanes,
+        "{p.row_lanes} lanes read rows and {p.lanes} extents",
+    ),
+    Check(
+        "family",
+        lambda h: h.plans > 1 and h.gpu_at == 0 if h.plans else h.plans_at == 0,
+        "a plan family needs several plans, and none on a GPU",
+    ),
+    Check(
+        "attention_width",
+        lambda h: pad(h.heads_per_slice * h.head_dim, 16) <= 4096,
+        "a slice has {p.heads_per_slice} heads of {p.head_dim} features, together more than 4096",
+    ),
+)
+
+
+def _file_name(name: bytes) -> bool:
+    text = name.rstrip(b"\0")
+    return (
+        0 < len(text) < 32
+        and all(0x20 < byte < 0x7F for byte in text)
+        and text[:1] != b"."
+        and b"/" not in text
+        and text != b"index.bin"
+    )
+
+
+FILE_CHECKS = (
+    Check("file_name", lambda p, f: [_file_name(name) for name in f.name], "file {i} has the name {r.name!r}"),
+    Check("file_size", lambda p, f: f.bytes < 1 << 48, "file {i} is too large"),
+    Check("file_twice", lambda p, f: [list(f.name).count(name) == 1 for name in f.name], "it lists {r.name!r} twice"),
+)
+
+# p: the header, with `files`, name -> row.
+CONTENT_CHECKS = (
+    Check(
+        "embedding_rows",
+        lambda p: p.embeddings >= p.vocabulary * p.row_stride and p.embeddings % BLOCK == 0,
+        "embeddings.bin of {p.embeddings} bytes cannot hold {p.vocabulary} rows",
+    ),
+    Check("shards_blocks", lambda p: p.shards % BLOCK == 0, "shards.bin is not a whole number of blocks"),
+)
+
+# r: RECORD with `level`, `least` (bytes without outliers) and `alone` (it has outliers); those with bytes.
+RECORD_CHECKS = (
+    Check(
+        "record",
+        lambda p, r: (
+            ((r.level != FULL) | (p.full_bits > 0))
+            & (r.offset % ALIGN == 0)
+            & (r.bytes % ALIGN == 0)
+            & within(r.offset, r.bytes, p.shards)
+            & ((r.bytes == r.least) | (r.alone & (r.bytes >= r.least)))
+        ),
+        "a record of level {r.level}, {r.bytes} bytes at {r.offset}, does not fit",
+    ),
+)
+
+# r: a shard with its `bits` and those `before` it, `kept` slices of its layer and `full` ones; of plan 0 the LAYER's.
+SHARD_CHECKS = (
+    Check(
+        "layer_kept",
+        lambda p, r: (r.told == r.kept) & (r.told_full == r.full),
+        "layer {r.layer} keeps {r.told} slices, {r.told_full} of them full, but {r.kept} and {r.full} have bits",
+    ),
+    Check(
+        "shard_bits",
+        lambda p, r: np.where(
+            r.slice >= r.kept,
+            r.bits == 0,
+            np.where(r.slice < r.full, (r.bits == p.full_bits) & (r.bits > 0), (r.bits >= 2) & (r.bits <= 8)),
+        ),
+        "layer {r.layer} slice {r.slice} has {r.bits} bits",
+    ),
+    Check(
+        "shard_order",
+        lambda p, r: r.bits <= r.before,
+        "layer {r.layer} slice {r.slice} has more bits than the slice before it",
+    ),
+)
+
+
+def check_shards(header: SimpleNamespace, layers: NDArray[Any], bits: NDArray[np.uint8], refuse: Refuse) -> None:
+    """The bits (layers, slices) of a plan go together, and with the table LAYER."""
+    layer, number = np.indices(bits.shape)
+    exact = bits.astype(int)
+    before = np.concatenate([np.full((len(bits), 1), 255), exact[:, :-1]], axis=1)
+    columns = {
+        "layer": layer,
+        "slice": number,
+        "bits": exact,
+        "before": before,
+        "kept": np.sum(bits > 0, axis=1)[layer],
+        "full": np.sum(bits > 8, axis=1)[layer],
+        "told": layers["slices"].astype(object)[layer],
+        "told_full": layers["full"].astype(object)[layer],
+    }
+    require(SHARD_CHECKS, refuse, header, Rows(**{name: column.reshape(-1) for name, column in columns.items()}))
