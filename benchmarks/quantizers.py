@@ -133,7 +133,8 @@ def study(title: str, model: Model, examples: Examples) -> dict[str, Any]:
     print(f"\n{title}, {metric.n} examples: {metric.name} {metric.value:.4f} in fp32,", end=" ")
     print(f"{metric8.value:.4f} with int8 activations and fp32 weights\n")
     print(f"quantizer bits  bytes   {metric.name:<9} {near.__name__:<10}  int8: {metric.name:<8} {near.__name__}")
-    rows, facts, stores = [], {}, {}
+    rows, stores = [], {}
+    facts: dict[str, dict[str, Any]] = {}
     for name, quantized, seconds in variants(model):
         for bits in WIDTHS:
             weights = uniform(quantized, bits, exact_tables=name == "gobo")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stic.compiler.model import Array, Embeddings, Head, Layer, Linear, Model, Norm
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 Width = tuple[int, int] | None  # (heads kept, neurons kept); None: all; (0, 0): the layer is left out
 _BLOCK = 1 << 15  # elements of a block in cache
 # erfc(z) ~ t (A1 + t (A2 + ...)) exp(-z^2), t = 1 / (1 + P z), z >= 0, |error| <= 1.5e-7:
@@ -187,13 +187,13 @@ def mix(query: Array, key: Array, value: Array, heads: int, layout: Layout) -> A
     q, k, v = (
         layout.spread(part).reshape(batch, tokens, heads, -1).transpose(0, 2, 1, 3) for part in (query, key, value)
     )
-    scores = q @ k.transpose(0, 1, 3, 2)
+    scores: Array = q @ k.transpose(0, 1, 3, 2)
     if layout.bias is not None:
         scores += layout.bias
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)
-    context = scores @ v
+    context: Array = scores @ v
     context /= total
     return layout.gather(context.transpose(0, 2, 1, 3).reshape(batch, tokens, -1))
 

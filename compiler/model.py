@@ -98,17 +98,17 @@ class Model:
 
     @property
     def hidden(self) -> int:
-        return self.embeddings.word.shape[1]
+        return int(self.embeddings.word.shape[1])
 
     @property
     def head_dim(self) -> int:
-        return self.layers[0].query.weight.shape[0] // self.heads
+        return int(self.layers[0].query.weight.shape[0]) // self.heads
 
     @property
     def ffn(self) -> int:
-        return self.layers[0].ffn_in.weight.shape[0]
+        return int(self.layers[0].ffn_in.weight.shape[0])
 
     @property
     def max_length(self) -> int:
         """Longest input, in tokens, that the position table allows."""
-        return self.embeddings.position.shape[0] - self.embeddings.position_offset
+        return int(self.embeddings.position.shape[0]) - self.embeddings.position_offset

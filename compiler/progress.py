@@ -8,7 +8,7 @@ from typing import Protocol
 class Progress(Protocol):
     """Told how far a stage is; called from the thread that runs the stage, at most a few times a second."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, /) -> None:
         """`stage` is a name from the list of stages or a sentence; total 0: not known."""
 
 

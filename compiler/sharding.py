@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -293,5 +294,6 @@ def assemble(sharded: ShardedModel, matrix: Callable[[int, int, str], Array | No
                 ffn_out[:, neurons] = down[: g.hidden, :count]
         weights = (query, key, value, output, ffn_in, ffn_out)
         rebuilt = (Linear(weight, linear.bias) for weight, linear in zip(weights, linears, strict=True))
-        layers.append(replace(layer, **dict(zip(LINEARS, rebuilt, strict=True))))
+        named: dict[str, Any] = dict(zip(LINEARS, rebuilt, strict=True))
+        layers.append(replace(layer, **named))
     return replace(sharded.model, layers=tuple(layers))

@@ -76,7 +76,7 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
     events: list[Event] = []
     io = _Clock("io", problem.compute.submit_us, events)
     compute = _Clock("compute", problem.compute.submit_us, events)
-    at = next((layer.place for layer in plan.layers if layer.bits), "cpu")  # where activations are
+    at: Place = next((layer.place for layer in plan.layers if layer.bits), "cpu")  # where activations are
     done: dict[int, float] = {-1: 0.0}
     steps: list[tuple[float, int]] = [(0.0, 0)]
 

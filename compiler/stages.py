@@ -39,7 +39,7 @@ from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.writer import write_package
-from stic.compiler.plan import Plan, Problem
+from stic.compiler.plan import Place, Plan, Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, paced, with_rows
@@ -221,6 +221,7 @@ def pose(
 ) -> Problem:
     """Put together all that a planner may know."""
     elastic = materials.quantized.sharded.model.elastic
+    on_gpu: tuple[Place, ...] = ("gpu",) if target.place == "gpu" else ()
     return Problem(
         store=materials.store,
         bits=tuple(importance.bits),
@@ -239,7 +240,7 @@ def pose(
         hop_us=costs.hop_us,
         gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(target.gpu_precision),
         row_type=materials.row_type,
-        places=("gpu",) * materials.store.layers if target.place == "gpu" else (),
+        places=on_gpu * materials.store.layers,
     )
 
 

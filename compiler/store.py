@@ -26,11 +26,11 @@ class Store:
 
     @property
     def layers(self) -> int:
-        return self.bytes.shape[0]
+        return int(self.bytes.shape[0])
 
     @property
     def slices(self) -> int:
-        return self.bytes.shape[2]
+        return int(self.bytes.shape[2])
 
     def only(self, wanted: NDArray[np.bool_]) -> Store:
         """The store without what nobody reads: of each layer and level, the records from the first wanted one to the

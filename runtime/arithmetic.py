@@ -112,7 +112,8 @@ def _sum(terms: Floats, squares: bool) -> Floats:
     for feature, term in enumerate(terms):
         chain = chains[feature % _CHAINS]
         chain[...] = fma(term, term, chain) if squares else chain + term
-    return (chains[0] + chains[1]) + (chains[2] + chains[3])
+    total: Floats = (chains[0] + chains[1]) + (chains[2] + chains[3])
+    return total
 
 
 def layer_norm(x: Floats, gamma: Floats, beta: Floats, epsilon: float) -> Floats:
@@ -158,4 +159,5 @@ def attention(query: Floats, key: Floats, value: Floats) -> Floats:
     weights = np.rint(fma(powers, np.float32(254), _ROUND - np.float32(127)) - _ROUND).astype(np.int32)
     products = values.T @ weights + 127 * values.sum(axis=0)[:, None]
     inverse = np.float32(1) / (weights.sum(axis=0) + 127 * len(weights)).astype(np.float32)
-    return products.astype(np.float32) * inverse * value_scale[:, None]
+    context: Floats = products.astype(np.float32) * inverse * value_scale[:, None]
+    return context

@@ -35,7 +35,8 @@ def unblocked(flat: NDArray[T], shape: tuple[int, int], interleave: int) -> NDAr
 def positions(rows: NDArray[Any], columns: NDArray[Any], interleave: int) -> NDArray[np.int64]:
     """Positions, in their blocks, of the codes at `rows` and `columns` of a matrix."""
     group, lane = np.divmod(columns.astype(np.int64), interleave)
-    return (group * TILE + rows % TILE) * interleave + lane
+    places: NDArray[np.int64] = (group * TILE + rows % TILE) * interleave + lane
+    return places
 
 
 def places(positions: NDArray[Any], interleave: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -308,6 +308,13 @@ LIMITS = {
 }
 
 
+def offset_of(structure: np.dtype[np.void], field: str) -> int:
+    """Bytes that lie before a field of one of the structures above."""
+    if structure.fields is None:
+        raise KeyError(field)
+    return structure.fields[field][1]
+
+
 def pad(n: int, multiple: int) -> int:
     """Round up to a multiple."""
     return -(-n // multiple) * multiple

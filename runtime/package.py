@@ -44,6 +44,7 @@ from stic.runtime.format import (
     TILE,
     Shape,
     levels_of,
+    offset_of,
     pad,
     record_layout,
     row_bytes,
@@ -125,7 +126,7 @@ class Package:
             sizes = f"{len(index)} bytes of {head['index_bytes']}"
             raise PackageError(f"{file} is truncated: {sizes}; compile it again", check="index_size")
         zeroed = bytearray(index)
-        at = HEADER.fields["index_crc"][1]
+        at = offset_of(HEADER, "index_crc")
         zeroed[at : at + 4] = bytes(4)
         if zlib.crc32(zeroed) != head["index_crc"]:
             sentence = f"{file} is corrupt (its checksum does not match): copy or compile the package again"
@@ -150,7 +151,7 @@ class Package:
         """Have everything say what is so under this plan, and check that it can be."""
         h, entry, refuse = self._facts, self.plans[self.number], self._refuse
         for name in PLAN.names or ():
-            if name in HEADER.fields and name != "reserved":
+            if name in (HEADER.names or ()) and name != "reserved":
                 self.header[name] = getattr(entry, name)
                 setattr(h, name, int(getattr(entry, name)))
         self.regions |= {"preload": entry.preload, "working": entry.working}
@@ -278,8 +279,9 @@ class Package:
     def record(self, layer: int, level: int, slice_: int) -> bytes:
         """One record of shards.bin, its CRC and its inside verified."""
         row = self.records[layer, level, slice_]
+        where = f"layer {layer} slice {slice_} level {level}"
         if not row["bytes"]:
-            raise self._refuse(f"layer {layer} slice {slice_} level {level} is not stored")
+            raise PackageError(f"{self.path} is not a valid package: {where} is not stored")
         with self._open("shards.bin") as file:
             file.seek(int(row["offset"]))
             data = file.read(int(row["bytes"]))
@@ -289,7 +291,6 @@ class Package:
                 " (checksum): copy the package again",
                 check="record_checksum",
             )
-        where = f"layer {layer} slice {slice_} level {level}"
         check_record(data, level, self.shape, self.nested, self._facts.full_bits, where, self._refuse)
         return data
 
@@ -341,7 +342,7 @@ class Package:
             layout = record_layout(self.shape, level, self.nested)
             for at in layout.planes[m]:
                 plane = np.frombuffer(data, np.uint8, n * k // 8, at)
-                flat = (flat << 1) | np.unpackbits(plane, bitorder="little")
+                flat = (flat << np.uint8(1)) | np.unpackbits(plane, bitorder="little")
             table = np.frombuffer(data, np.int8, 1 << (level + 2), layout.tables[m])
             if layout.blocks:
                 outliers = self._outliers(data, level, m)

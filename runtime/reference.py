@@ -73,4 +73,5 @@ class Reference:
             y = activation(ACTIVATIONS[int(dense["activation"])])(y)
         if head["normalize"]:
             y = y / np.maximum(np.linalg.norm(y, axis=-1, keepdims=True), np.float32(1e-12))
-        return (y if pooling == "tokens" else y[0]).astype(np.float32)
+        output: Floats = (y if pooling == "tokens" else y[0]).astype(np.float32)
+        return output

@@ -42,7 +42,8 @@ class GpuLayers(Layers):
         """Softmax attention of one head, all (head_dim, tokens)."""
         scores = key.T @ query
         powers = np.exp(scores - scores.max(axis=0))
-        return value @ (powers / powers.sum(axis=0))
+        context: Floats = value @ (powers / powers.sum(axis=0))
+        return context
 
     def split(self, layer: int, name: str, x: Floats, scale_at: int, bias_at: int) -> list[Floats]:
         """Apply a matrix whose rows belong to slices to x (K, tokens): each slice gives its own (N, tokens)."""

@@ -14,13 +14,15 @@ from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
-from tvm.script import tirx as T
+from tvm.script import tirx as script
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
-Expr = Any  # tvm has no types: an expression, scalar or vector
+# tvm carries no types, so these say what is meant and are checked by tvm alone.
+Expr = Any  # an expression, scalar or vector; a Python number stands for its constant
 Buffer = Any
 PrimFunc = Any
+T = script  # what TVM calls it: the operators that kernels are written with
 
 LANES = 16  # tokens in a tile: the width of every vector outside the micro-kernels
 _UNBOUNDED = 1 << 30  # flat buffers carry no extent; the C caller owns them

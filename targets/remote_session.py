@@ -96,7 +96,7 @@ class RemoteSession:
         count = self._call("trace", self._open(), None)
         room = np.zeros(max(1, count) * size, np.uint8)
         self._call("trace", self._open(), room)
-        return trace_of(native.Event.from_buffer_copy(room[at : at + size]) for at in range(0, count * size, size))
+        return trace_of((native.Event * count).from_buffer_copy(room.tobytes()))
 
     def evict(self, size_bytes: int | None = None) -> None:
         """Give back at least so much of the preload buffer (default: all)."""

@@ -34,8 +34,8 @@ def made_up(
                 "deadline_ratio": ratio, "tokens": 512, "threads": 1}  # fmt: skip
         rows.append(_row(case, compute_us, chance))
     for task, name, mode in itertools.product(tasks, ("onnxruntime fp32", "onnxruntime int8"), ("resident", "cold")):
-        for rate in rates if mode == "cold" else (None,):
-            rows.append(_peer(task, name, mode, rate))
+        for storage in rates if mode == "cold" else (None,):
+            rows.append(_peer(task, name, mode, storage))
     costs = {
         task: {"compute_us": compute_us, "layer_us": LAYER_US, "layer_fp32_bytes": LAYER_BYTES,
                "ratio": {str(rate): LAYER_BYTES / rate * 1e6 / LAYER_US for rate in rates}, "io": {}}

@@ -90,7 +90,7 @@ def test_the_architecture_page_lists_the_stages_in_their_order():
     code = ast.parse((ROOT / "compiler" / "pipeline.py").read_text())
     calls = [node for node in ast.walk(code) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Stage"]
     calls.sort(key=lambda node: node.lineno)
-    assert rows == [(node.args[0].value, "yes" if len(node.args) > 4 else "") for node in calls]
+    assert rows == [(ast.literal_eval(node.args[0]), "yes" if len(node.args) > 4 else "") for node in calls]
 
 
 def test_the_command_list_is_the_readme_s():

@@ -168,7 +168,7 @@ def _prepared(name: str = "sst2") -> Any:
     problem = problem_of(MINILM, DEVICES[1], 1, Budget(), elastic=True)
     rest = dict.fromkeys(set(Prepared.__dataclass_fields__) - {"name", "problem", "trial"})
     trial = SimpleNamespace(setup=SimpleNamespace(key="calibration"))
-    return Prepared(name=name, problem=problem, trial=trial, **rest)  # type: ignore[arg-type]
+    return Prepared(name=name, problem=problem, trial=trial, **rest)
 
 
 def test_a_plan_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

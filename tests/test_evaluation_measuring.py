@@ -224,9 +224,9 @@ def test_memory_over_time_keeps_what_changes() -> None:
         def used_bytes(self) -> int:
             return next(self.sizes)
 
-    curve = measure.watch(Ended(7), Group([0, 5, 5, 5, 9, 9, 9]))  # type: ignore[arg-type]
+    curve = measure.watch(Ended(7), Group([0, 5, 5, 5, 9, 9, 9]))
     assert [size for _, size in curve] == [0, 5, 5, 9, 9]
-    many = measure.watch(Ended(1000), Group(list(range(1000))))  # type: ignore[arg-type]
+    many = measure.watch(Ended(1000), Group(list(range(1000))))
     assert len(many) <= measure.CURVE_POINTS and many[-1][1] == 999 and many == sorted(many)
 
 

@@ -70,7 +70,8 @@ def test_everything_is_made_from_the_file_alone(data, tmp_path):
 
 def test_the_planner_study_is_part_of_the_report_where_there_is_one(data, tmp_path):
     spread = dict.fromkeys(("mean", "least", "median", "p95", "most"), 0.25)
-    figures = dict.fromkeys(("ilp_over_greedy", "captured_more", "seconds_to_default", "seconds_to_proof"), spread)
+    times = ("ilp_over_greedy", "captured_more", "seconds_to_default", "seconds_to_proof")
+    figures: dict[str, Any] = dict.fromkeys(times, spread)
     figures |= dict.fromkeys(("greedy_optimal", "greedy_equals_ilp", "greedy_none", "proved"), 0.5)
     figures |= {"instances": 7, "greedy_captured_mean": 0.5, "ilp_captured_mean": 0.75}
     figures["gap_at"] = {str(seconds): spread for seconds in MOMENTS_S}

@@ -14,6 +14,7 @@ from benchmarks.evaluation.tasks import COMPUTE_BITS, Prepared
 from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
 from stic.compiler.choice import best_plan
+from stic.compiler.inputs import reading_of
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.package.assembly import Planned, assemble_package, claim
 from stic.compiler.package.writer import write_package
@@ -240,8 +241,9 @@ class Packages:
     def _write(self, name: str, plans: tuple[Planned, ...]) -> Path:
         prepared, full = self._prepared, any(layer.full for one in plans for layer in one.plan.layers)
         original, path = self._folder / ("original-full" if full else "original"), self._folder / name
+        reading = reading_of(prepared.materials.quantized.sharded.model)
         parts = assemble_package(
-            prepared.materials, plans, prepared.target, prepared.kernels, labels=prepared.labels, keep_planes=True
+            prepared.materials, plans, prepared.target, prepared.kernels, reading=reading, keep_planes=True
         )
         if not original.exists():
             write_package(parts, original)

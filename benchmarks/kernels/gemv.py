@@ -12,7 +12,7 @@ from benchmarks.kernels.matrices import Set, Shape, make
 from benchmarks.kernels.place import Place
 from benchmarks.kernels.turns import Times, Turn, interleave, local
 from benchmarks.kernels.worker import AbsentError, Worker
-from stic.schedules.pack import TILE
+from stic.runtime.format import TILE
 from stic.schedules.pack import interleave as interleave_of
 
 _Case = tuple[int, float]  # bits, share of outliers

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.kernels import driver as c
-from stic.schedules.pack import TILE, unpack_planes
+from stic.runtime.format import TILE
+from stic.schedules.pack import unpack_planes
 
 Floats = NDArray[np.float64]
 
@@ -87,7 +88,8 @@ class Set:
         q = self.product.interleave
         y = np.zeros((len(self.x), self.shape.n))
         for number, part in enumerate(self.last):
-            weights = part["table"].astype(np.float64)[unpack_planes(part["planes"], (self.shape.n, self.shape.ks), q)]
+            codes = unpack_planes(list(part["planes"]), (self.shape.n, self.shape.ks), q)
+            weights = part["table"].astype(np.float64)[codes]
             weights *= self.scale[:, None].astype(np.float64)
             entries, starts = part["entries"].reshape(-1, 2), part["starts"].astype(int)
             block = np.repeat(np.arange(len(starts) - 1), np.diff(starts))

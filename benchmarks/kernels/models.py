@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.kernels.peers import feeds
 from benchmarks.kernels.place import Place
-from stic.compiler.importance.examples import Examples, Pair, built_in_examples, open_tokenizer
+from stic.compiler.importance.examples import Examples, built_in_examples, open_tokenizer
+from stic.compiler.importance.tokens import Pair
 
 NUMPY = "numpy"
 Paths = dict[str, tuple[str, Path]]  # contender: class in peers.py, what it loads

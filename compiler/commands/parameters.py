@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +14,15 @@ from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 from stic.runtime.format import LIMITS
 
+if TYPE_CHECKING:  # its parameter is newer than the oldest click that will do
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType
+
 PICTURES = (".svg", ".png", ".pdf")
 
 
-class Quantity(click.ParamType):
+class Quantity(_Type):
     """A time or a size up to `most`, handed on as an integer."""
 
     def __init__(self, name: str, parse: Callable[[str], int], most: str) -> None:
@@ -36,7 +41,7 @@ class Quantity(click.ParamType):
         return found
 
 
-class Text(click.ParamType):
+class Text(_Type):
     """Text, as tokenizers, JSON and sockets take it; a name must not be empty."""
 
     def __init__(self, name: str, may_be_empty: bool = False) -> None:
@@ -53,7 +58,7 @@ class Text(click.ParamType):
         return text
 
 
-class File(click.ParamType):
+class File(_Type):
     """The path of a file or a directory, there or to be made; bytes that are no text may be in it."""
 
     name = "path"
@@ -86,7 +91,7 @@ def _readable(text: str) -> str:
     return text
 
 
-class Storage(click.ParamType):
+class Storage(_Type):
     """Storage to emulate: `RATE` or `RATE,REQUESTS`, both a second."""
 
     name = "storage"
@@ -100,7 +105,7 @@ class Storage(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Several(click.ParamType):
+class Several(_Type):
     """A comma-separated list of quantities."""
 
     def __init__(self, item: Quantity) -> None:
@@ -113,7 +118,7 @@ class Several(click.ParamType):
         return tuple(self._item.convert(part, param, ctx) for part in value.split(","))
 
 
-class FurtherBudget(click.ParamType):
+class FurtherBudget(_Type):
     """`LATENCY,MEMORY` as (microseconds, bytes); an empty part is None. Not both are."""
 
     name = "budget"
@@ -132,7 +137,7 @@ class FurtherBudget(click.ParamType):
         )
 
 
-class Picture(click.ParamType):
+class Picture(_Type):
     """A file that a picture is written to; its suffix says which kind. "-" stands for the terminal."""
 
     name = "picture"

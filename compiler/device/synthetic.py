@@ -43,7 +43,9 @@ def synthetic(
 
     layers = tuple(
         Layer(
-            *(linear(attention, hidden) for _ in range(3)),
+            linear(attention, hidden),
+            linear(attention, hidden),
+            linear(attention, hidden),
             linear(hidden, attention),
             norm(),
             linear(ffn, hidden),

@@ -156,7 +156,7 @@ def _padding(config: dict[str, Any], words: int, positions: int) -> int:
 
 
 def _epsilon(config: dict[str, Any]) -> float:
-    return _number(config, "layer_norm_eps", 1e-12, float)
+    return float(_number(config, "layer_norm_eps", 1e-12, float))
 
 
 def _number(config: dict[str, Any], key: str, default: Any, kind: type) -> Any:

@@ -13,7 +13,7 @@ from stic.compiler.frontend.norms import norm
 from stic.compiler.frontend.parts import activation, fold_linear, linear, terms
 from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
 from stic.compiler.frontend.scores import additive, check_mask, read_scores
-from stic.compiler.model import Array, Linear, Norm
+from stic.compiler.model import Linear, Norm
 
 _PRODUCTS = ("MatMul", "Gemm")
 
@@ -163,12 +163,12 @@ def _projection(graph: Graph, moved: Moved, index: NDArray[np.int64], before: st
 
 def _head_columns(
     graph: Graph, merged: str, inner: Moved, heads: int, batch: int, tokens: int, width: int, heads_last: bool
-) -> Array:
+) -> NDArray[np.int64]:
     """Return, for each input column of the output map, its place head * width + element."""
     index = inner.index.reshape(batch, tokens, -1)
     count = heads * width
     first = index[0, 0]
-    place = first if heads_last else first // (tokens * width) * width + first % width
+    place: NDArray[np.int64] = first if heads_last else first // (tokens * width) * width + first % width
     b, t = np.arange(batch)[:, None, None], np.arange(tokens)[None, :, None]
     head, element = place // width, place % width
     if heads_last:

@@ -39,7 +39,8 @@ def norm(graph: Graph, value: str) -> tuple[str, Norm] | None:
     if value not in graph.norms:
         read = _fused if graph.op(value) == "LayerNormalization" else _composed
         graph.norms[value] = read(graph, value)
-    return graph.norms[value]
+    found: tuple[str, Norm] = graph.norms[value]
+    return found
 
 
 def _fused(graph: Graph, value: str) -> tuple[str, Norm]:

@@ -57,7 +57,7 @@ def fold_linear(graph: Graph, product: str, constants: list[str]) -> tuple[str, 
     if weight.ndim != 2 or options.get("transA", 0):
         raise graph.refuse(product, "a weight matrix of two axes")
     weight = weight if options.get("transB", 0) else weight.T
-    bias = np.zeros(weight.shape[0], np.float32)
+    bias: NDArray[Any] = np.zeros(weight.shape[0], np.float32)
     weight = _times(weight, options.get("alpha", 1.0))
     if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]:
         bias = bias + _bias(graph, product, node.input[2], len(bias)) * np.float32(options.get("beta", 1.0))

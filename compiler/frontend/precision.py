@@ -65,9 +65,9 @@ def _made(node: NodeProto, read: list[int]) -> int | None:
     """Return the type that a node makes whatever it reads; None if that is the coarsest of what it reads."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to":
-            return attribute.i
+            return int(attribute.i)
         if node.op_type in ("Constant", "ConstantOfShape") and attribute.HasField("t"):
-            return attribute.t.data_type
+            return int(attribute.t.data_type)
     if node.op_type == "CastLike":
         return read[1]
     return TensorProto.INT64 if node.op_type in ("Shape", "Size") else None

@@ -71,5 +71,6 @@ def shares(kind: Kind, logits: NDArray[np.floating]) -> NDArray[np.float64]:
     values = logits.astype(np.float64)
     if kind == "classes":
         powers = np.exp(values - values.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+        found: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+        return found
     return (1 + np.tanh(values / 2)) / 2 if kind in ("labels", "score") else values

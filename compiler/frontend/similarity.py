@@ -16,8 +16,10 @@ def paired(a: NDArray[np.floating], b: NDArray[np.floating], kind: Similarity = 
         return cosine(a, b)
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     if kind == "dot":
-        return (a64 * b64).sum(axis=-1)
-    return -np.linalg.norm(a64 - b64, ord=1 if kind == "manhattan" else 2, axis=-1)
+        found: NDArray[np.float64] = (a64 * b64).sum(axis=-1)
+    else:
+        found = -np.linalg.norm(a64 - b64, ord=1 if kind == "manhattan" else 2, axis=-1)
+    return found
 
 
 def crossed(a: NDArray[np.floating], b: NDArray[np.floating], kind: Similarity = "cosine") -> NDArray[np.float64]:
@@ -32,7 +34,8 @@ def cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float
     """Return the cosine of each row of `a` with that row of `b`; 0 where either is zero."""
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a64, axis=-1) * np.linalg.norm(b64, axis=-1)
-    return (a64 * b64).sum(axis=-1) / np.where(norms > 0, norms, 1.0)
+    found: NDArray[np.float64] = (a64 * b64).sum(axis=-1) / np.where(norms > 0, norms, 1.0)
+    return found
 
 
 def _units(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -57,7 +57,8 @@ def layer_sums(assignment: Assignment, bits: Sequence[int], gain: Doubles, prese
     kept = chosen > 0
     place = np.searchsorted(np.asarray(bits), np.where(kept, chosen, bits[0]))
     found = np.take_along_axis(gain, place[:, :, None], axis=2)[:, :, 0]
-    return np.where(kept, found + presence, 0.0).sum(axis=1)
+    sums: Doubles = np.where(kept, found + presence, 0.0).sum(axis=1)
+    return sums
 
 
 def check(sums: Doubles, losses: Doubles) -> Additivity:
@@ -95,4 +96,5 @@ def layer_factors(sums: Doubles, losses: Doubles, rounds: int = 500) -> Doubles:
             rest = y - x @ factors + x[:, layer] * factors[layer]
             best = (x[:, layer] @ rest + ridge * common) / (x[:, layer] @ x[:, layer] + ridge)
             factors[layer] = max(float(best), 0.1 * common)
-    return factors / factors.mean()
+    scaled: Doubles = factors / factors.mean()
+    return scaled

@@ -91,21 +91,22 @@ def _attention(
         return layout.gather(part.transpose(0, 2, 1, 3).reshape(batch, tokens, -1))
 
     query, key, value = (split(part) for part in projected)
-    scores = query @ key.transpose(0, 1, 3, 2)
+    scores: Array = query @ key.transpose(0, 1, 3, 2)
     if layout.bias is not None:
         scores += layout.bias
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)
     context = split(cotangent @ layer.output.weight)
-    of_scores = context @ value.transpose(0, 1, 3, 2)
+    of_scores: Array = context @ value.transpose(0, 1, 3, 2)
     of_scores -= (of_scores * scores).sum(axis=-1, keepdims=True)
     of_scores *= scores
-    return (
+    found: Array = (
         merged(of_scores @ key) @ layer.query.weight
         + merged(of_scores.transpose(0, 1, 3, 2) @ query) @ layer.key.weight
         + merged(scores.transpose(0, 1, 3, 2) @ context) @ layer.value.weight
     )
+    return found
 
 
 def head_cotangents(head: Head, hidden: Array, mask: NDArray[np.bool_], cotangents: Array) -> Array:
@@ -129,7 +130,7 @@ def head_cotangents(head: Head, hidden: Array, mask: NDArray[np.bool_], cotangen
         unit = x / length
         turned = (turned - unit * (turned * unit).sum(axis=-1, keepdims=True)) / length
     for dense, before in zip(reversed(head.dense), reversed(inputs), strict=True):
-        turned = (turned * slope(before, dense.activation)) @ dense.linear.weight
+        turned = np.matmul(turned * slope(before, dense.activation), dense.linear.weight)
     if head.pooling == "tokens":
         return turned
     result = np.zeros((len(cotangents), *hidden.shape), np.float32)

@@ -55,7 +55,8 @@ class OutputCurvature:
             turned = directions - self.centre * (self.centre * directions).sum(axis=-1, keepdims=True)
         else:
             turned = directions
-        return turned * self.scale
+        scaled: Doubles = turned * self.scale
+        return scaled
 
 
 def output_curvature(
@@ -135,8 +136,8 @@ def _output_cotangents(evaluator: Evaluator, number: int, hidden: Array) -> Arra
     carried = np.concatenate((curvature.gradient[None], curvature.project(directions)))
     if by_token:
         carried = carried * batch.mask[..., None]
-    carried = carried[..., shape[-1] - found.shape[-1] :].astype(np.float32)
-    back = head_cotangents(head, spread, batch.mask, carried)
+    kept: Array = carried[..., shape[-1] - found.shape[-1] :].astype(np.float32)
+    back = head_cotangents(head, spread, batch.mask, kept)
     return np.stack([layout.gather(one) for one in back])
 
 

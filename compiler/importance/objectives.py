@@ -62,4 +62,5 @@ def loss(objective: Objective, found: Array, reference: Array, examples: Example
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the logarithm of the class probabilities, along the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found

@@ -25,7 +25,8 @@ from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
 from stic.runtime.format import FULL, LIMITS, MATRICES, levels_of, row_stride
 from stic.runtime.gpu_format import Storage
 from stic.schedules.shape import KernelShape
-from stic.targets.target import Gpu, Target
+from stic.targets.gpu import Gpu
+from stic.targets.target import Target
 
 STACK_BYTES = 128 << 10
 ROW_LANES = 8  # reads of 4 KiB gain from so many at once, also on flash; reads of a whole request gain from two only

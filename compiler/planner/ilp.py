@@ -27,6 +27,7 @@ from ortools.sat.python import cp_model
 
 from stic.compiler.plan import Problem
 from stic.runtime.format import BLOCK, FULL, LEVEL_BITS, levels_of
+from stic.runtime.gpu_format import PLACES
 
 Aim = Literal["quality", "memory", "latency"]
 Term = Any  # a literal or 0/1: cp_model's expressions take both
@@ -268,7 +269,7 @@ def _activations_move(p: Program) -> None:
     problem, depth = p.problem, p.problem.store.layers
     on = [int(problem.place(k) == "gpu") for k in range(depth)]
     hop, head = nanoseconds(problem.hop_us), nanoseconds(problem.compute.head_us)
-    embed = [nanoseconds(problem.cost(place).embed_us) for place in ("cpu", "gpu")[: 1 + any(on)]]
+    embed = [nanoseconds(problem.cost(place).embed_us) for place in PLACES[: 1 + any(on)]]
     kept = [p.y[k][0][0] for k in range(depth)]
     if not problem.elastic or len(set(on)) == 1:
         for k in range(1, depth):

@@ -15,11 +15,11 @@ from dataclasses import replace
 from stic.compiler.plan import Place, Plan, Problem
 from stic.compiler.planner.closed_form import claim_of
 from stic.runtime.errors import InfeasibleError
+from stic.runtime.gpu_format import PLACES
 
 Places = tuple[Place, ...]
 ROUNDS = 2  # placements that are refined from the best plan so far
 TIE = 1e-6  # relative; objectives this close are equal
-_PLACES: tuple[Place, Place] = ("cpu", "gpu")
 
 
 def best_places(problem: Problem, bits: Sequence[tuple[int, ...]]) -> Places:
@@ -33,7 +33,7 @@ def best_places(problem: Problem, bits: Sequence[tuple[int, ...]]) -> Places:
             paths = {place: (us, count, (*path, place)) for place, (us, count, path) in paths.items()} or paths
             continue
         step = {}
-        for place in _PLACES:
+        for place in PLACES:
             ways = [
                 (us + (problem.hop_us if before != place else 0.0), count, path)
                 for before, (us, count, path) in paths.items()
@@ -53,7 +53,7 @@ def solve(problem: Problem, planner: Callable[[Problem, float], Plan], time_limi
     tried has a plan.
     """
     depth, deadline = problem.store.layers, time.perf_counter() + time_limit_s
-    waiting: list[Places] = [("cpu",) * depth, *([] if _never_pays(problem) else [("gpu",) * depth])]
+    waiting: list[Places] = [(place,) * depth for place in (PLACES[:1] if _never_pays(problem) else PLACES)]
     chances = len(waiting) + (ROUNDS if len(waiting) > 1 else 0)
     tried: list[Places] = []
     refusals: list[InfeasibleError] = []

@@ -46,7 +46,8 @@ class Tree:
         scale = np.float32(_CELLS) / np.maximum(thresholds[-1] - thresholds[0], np.float32(1e-30))
 
         def cell(x: NDArray[np.float32]) -> NDArray[np.intp]:
-            return np.clip((x - thresholds[0]) * scale, 0, _CELLS).astype(np.intp)
+            number: NDArray[np.intp] = np.clip((x - thresholds[0]) * scale, 0, _CELLS).astype(np.intp)
+            return number
 
         cells = cell(thresholds)
         crowd = int(np.bincount(cells).max())
@@ -73,7 +74,8 @@ class _Samples:
     def quantiles(self, count: int) -> Doubles:
         """Return `count` - 1 values that cut the samples into parts of equal weight."""
         at = np.searchsorted(self.sums[0], self.sums[0, -1] * np.arange(1, count) / count)
-        return self.values[np.clip(at, 0, len(self.values) - 1)]
+        found: Doubles = self.values[np.clip(at, 0, len(self.values) - 1)]
+        return found
 
     def means(self, thresholds: Doubles) -> Doubles:
         """Return the mean of each interval between thresholds; an empty one takes a value inside it."""
@@ -98,9 +100,11 @@ class _Samples:
         mass, moment = sums
         empty = mass <= 1e-12 * self.sums[0, -1]
         if not empty.any():
-            return np.minimum(np.maximum(moment / mass, left), np.maximum(right, left))
+            within: Doubles = np.minimum(np.maximum(moment / mass, left), np.maximum(right, left))
+            return within
         inside = np.minimum(np.maximum(moment / np.where(empty, 1.0, mass), left), np.maximum(right, left))
-        return np.where(empty, (left + right) / 2, inside)
+        found: Doubles = np.where(empty, (left + right) / 2, inside)
+        return found
 
 
 def _greedy(samples: _Samples, rounds: int) -> Doubles:

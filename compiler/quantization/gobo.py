@@ -50,7 +50,8 @@ def _outliers(weights: Array) -> NDArray[np.bool_]:
     if not weights.size:
         return np.zeros(weights.shape, np.bool_)
     mean, deviation = weights.mean(dtype=np.float64), weights.std(dtype=np.float64)
-    return np.abs(weights - mean) > OUTLIER_Z * deviation
+    outlier: NDArray[np.bool_] = np.abs(weights - mean) > OUTLIER_Z * deviation
+    return outlier
 
 
 def dictionary(weights: Array, bits: int) -> Array:

@@ -7,6 +7,7 @@ random from the vocabulary give it without any data; text of the kind the model 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from stic.compiler.model import Array, Linear, Model
 from stic.compiler.sharding import ShardedModel
 from stic.runtime.format import MATRICES
 
-Ids = NDArray[np.int64]
+Ids = NDArray[np.integer[Any]]
 Tap = Callable[[int, str, Array], Array]  # (layer, matrix name, its input (rows, K))
 
 RANDOM_SEQUENCES, RANDOM_LENGTH, RANDOM_SEED = 32, 32, 0
@@ -72,7 +73,7 @@ def _stacks(sequences: Iterable[Ids], max_length: int) -> Iterator[Ids]:
             yield np.stack(group[start : start + count])
 
 
-def tapped_states(model: Model, ids: Ids, mask: Ids | None, types: Ids | None, tap: Tap) -> Array:
+def tapped_states(model: Model, ids: Ids, mask: NDArray[Any] | None, types: Ids | None, tap: Tap) -> Array:
     """Run the encoder in float32 on (batch, length) token ids; return (batch, length, hidden).
 
     `mask` is 1 at tokens, 0 at padding. `tap` sees the input of every matrix, (rows, K), and returns what

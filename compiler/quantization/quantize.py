@@ -68,7 +68,9 @@ class QuantizedMatrix:
 
     def codes_at(self, bits: int) -> NDArray[np.uint8]:
         """Return the codes (N, K) at `bits`, each below 2^bits."""
-        return self.codes[bits] if bits in self.codes else self.codes[LEVEL_BITS[-1]] >> (LEVEL_BITS[-1] - bits)
+        if bits in self.codes:
+            return self.codes[bits]
+        return self.codes[LEVEL_BITS[-1]] >> np.uint8(LEVEL_BITS[-1] - bits)
 
 
 @dataclass(frozen=True, eq=False)

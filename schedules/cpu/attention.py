@@ -21,11 +21,12 @@ from contextlib import nullcontext
 
 from tvm import tirx
 
+from stic.runtime.format import TILE
 from stic.schedules.cpu.dot import MicroKernel
 from stic.schedules.cpu.int8 import ROUND, ROUND_BITS, in_groups, keep_greatest, low_bytes, scale_and_inverse
 from stic.schedules.cpu.isa import panel_zero
 from stic.schedules.cpu.vector_math import exp2_16, fma, maximum
-from stic.schedules.pack import TILE, interleave, pad16
+from stic.schedules.pack import interleave, pad16
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,

@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from stic.runtime.format import TILE
 from stic.schedules.cpu.activation import function_of
 from stic.schedules.cpu.vector_math import fma
-from stic.schedules.pack import TILE
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stic.schedules.pack import TILE
+from stic.runtime.format import TILE
 from stic.schedules.tir import LANES, Buffer, Expr, bind, bits, f32, i32, load, pick, shuffle, store
 from stic.targets.target import Target
 

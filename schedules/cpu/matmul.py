@@ -11,8 +11,8 @@ of 16 lanes). Bound by the multiply-adds with 512-bit vectors, by the broadcasts
 
 from __future__ import annotations
 
+from stic.runtime.format import TILE
 from stic.schedules.cpu.isa import float_rows
-from stic.schedules.pack import TILE
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, Buffer, Expr, PrimFunc, bind, cast, f32, kernel, load, local, loop, splat, store
 from stic.targets.target import Target

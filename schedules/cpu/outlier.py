@@ -9,10 +9,11 @@ taken off: the dense kernels need no holes.
 
 from __future__ import annotations
 
+from stic.runtime.format import TILE
 from stic.schedules.cpu.dot_vnni import vpdpbusd
 from stic.schedules.cpu.isa import has_vnni
 from stic.schedules.cpu.vector_math import fma
-from stic.schedules.pack import TILE, interleave
+from stic.schedules.pack import interleave
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,

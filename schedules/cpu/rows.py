@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from stic.runtime.format import TILE
 from stic.schedules.cpu.activation import function_of
 from stic.schedules.cpu.dot_vnni import vpdpbusd
 from stic.schedules.cpu.isa import has_vnni, panel_zero
 from stic.schedules.cpu.outlier import Entry
 from stic.schedules.cpu.unpack import Decoder, Vectors, each_group
 from stic.schedules.cpu.vector_math import fma
-from stic.schedules.pack import GROUP, TILE, interleave
+from stic.schedules.pack import GROUP, interleave
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,

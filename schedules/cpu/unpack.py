@@ -13,11 +13,12 @@ beyond TIR's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from stic.runtime.format import TILE
 from stic.schedules.cpu.isa import panel_zero
-from stic.schedules.pack import GROUP, TILE
+from stic.schedules.pack import GROUP
 from stic.schedules.tir import (
     Buffer,
     Expr,
@@ -77,7 +78,10 @@ def each_group(
             if prefetch_bytes and decoder.groups * GROUP_BYTES == LINE:
                 for plane in planes:
                     prefetch(plane, first * GROUP_BYTES + prefetch_bytes // len(planes))
-            with local((decoder.work, "int8")) if decoder.work else nullcontext([]) as work:
+            scratch: AbstractContextManager[list[Buffer]] = (
+                local((decoder.work, "int8")) if decoder.work else nullcontext([])
+            )
+            with scratch as work:
                 for i, vectors in enumerate(decoder.decode(planes, first * GROUP_BYTES, table, *work)):
                     visit(first, i, vectors)
         done = bind(done + steps * decoder.groups)

@@ -25,13 +25,13 @@ One panel of 4 KiB a group leaves local memory for seven other groups, which com
 
 from __future__ import annotations
 
+from stic.runtime.format import TILE
 from stic.schedules.opencl.decode import QUAD
 from stic.schedules.opencl.epilogue import finish
 from stic.schedules.opencl.product import Arguments, Block, Product
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.source import barrier, launch, load_vector, shared, store_vector
 from stic.schedules.opencl.sums import Matrix, Sums
-from stic.schedules.pack import TILE
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, load, local, loop, shuffle, store, when
 
 _ROWS, _TOKENS = 4, 8  # of an item

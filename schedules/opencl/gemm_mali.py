@@ -29,13 +29,13 @@ The same text serves full precision on every GPU, where nothing is decoded: four
 
 from __future__ import annotations
 
+from stic.runtime.format import TILE
 from stic.schedules.opencl.decode import QUAD
 from stic.schedules.opencl.epilogue import finish
 from stic.schedules.opencl.product import Arguments, Block, Product
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.source import launch
 from stic.schedules.opencl.sums import Sums
-from stic.schedules.pack import TILE
 from stic.schedules.tir import LANES, bind, local, loop, when
 
 _BLOCKS = 4  # of rows, a group

@@ -15,13 +15,13 @@ Mali local memory is ordinary memory behind the cache: 4 stores and 16 loads of 
 
 from __future__ import annotations
 
+from stic.runtime.format import TILE
 from stic.schedules.opencl.decode import QUAD
 from stic.schedules.opencl.epilogue import finish
 from stic.schedules.opencl.product import Arguments, Block, Product
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.source import barrier, launch, load_vector, shared, store_vector
 from stic.schedules.opencl.sums import Sums
-from stic.schedules.pack import TILE
 from stic.schedules.tir import T, bind, load, local, loop, store
 
 _ROWS, _TOKENS = 4, 8  # of an item, before the reduction

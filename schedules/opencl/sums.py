@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stic.runtime.format import TILE
 from stic.schedules.opencl.decode import QUAD, Planes, byte, offset
 from stic.schedules.opencl.product import FULL, Arguments, Block, Product
 from stic.schedules.opencl.program import HALF_WEIGHTS
 from stic.schedules.opencl.source import load_real, load_vector
-from stic.schedules.pack import TILE
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, bits, cast, f32, i32, load, shuffle, splat, store
 
 

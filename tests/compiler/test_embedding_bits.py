@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stic.compiler.options import CompileOptions
+from stic.compiler.options import ShardOptions
 from stic.compiler.plan import Budget, ComputeCost, IoCost, LayerPlan, Plan, Problem, Proof
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, with_rows
@@ -63,14 +63,13 @@ def compiled(stic: Stic, profile: Path, tmp_path: Path) -> Any:
     ],
 )
 def test_what_rows_a_compilation_gets(bits: int | None, asked: int | None, row_type: str) -> None:
-    options = CompileOptions(Path("m"), "host", Budget(), planner="preload", bits=bits, embedding_bits=asked)
-    assert options.row_type == row_type
+    assert ShardOptions(embedding_bits=asked).row_type(bits) == row_type
 
 
 @pytest.mark.parametrize("asked", [0, 4, 32])
 def test_widths_that_are_none(asked: int) -> None:
     with pytest.raises(InputError, match=f"--embedding-bits is {asked}"):
-        CompileOptions(Path("m"), "host", Budget(), embedding_bits=asked)
+        ShardOptions(embedding_bits=asked)
 
 
 @pytest.mark.parametrize(("hidden", "narrow"), [(64, 0), (2046, 0), (2047, 1), (4088, 1), (4089, 0)])

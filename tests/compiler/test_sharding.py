@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from stic.compiler.model import Array, Embeddings, Head, Layer, Linear, Model, Norm
 from stic.compiler.sharding import (
-    MATRICES,
     ShardedModel,
     assemble,
     layer_trunk,
@@ -20,6 +19,7 @@ from stic.compiler.sharding import (
     valid_slices,
 )
 from stic.runtime.errors import InputError
+from stic.runtime.format import MATRICES
 
 
 def make_model(

@@ -75,9 +75,8 @@ def _debian() -> str:
 
 
 def _run(command: Sequence[str | Path], what: str, folder: Path | None = None) -> str:
-    options = {"capture_output": True, "text": True, "timeout": _TIMEOUT_S, "check": False, "cwd": folder}
     try:
-        done = subprocess.run(command, **options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, cwd=folder)
     except subprocess.TimeoutExpired as error:
         raise NoPhone(f"the emulated phone needs a network: {what} took more than {_TIMEOUT_S} s") from error
     if done.returncode:

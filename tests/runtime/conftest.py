@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stic.runtime.format import HEADER
+from stic.runtime.format import HEADER, offset_of
 
 MAX_LENGTH = 40
 SANITIZERS = ("-g", "-O1", "-std=c11", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -120,9 +120,9 @@ def with_header() -> Callable[..., bytes]:
     def change(index: bytes, **values: int) -> bytes:
         data = bytearray(index)
         for name, value in values.items():
-            kind, at = HEADER.fields[name][:2]
+            kind, at = HEADER[name], offset_of(HEADER, name)
             data[at : at + kind.itemsize] = value.to_bytes(kind.itemsize, "little")
-        at = HEADER.fields["index_crc"][1]
+        at = offset_of(HEADER, "index_crc")
         data[at : at + 4] = bytes(4)
         data[at : at + 4] = struct.pack("<I", zlib.crc32(data))
         return bytes(data)

@@ -169,7 +169,7 @@ class Mutants:
         row = self.chance.randrange(rows)
         names = [n for n in dtype.names or () if n not in ("magic", "index_bytes", "index_crc")]
         name = name or self.chance.choice(names)
-        kind, offset = dtype.fields[name][:2]  # type: ignore[index]
+        kind, offset = dtype.fields[name][:2]
         start, size = at + row * dtype.itemsize + offset, kind.itemsize
         if kind.char == "S":
             index[start : start + size] = self.chance.choice(_NAMES)[:size].ljust(size, b"\0")

@@ -102,7 +102,7 @@ def test_quantize_keeps_the_largest_and_survives_zeros() -> None:
 
 
 def test_quantize_rounds_the_exact_product() -> None:
-    x = np.float32([[127, 127, 3e38], [2.5, 3.5, 0], [-0.5, -1.5, -3e38]])
+    x = np.array([[127, 127, 3e38], [2.5, 3.5, 0], [-0.5, -1.5, -3e38]], np.float32)
     codes, _ = arithmetic.quantize(x)
     assert codes.T.tolist() == [[127, 2, 0], [127, 4, -2], [127, 0, -127]]
     x = RANDOM.standard_normal((1000, 64)).astype(np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import PackageError
-from stic.runtime.format import HEADER, LEVELS, PLAN, REGION
+from stic.runtime.format import HEADER, LEVELS, PLAN, REGION, offset_of
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, LAUNCH
 from stic.runtime.package import Package
 
@@ -78,13 +78,13 @@ def test_newer_format(damage: Path, copy: Path, with_header: Callable[..., bytes
     assert "format 2.9" in message and "update stic" in message
 
 
-@pytest.mark.parametrize("name", HEADER.names[5:])
+@pytest.mark.parametrize("name", (HEADER.names or ())[5:])
 def test_hostile_header_fields(damage: Path, copy: Path, name: str, with_header: Callable[..., bytes]) -> None:
     """Any value in any field, with a right checksum: the engine may refuse or run, but not crash."""
     good = (copy / "index.bin").read_bytes()
-    kind = HEADER.fields[name][0]
+    kind = HEADER[name]
     size = kind.itemsize if kind.shape == () else 4
-    old = int.from_bytes(good[HEADER.fields[name][1] :][:size], "little")
+    old = int.from_bytes(good[offset_of(HEADER, name) :][:size], "little")
     top = (1 << (8 * size)) - 1
     for value in {0, 1, max(0, old - 1), old + 1, old * 2, 64, 4096, 1 << 20, 1 << 31, top}:
         if value <= top and value != old and kind.shape == ():
@@ -154,7 +154,7 @@ def test_hostile_plans(damage: Path, family_copy: Path, number: int, with_header
                 data[start + at : start + at + 4] = value.to_bytes(4, "little")
                 (family_copy / "index.bin").write_bytes(with_header(bytes(data)))
                 (message,) = call(damage, "survive", family_copy, "index.bin")
-                assert message != "ok" or number or at >= PLAN.fields["quality"][1]
+                assert message != "ok" or number or at >= offset_of(PLAN, "quality")
 
 
 def test_hostile_tables_of_plans(damage: Path, family_copy: Path, with_header: Callable[..., bytes]) -> None:
@@ -220,11 +220,11 @@ def test_gpu_layers_run(damage: Path, gpu_package: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("without_opencl")
-@pytest.mark.parametrize("name", GPU.names)
+@pytest.mark.parametrize("name", GPU.names or ())
 def test_hostile_gpu_fields(damage: Path, gpu_copy: Path, name: str, with_header: Callable[..., bytes]) -> None:
     good = (gpu_copy / "index.bin").read_bytes()
     at = int(Package.open(gpu_copy).header["gpu_at"])
-    kind, offset = GPU.fields[name][:2]
+    kind, offset = GPU[name], offset_of(GPU, name)
     size = kind.base.itemsize
     old = int.from_bytes(good[at + offset :][:size], "little")
     top = (1 << (8 * size)) - 1

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stic.runtime.errors import PackageError
+from stic.runtime.errors import PackageError, ToolchainError
 from stic.runtime.format import FEATURES, MATRICES, MINOR, RECORD, REGION, REGIONS, TILE, record_layout
 from stic.runtime.package import Package
 from stic.targets.target import load
-from stic.targets.toolchain import ToolchainError, find_c_compiler
+from stic.targets.toolchain import find_c_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 READER = "package package_memory package_extents package_plans package_gpu record trunk crc error".split()

@@ -16,11 +16,11 @@ import pytest
 
 from stic.compiler.report import contents, drawing, report
 from stic.runtime.checks import BOUNDS
-from stic.runtime.errors import InputError, PackageError
+from stic.runtime.errors import InputError, PackageError, ToolchainError
 from stic.runtime.format import FULL, HEADER, pad
 from stic.runtime.package import Package
 from stic.targets.target import load
-from stic.targets.toolchain import ToolchainError, find_c_compiler
+from stic.targets.toolchain import find_c_compiler
 from tests.runtime.mutants import Mutant, Mutants, Original, sealed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,7 +213,7 @@ def test_weights_at_full_precision_that_are_none(half: bytes, good: Original, en
 def test_bounds_are_the_same(name: str, good: Original, engine: Engine) -> None:
     """Both readers name the limits beyond them, and something else, or nothing, within."""
     least, most = BOUNDS[name]
-    kind, at = HEADER.fields[name][:2]  # type: ignore[index]
+    kind, at = HEADER.fields[name][:2]
     for value in (least - 1, least, most, most + 1):
         if value < 0:
             continue

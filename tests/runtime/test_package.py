@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stic.runtime.errors import InputError, PackageError
-from stic.runtime.format import HEADER, MATRICES, MINOR, PLAN
+from stic.runtime.format import HEADER, MATRICES, MINOR, PLAN, offset_of
 from stic.runtime.package import Package
 from tests.runtime.conftest import FAMILY
 
@@ -73,14 +73,14 @@ def test_a_package_with_one_plan(package: Path) -> None:
         opened.with_plan(1)
 
 
-@pytest.mark.parametrize("name", PLAN.names)
+@pytest.mark.parametrize("name", PLAN.names or ())
 def test_a_plan_that_makes_no_sense_is_refused(
     name: str, make_package: Callable[..., Path], with_header: Callable[..., bytes], tmp_path: Path
 ) -> None:
     path = make_package(*FAMILY[0], also=FAMILY[1:], compiled=False)
     good = (path / "index.bin").read_bytes()
     at, refused = int(Package.open(path).header["plans_at"]), 0
-    kind, offset = PLAN.fields[name]  # type: ignore[index]
+    kind, offset = PLAN[name], offset_of(PLAN, name)
     for number in (0, 3):
         for value in (bytes(kind.itemsize), b"\xff" * kind.itemsize):
             index, start = bytearray(good), at + number * PLAN.itemsize + offset
@@ -174,7 +174,7 @@ def test_any_flipped_bit_of_a_record_or_row_is_refused(copy: Path, data: st.Data
 
 def test_a_newer_format_says_so(copy: Path) -> None:
     index = bytearray((copy / "index.bin").read_bytes())
-    at = HEADER.fields["minor"][1]  # type: ignore[index]
+    at = offset_of(HEADER, "minor")
     index[at] = MINOR + 1
     (copy / "index.bin").write_bytes(index)
     with pytest.raises(PackageError, match=rf"format 2\.{MINOR + 1}"):

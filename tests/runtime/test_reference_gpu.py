@@ -90,10 +90,10 @@ def test_float_products_are_those_of_the_stored_weights(packages, layer):
 
     n, k = package.shape.matrix("down")
     inputs = [rng.standard_normal((k, 5)).astype(np.float32) for _ in range(slices)]
-    got = layers.join(layer, "down", inputs, int(row["down_scale_at"]), int(row["down_bias_at"]))
+    joined = layers.join(layer, "down", inputs, int(row["down_scale_at"]), int(row["down_bias_at"]))
     scale, bias = (package.tensor(int(row[f"down_{part}_at"]), "<f4", n) for part in ("scale", "bias"))
     want = bias[:, None] + sum(dense(s, "down", scale) @ x for s, x in enumerate(inputs))
-    np.testing.assert_allclose(got, want[: package.shape.hidden], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(joined, want[: package.shape.hidden], rtol=1e-5, atol=1e-5)
 
 
 def test_stored_activations_are_halves(packages):

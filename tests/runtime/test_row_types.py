@@ -150,7 +150,7 @@ def test_packages_from_before_have_int8_rows(
     """The header had no such field, and zeros in its place."""
     path = make_package(BITS)
     copy = Path(shutil.copytree(path, tmp_path / "copy.stic"))
-    at = HEADER.fields["row_type"][1]  # type: ignore[index]
+    at = HEADER.fields["row_type"][1]
     index = (copy / "index.bin").read_bytes()
     assert index[at : at + 4] == bytes(4)
     (copy / "index.bin").write_bytes(with_header(index, minor=4))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stic.runtime import arithmetic
-from stic.schedules.pack import TILE, pad16
+from stic.runtime.format import TILE
+from stic.schedules.pack import pad16
 from stic.schedules.shape import KernelShape
 
 SHAPES = (

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from stic.runtime import arithmetic
 from stic.runtime.arithmetic import fma
+from stic.runtime.format import TILE
 from stic.schedules.cpu.isa import panel_zero
-from stic.schedules.pack import TILE, interleave, pack_planes
+from stic.schedules.pack import interleave, pack_planes
 from stic.schedules.shape import KernelShape
 
 SHAPE = KernelShape(hidden=52, head_dim=20, activation="gelu", embed_epsilon=1e-5, norm_epsilon=1e-12)

@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stic.runtime import arithmetic
+from stic.runtime.format import TILE
 from stic.schedules.cpu import vector_math
 from stic.schedules.cpu.isa import panel_zero
 from stic.schedules.cpu.norm import add_rms_norm, rms_norm
 from stic.schedules.cpu.rope import rope
 from stic.schedules.cpu.swiglu import swiglu
-from stic.schedules.pack import TILE, interleave, pad16
+from stic.schedules.pack import interleave, pad16
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, build, kernel, load, loop, store
 from stic.targets.target import Target

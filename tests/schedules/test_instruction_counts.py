@@ -23,7 +23,8 @@ import pytest
 import tvm
 from tvm.target.codegen import llvm_version_major
 
-from stic.schedules.pack import GROUP, TILE, interleave
+from stic.runtime.format import TILE
+from stic.schedules.pack import GROUP, interleave
 from stic.schedules.shape import KernelShape
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -42,7 +43,7 @@ GELU = KernelShape(hidden=52, head_dim=20, activation="gelu", embed_epsilon=1e-5
 TANH = KernelShape(hidden=5, head_dim=8, activation="gelu_tanh", embed_epsilon=1e-5, norm_epsilon=1e-12)
 
 # Multiply-adds of one instruction: bytes of the register it reads from memory or a panel, one product a byte.
-MACS = {
+MACS: dict[str, int | dict[str, int]] = {
     "vpdpbusd": {"zmm": 64, "ymm": 32},
     "vpmaddubsw": {"zmm": 64, "ymm": 32},
     "smmla": 32,

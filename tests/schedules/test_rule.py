@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from stic.schedules.pack import TILE
+from stic.runtime.format import TILE
 from stic.schedules.rule import kernels_for
 from stic.schedules.shape import KernelShape
 from stic.targets.target import FEATURES, load, names

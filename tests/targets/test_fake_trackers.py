@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from stic.compiler import cli
+from stic.runtime.errors import TargetError
 from stic.targets import tracker
 from stic.targets.rpc import Place, lease
 
@@ -195,7 +196,7 @@ MATCHES = {
 
 @pytest.mark.parametrize("data", MATCHES.values(), ids=MATCHES)
 def test_a_promise_of_another_form(data: bytes) -> None:
-    with fake_tracker(summary(), data) as address, pytest.raises(tracker.TargetError, match="no RPC tracker answers"):
+    with fake_tracker(summary(), data) as address, pytest.raises(TargetError, match="no RPC tracker answers"):
         tracker.Tracker(address).request("phone", 60, lambda: None)
 
 
@@ -216,7 +217,7 @@ def test_a_probe_at_a_fake_tracker(data: bytes, tmp_path: Path, refused: Callabl
 def test_a_lease_at_a_fake_tracker() -> None:
     with (
         fake_tracker(SUMMARIES["queue: number"]) as address,
-        pytest.raises(tracker.TargetError, match="no RPC tracker answers"),
+        pytest.raises(TargetError, match="no RPC tracker answers"),
         lease(Place(address, "phone")),
     ):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from stic.compiler.cli import main
 from stic.runtime import native
 from stic.runtime.errors import ToolchainError
+from stic.runtime.native import cache_dir
 from stic.targets import toolchain
 from stic.targets.target import load
 from stic.targets.toolchain import Compiler, build_engine, find_c_compiler, link_shared
@@ -42,16 +44,16 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
-    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
 
 
 def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert toolchain.cache_dir() == tmp_path / "cache"
+    assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("STIC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert toolchain.cache_dir() == tmp_path / "stic"
+    assert cache_dir() == tmp_path / "stic"
 
 
 def test_missing_compiler_says_what_was_sought(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +77,7 @@ def with_ndk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
 @pytest.mark.skipif(HOST.arch == "aarch64", reason="on aarch64 its own compiler is used")
 def test_kernels_are_linked_by_the_ndk_then_by_zig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing_installed(monkeypatch)
-    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ziglang" or None)
     assert find_c_compiler(load("odroid-n2plus")).name == "zig cc"
     ndk = with_ndk(tmp_path, monkeypatch)
     assert find_c_compiler(load("odroid-n2plus")) == ndk
@@ -93,10 +95,10 @@ def test_an_engine_is_built_by_a_compiler_of_its_system(
         return
     with pytest.raises(ToolchainError, match=f"{system}.*looked for .* on PATH, the Python package ziglang"):
         find_c_compiler(phone, system)
-    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ziglang" or None)
     command = find_c_compiler(phone, system).command
     assert command[4:] == ("-target", f"aarch64-{system}", *(["-dynamic"] if system == "linux-musl" else []))
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     if HOST.arch != "aarch64" or system == "linux-musl":
         assert find_c_compiler(phone, system).command == (f"/bin/aarch64-{system}-gcc",)
 

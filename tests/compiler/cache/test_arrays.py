@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stic.compiler.cache import arrays
 from stic.compiler.cache.arrays import Arrays, Cursor, joined, remember
 
-ARRAYS = {
+ARRAYS: dict[str, NDArray[Any]] = {
     "codes": np.arange(12, dtype=np.uint8).reshape(3, 4),
     "values": np.linspace(-1, 1, 5, dtype=np.float16),
     "none": np.zeros((0, 3), np.int32),

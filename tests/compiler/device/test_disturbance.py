@@ -1,6 +1,8 @@
 """Device profiles of busy machines: what counts as busy, and that such a profile is not kept. All times are made up."""
 
 import json
+import os
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -57,8 +59,8 @@ def machine(monkeypatch):
     made = Machine()
     monkeypatch.setattr(disturbance, "_machine_s", lambda: made.machine_s)
     monkeypatch.setattr(disturbance, "_own_s", lambda: made.own_s)
-    monkeypatch.setattr(disturbance.time, "monotonic", lambda: made.now_s)
-    monkeypatch.setattr(disturbance.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(time, "monotonic", lambda: made.now_s)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     return made
 
 
@@ -83,7 +85,7 @@ def test_where_the_system_does_not_say_nothing_is_known(machine):
 )
 def test_waiting_is_not_work_but_stolen_time_is(monkeypatch, tmp_path, text, seconds):
     monkeypatch.setattr(disturbance, "_STAT", tmp_path / "stat")
-    monkeypatch.setattr(disturbance.os, "sysconf", lambda name: 1)
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)
     (tmp_path / "stat").write_text(text)
     assert disturbance._machine_s() == seconds
     (tmp_path / "stat").unlink()
@@ -100,7 +102,7 @@ def test_a_profile_of_a_busy_machine_is_noted_and_measured_again(machine, cache)
     notes: list[str] = []
     measured = [profile(layers=0.5), profile(reads=0.5), profile()]
     waiting = iter(measured)
-    found = [measure.cached(("key",), lambda: next(waiting), notes.append) for _ in range(5)]
+    found = [measure.cached(measure.__name__, ("key",), lambda: next(waiting), notes.append) for _ in range(5)]
     assert found == [*measured, *measured[2:] * 2]
     assert len(notes) == 2 and all("measures again" in note for note in notes)
     assert [json.loads(path.read_text()) for path in (cache / "profiles").iterdir()] == [profile()]
@@ -112,10 +114,11 @@ def test_others_at_work_keep_a_profile_out_of_the_cache(machine, cache):
         return profile()
 
     notes: list[str] = []
-    assert measure.cached(("key",), work, notes.append) == profile()
+    assert measure.cached(measure.__name__, ("key",), work, notes.append) == profile()
     assert "other processes took 50%" in notes[0] and not (cache / "profiles").exists()
 
 
 def test_nothing_measured_is_neither_kept_nor_noted(machine, cache):
     notes: list[str] = []
-    assert measure.cached(("key",), dict, notes.append) == {} and notes == [] and not list(cache.iterdir())
+    assert measure.cached(measure.__name__, ("key",), dict, notes.append) == {}
+    assert notes == [] and not list(cache.iterdir())

@@ -168,7 +168,8 @@ def test_encoders_of_every_spelling(tmp_path: Path, spelling: Spelling) -> None:
         w = GraphWriter()
 
         def normed(x: str) -> str:
-            return spell(w, x, *(w.constant(array(HIDDEN), np.float32) for _ in range(2)), 1e-5)
+            gamma, beta = (w.constant(array(HIDDEN), np.float32) for _ in range(2))
+            return spell(w, x, gamma, beta, 1e-5)
 
         places = w.rows("place", array(16, HIDDEN), w.positions("ids", None))
         x = normed(w.add("Add", w.rows("word", array(30, HIDDEN), "ids"), places))

@@ -245,7 +245,11 @@ def test_queries_keys_and_values_in_one_product(tmp_path: Path, interleaved: boo
     y = w.norm(y, "second", array(hidden), array(hidden), 1e-6)
     z = w.activation(w.linear(y, "up", array(ffn, hidden), array(ffn)), "gelu")
     z = w.norm(
-        w.add("Add", w.linear(z, "down", array(hidden, ffn), array(hidden)), y), "third", *array(2, hidden), 1e-6
+        w.add("Add", w.linear(z, "down", array(hidden, ffn), array(hidden)), y),
+        "third",
+        array(hidden),
+        array(hidden),
+        1e-6,
     )
     path = tmp_path / "fused.onnx"
     onnx.save(w.model(("ids", "mask"), {"states": (z, ("batch", "sequence", hidden))}), path)

@@ -28,17 +28,19 @@ def encoder(path: Path, activation: str = "gelu") -> Path:
 
     w = GraphWriter()
     places = w.rows("place", array(POSITIONS, HIDDEN), w.positions("ids", None))
-    x = w.norm(w.add("Add", w.rows("word", array(VOCABULARY, HIDDEN), "ids"), places), "n0", *array(2, HIDDEN), 1e-5)
+    x = w.add("Add", w.rows("word", array(VOCABULARY, HIDDEN), "ids"), places)
+    x = w.norm(x, "n0", array(HIDDEN), array(HIDDEN), 1e-5)
     q, k, v = (w.linear(x, name, array(HIDDEN, HIDDEN), array(HIDDEN)) for name in ("q", "k", "v"))
     merged = w.attention(q, k, v, w.mask_bias("mask"), HEADS, HIDDEN // HEADS)
     y = w.add("Add", x, w.linear(merged, "out", array(HIDDEN, HIDDEN), array(HIDDEN)))
-    y = w.norm(y, "n1", *array(2, HIDDEN), 1e-5)
+    y = w.norm(y, "n1", array(HIDDEN), array(HIDDEN), 1e-5)
     z = w.linear(y, "up", array(FFN, HIDDEN), array(FFN))
     if activation == "quick_gelu":
         z = w.add("Mul", z, w.add("Sigmoid", w.add("Mul", z, w.number(1.702))))
     else:
         z = w.activation(z, activation)
-    z = w.norm(w.add("Add", w.linear(z, "down", array(HIDDEN, FFN), array(HIDDEN)), y), "n2", *array(2, HIDDEN), 1e-5)
+    z = w.add("Add", w.linear(z, "down", array(HIDDEN, FFN), array(HIDDEN)), y)
+    z = w.norm(z, "n2", array(HIDDEN), array(HIDDEN), 1e-5)
     onnx.save(w.model(("ids", "mask"), {"states": (z, ("batch", "sequence", HIDDEN))}), path)
     return path
 

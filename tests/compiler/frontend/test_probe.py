@@ -148,16 +148,17 @@ def written(path: Path, mask: str, positions: str = "plain") -> Path:
     if positions == "from mask":
         places = w.add("Sub", w.add("CumSum", "attention_mask", w.constant(1)), w.constant(1))
     rows = w.add("Add", w.rows("word", array(30, HIDDEN), "input_ids"), w.rows("place", array(16, HIDDEN), places))
-    x = w.norm(rows, "n0", *array(2, HIDDEN), 1e-6)
+    x = w.norm(rows, "n0", array(HIDDEN), array(HIDDEN), 1e-6)
     used = "attention_mask"
     if mask == "ids":
         used = w.add("Cast", w.add("Not", w.add("Equal", "input_ids", w.constant(0))), to=onnx.TensorProto.INT64)
     q, k, v = (w.linear(x, name, array(HIDDEN, HIDDEN), array(HIDDEN)) for name in ("q", "k", "v"))
     merged = w.attention(q, k, v, w.mask_bias(used), 5, 4)
     y = w.add("Add", x, w.linear(merged, "o", array(HIDDEN, HIDDEN), array(HIDDEN)))
-    y = w.norm(y, "n1", *array(2, HIDDEN), 1e-6)
+    y = w.norm(y, "n1", array(HIDDEN), array(HIDDEN), 1e-6)
     z = w.activation(w.linear(y, "up", array(9, HIDDEN), array(9)), "gelu")
-    z = w.norm(w.add("Add", w.linear(z, "down", array(HIDDEN, 9), array(HIDDEN)), y), "n2", *array(2, HIDDEN), 1e-6)
+    z = w.add("Add", w.linear(z, "down", array(HIDDEN, 9), array(HIDDEN)), y)
+    z = w.norm(z, "n2", array(HIDDEN), array(HIDDEN), 1e-6)
     inputs = NAMES[:2] if mask == "input" else NAMES[:1]
     onnx.save(w.model(inputs, {"states": (z, ("batch", "sequence", HIDDEN))}), path)
     return path

@@ -257,7 +257,7 @@ SCORE, LABELS = Reading("score", ("LABEL_0",)), Reading("labels", ("a", "b", "c"
 def test_one_score_ranks(text: str, outputs: list[float], name: str, value: float, write: Write) -> None:
     examples = read_examples(write(text), reading=SCORE)
     found = score(np.array(outputs, np.float32)[:, None], examples)
-    assert (found.name, found.value) == (name, pytest.approx(value)) and examples.kind == "ranking"
+    assert found.name == name and found.value == pytest.approx(value) and examples.kind == "ranking"
 
 
 def test_labels_are_found_one_by_one(write: Write) -> None:

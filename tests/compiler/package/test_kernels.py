@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +17,6 @@ pytest.importorskip("tvm", reason="needs apache-tvm")
 from stic.compiler.package import kernels
 from stic.runtime.errors import ToolchainError
 from stic.schedules.shape import KernelShape
-from stic.targets import toolchain
 from stic.targets.target import load
 
 SHAPE = KernelShape(32, 16, "gelu", 1e-12, 1e-12)
@@ -40,7 +41,7 @@ def test_library_loads_and_is_cached(cache: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("style", ["mali", "adreno"])
 @pytest.mark.parametrize("q", [4, 8])
 def test_a_gpu_s_program_is_text_and_launches(style: str, q: int, cache: Path, tmp_path: Path) -> None:
-    program = kernels.generate_program(SHAPE, style, "float16", q, tmp_path / "kernels.cl")  # type: ignore[arg-type]
+    program = kernels.generate_program(SHAPE, style, "float16", q, tmp_path / "kernels.cl")
     text = program.path.read_text()
     names = [name.decode() for name in program.launches["name"]]
     assert "stic_add_norm" in names and len(set(names)) == len(names)
@@ -105,8 +106,8 @@ def test_key_follows_shape_and_target() -> None:
 
 
 def test_missing_linker(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
-    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("STIC_CC", raising=False)
     with pytest.raises(ToolchainError, match="no C compiler for target host"):
         kernels.generate(SHAPE, load("host"), tmp_path / "kernels.so")

@@ -43,8 +43,8 @@ def make_sharded(hidden: int, heads: int, head_dim: int, ffn: int, seed: int = 0
         return Norm(np.ones(hidden, np.float32), np.full(hidden, 0.3, np.float32), 1e-12)
 
     width = heads * head_dim
-    maps = [linear(width, hidden) for _ in range(3)]
-    layer = Layer(*maps, linear(hidden, width), norm(), linear(ffn, hidden), linear(hidden, ffn), norm())
+    query, key, value = (linear(width, hidden) for _ in range(3))
+    layer = Layer(query, key, value, linear(hidden, width), norm(), linear(ffn, hidden), linear(hidden, ffn), norm())
     word = rng.standard_normal((50, hidden)).astype(np.float32)
     embeddings = Embeddings(word, np.zeros((40, hidden), np.float32), None, norm())
     return shard(Model("random", heads, "gelu", embeddings, (layer,), Head("tokens"), head_dim**-0.5))
@@ -127,7 +127,7 @@ def test_the_code_at_an_outlier_is_the_middle_one(quantized: QuantizedModel) -> 
         for bits in LEVEL_BITS:
             assert (matrix.codes_at(bits)[o.rows, o.columns] == 1 << (bits - 1)).all()
     with pytest.raises(ValueError, match="another code than"):
-        replace(matrix, codes={bits: codes ^ 1 for bits, codes in matrix.codes.items()})
+        replace(matrix, codes={bits: codes ^ np.uint8(1) for bits, codes in matrix.codes.items()})
 
 
 def test_codes_around_outliers_are_chosen_as_if_those_were_exact(sharded: ShardedModel) -> None:

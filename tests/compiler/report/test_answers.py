@@ -10,9 +10,10 @@ from stic.compiler.report.answers import print_answers, said
 
 
 def printed(texts, outputs, reading=VECTOR, tokens=(), width=100):
-    console = Console(file=io.StringIO(), width=width, markup=False)
+    written = io.StringIO()
+    console = Console(file=written, width=width, markup=False)
     print_answers(console, texts, [np.asarray(output, np.float32) for output in outputs], reading, tokens)
-    return console.file.getvalue()
+    return written.getvalue()
 
 
 def test_classes_are_named():

@@ -23,9 +23,9 @@ PLAN = Plan(
 
 
 def printed(print_it, width=120):
-    console = Console(file=io.StringIO(), width=width, markup=False)
-    print_it(console)
-    return console.file.getvalue()
+    written = io.StringIO()
+    print_it(Console(file=written, width=width, markup=False))
+    return written.getvalue()
 
 
 def test_facts_hold_what_scripts_read():

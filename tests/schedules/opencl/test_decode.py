@@ -46,8 +46,8 @@ def test_every_code_decodes_to_its_value(device, bit_count, q):
     rng = np.random.default_rng(bit_count)
     count = 1 << bit_count
     table = np.resize(rng.permutation(255) - 127, count).astype(np.int8)
-    codes = np.resize(np.arange(count), ROWS * COLUMNS).astype(np.uint8)
-    codes = np.stack([rng.permutation(part) for part in codes.reshape(3, -1)]).reshape(ROWS, COLUMNS)
+    parts = np.resize(np.arange(count), ROWS * COLUMNS).astype(np.uint8).reshape(3, -1)
+    codes = np.stack([rng.permutation(part) for part in parts]).reshape(ROWS, COLUMNS)
     planes, offsets, at = pack_planes(codes, bit_count, q), np.zeros((2, 12), np.uint32), 64
     memory = rng.integers(0, 256, 16384).astype(np.uint8)
     for word, part in [*enumerate(planes), (8, table.view(np.uint8))]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stic.runtime.arithmetic import activation
 from stic.runtime.blocks import positions
@@ -137,7 +138,7 @@ class Case:
 
         unused = np.full(1, np.nan, product.storage)
         xs = unused if integers else tiled(x).astype(product.storage)
-        xq = np.zeros(1, np.int8)
+        xq: NDArray[np.int8] = np.zeros(1, np.int8)
         if integers:
             xq = tiled(x).reshape(-1, features // 4, 4, 16).swapaxes(2, 3).astype(np.int8).copy()
         trunk = np.concatenate([np.full(5, np.nan), scale.ravel(), [np.nan], bias]).astype(np.float32)
