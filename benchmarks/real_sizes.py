@@ -88,7 +88,14 @@ def _sentences() -> list[str]:
 
 def compile_stages(model: Path, output: Path, planner: str, bits: int | None, jobs: int | None) -> dict[str, Any]:
     """Compile in this process; return what every stage took."""
-    from stic.compiler.options import CompileOptions
+    from stic.compiler.options import (
+        BudgetOptions,
+        CompileOptions,
+        ImportanceOptions,
+        ModelOptions,
+        PlannerOptions,
+        TargetOptions,
+    )
     from stic.compiler.pipeline import compile_model
     from stic.compiler.plan import Budget
 
@@ -103,7 +110,12 @@ def compile_stages(model: Path, output: Path, planner: str, bits: int | None, jo
             stages.append({"stage": stage, "began": now()})
 
     options = CompileOptions(
-        model, "host", Budget(latency_us=1_000_000), output, planner=planner, bits=bits, jobs=jobs, place="cpu"
+        ModelOptions(model),
+        TargetOptions("host", place="cpu"),
+        BudgetOptions(Budget(latency_us=1_000_000)),
+        output,
+        importance=ImportanceOptions(jobs=jobs),
+        planner=PlannerOptions(planner, bits),
     )
     compile_model(options, progress)
     ends = [stage["began"] for stage in stages[1:]] + [now()]
