@@ -13,6 +13,8 @@ from stic.compiler.sharding import layer_trunk, shard_bias
 from stic.runtime.errors import InputError
 from stic.runtime.format import ACTIVATIONS, ALIGN, BLOCK, DENSE, LAYER, TILE, pad, row_stride
 
+_ROWS = 1024  # of the embedding table, quantised together
+
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
@@ -96,14 +98,21 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
 
 def build_embeddings(word: NDArray[np.float32]) -> bytes:
     """Quantise the word embedding table (vocabulary, hidden) to rows of embeddings.bin, padded to whole blocks."""
-    vocabulary, hidden = word.shape
+    (vocabulary, hidden), stride = word.shape, row_stride(word.shape[1])
+    data = np.zeros(pad(vocabulary * stride, BLOCK), np.uint8)
+    rows, at = data[: vocabulary * stride].reshape(vocabulary, stride), pad(hidden, 4)
+    for first in range(0, vocabulary, _ROWS):  # the products of all rows would take twice the table's memory
+        _quantise_rows(word[first : first + _ROWS], rows[first : first + _ROWS])
+    for row in rows:
+        row[at + 4 : at + 8] = np.frombuffer(zlib.crc32(row[: at + 4].tobytes()).to_bytes(4, "little"), np.uint8)
+    return data.tobytes()
+
+
+def _quantise_rows(word: NDArray[np.float32], rows: NDArray[np.uint8]) -> None:
+    """Fill rows of embeddings.bin with codes and scales."""
+    hidden = word.shape[1]
     scale = (np.abs(word).max(axis=1) / np.float32(127)).astype(np.float32)
     safe = np.where(scale > 0, scale, np.float32(1))
-    rows = np.zeros((vocabulary, row_stride(hidden)), np.uint8)
     rows[:, :hidden] = np.clip(np.rint(word / safe[:, None]), -127, 127).astype(np.int8).view(np.uint8)
     at = pad(hidden, 4)
     rows[:, at : at + 4] = scale[:, None].astype("<f4").view(np.uint8)
-    for row in rows:
-        row[at + 4 : at + 8] = np.frombuffer(zlib.crc32(row[: at + 4].tobytes()).to_bytes(4, "little"), np.uint8)
-    data = rows.tobytes()
-    return data + bytes(-len(data) % BLOCK)
