@@ -5,8 +5,9 @@
 Models are written as Hugging Face directories of float32 into a temporary folder, with a tokenizer that knows every
 token by its number, and are compiled by `stic.compiler` in a process of their own, with an empty cache. Two figures are
 memory: the largest resident set of that process, and the largest sum, sampled four times a second, of what it and its
-workers hold, shared pages counted once (Pss). Both are given in MiB and as multiples of the float32 weights. Times
-are wall and processor seconds; run it on an idle machine. Linux only.
+workers hold, shared pages counted once (Pss). Both are given in MiB and as multiples of the float32 weights. Of a stage
+the set is the largest until its end, the sum the largest sample within it (0 where it was too short for one). Times are
+wall and processor seconds; run it on an idle machine. Linux only.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ def compile_stages(model: Path, output: Path, planner: str, bits: int | None, jo
         "stages": [
             {
                 "stage": stage["stage"],
+                "began_s": stage["began"][0],
                 "seconds": round(end[0] - stage["began"][0], 2),
                 "cpu_seconds": round(end[1] - stage["began"][1], 2),
                 "peak_rss_mib": round(end[2]),
@@ -157,12 +159,12 @@ def measure(name: str, planner: str, bits: int | None, jobs: int | None) -> dict
         command += ["--bits", str(bits)] if bits is not None else []
         command += ["--jobs", str(jobs)] if jobs is not None else []
         process = subprocess.Popen(command, env=os.environ | {"STIC_CACHE": f"{folder}/cache"})
-        peak, ended = 0.0, threading.Event()
+        samples: list[tuple[float, float]] = []
+        ended = threading.Event()
 
         def watch() -> None:
-            nonlocal peak
             while not ended.wait(SAMPLE_S):
-                peak = max(peak, tree_mib(process.pid))
+                samples.append((time.monotonic(), tree_mib(process.pid)))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -174,7 +176,10 @@ def measure(name: str, planner: str, bits: int | None, jobs: int | None) -> dict
         if status:
             raise SystemExit(f"compiling {name} ended with status {status}")
         found = json.loads(result.read_text())
-    mib = weights / 2**20
+    mib, peak = weights / 2**20, max((size for _, size in samples), default=0.0)
+    begins = [stage.pop("began_s") for stage in found["stages"]]  # of the clock that all processes share
+    for stage, begin, end in zip(found["stages"], begins, [*begins[1:], float("inf")], strict=True):
+        stage["peak_tree_mib"] = round(max((size for at, size in samples if begin <= at < end), default=0.0))
     return {
         "model": name, "planner": planner, "weights_mib": round(mib), **found, "peak_tree_mib": round(peak),
         "peak_rss_over_weights": round(found["peak_rss_mib"] / mib, 2), "peak_tree_over_weights": round(peak / mib, 2),

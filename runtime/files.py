@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIX = ".partial"
+CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -81,6 +83,21 @@ def check_writable(path: Path) -> None:
     probe = _partial(path)
     probe.touch()
     probe.unlink()
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """Read a file in pieces of CHUNK_BYTES, for what is too large to be held whole. Raises OSError."""
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def crc_of(path: Path) -> int:
+    """Return the CRC-32 of a file, which is never held whole. Raises OSError."""
+    crc = 0
+    for chunk in chunks(path):
+        crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def to_disk(path: Path) -> None:

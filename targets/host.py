@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from functools import cache
 from typing import Any
 
@@ -18,8 +20,7 @@ class HostFunctions:
 
     def call(self, name: str, *arguments: Any, seconds: float | None = None) -> Any:
         """As `stic.targets.connection.Functions`; nothing here is ever lost, so `seconds` has no meaning."""
-        import tvm_ffi
-
+        tvm_ffi = _ffi()
         own = [tvm_ffi.from_dlpack(each) if isinstance(each, np.ndarray) else each for each in arguments]
         try:
             return _module()[name](*own)
@@ -29,6 +30,20 @@ class HostFunctions:
 
 @cache
 def _module() -> Any:
-    import tvm_ffi
+    return _ffi().load_module(str(find_library()))
 
-    return tvm_ffi.load_module(str(find_library()))
+
+@cache
+def _ffi() -> Any:
+    """TVM's FFI, without torch unless that is there already: it would be imported too, 180 MB for nothing.
+
+    torch can still be imported later.
+    """
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it now raises ImportError
+    try:
+        return importlib.import_module("tvm_ffi")
+    finally:
+        if absent:
+            del sys.modules["torch"]

@@ -43,7 +43,8 @@ def norm_cotangents(x: Array, norm: Norm, cotangents: Array) -> Array:
     turned = cotangents * norm.gamma
     along = np.einsum("nrh,rh->nr", turned, unit)[..., None] / np.float32(x.shape[-1])
     turned -= turned.mean(axis=-1, keepdims=True)
-    turned -= unit * along
+    for one, share in zip(turned, along, strict=True):  # one after another, or their products are all there at once
+        one -= unit * share
     turned *= scale
     return turned
 
@@ -53,6 +54,7 @@ def layer_cotangents(
 ) -> StreamGradients:
     """Carry cotangents (n, rows, hidden) of a layer's output back through it, to its input `x` (rows, hidden).
 
+    `cotangents` are overwritten: those of the input take their place, as most of a job's memory is arrays of this size.
     The attention scale is in the query weights, as in a sharded model.
     """
     query, key, value = (_applied(linear, x) for linear in (layer.query, layer.key, layer.value))
@@ -64,7 +66,7 @@ def layer_cotangents(
     outer += inner
     ffn = norm_cotangents(outer, layer.ffn_norm, cotangents)
     # One cotangent after another: an FFN is wide, and its products are large enough alone.
-    before = np.empty_like(ffn)
+    before = cotangents
     for one, result in zip(ffn, before, strict=True):
         np.add(one, ((one @ layer.ffn_out.weight) * slopes) @ layer.ffn_in.weight, out=result)
     attention = norm_cotangents(stream, layer.attention_norm, before)

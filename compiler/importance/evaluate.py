@@ -108,9 +108,9 @@ class Evaluator:
         self._sharded = self.setup.quantized.sharded
         self._model = self._sharded.model
         self.layouts = [dense_layout(batch.mask) for batch in self.setup.batches]
-        slices = self._sharded.geometry.slices
-        self._matrices = lru_cache(maxsize=2 * slices)(self._dequantize)
-        held = None if not self.setup.quantized.sharded.large else 1  # all would be the model once more
+        slices, large = self._sharded.geometry.slices, self._sharded.large
+        self._matrices = lru_cache(maxsize=slices if large else 2 * slices)(self.dequantized)
+        held = 1 if large else None  # all would be the model once more
         self._base_layer = lru_cache(maxsize=held)(self.base_layer)
         self._attended = lru_cache(maxsize=1)(self._attend)
         self._part = lru_cache(maxsize=2)(self._slice_part)
@@ -147,8 +147,12 @@ class Evaluator:
         return self._prefixes[layer]
 
     def matrices(self, layer: int, index: int, bits: int) -> Mapping[str, Array]:
-        """Return the dequantised matrices of a shard."""
+        """Return `dequantized`, held for a while: for a shard that is asked for again."""
         return self._matrices(layer, index, bits)
+
+    def dequantized(self, layer: int, index: int, bits: int) -> dict[str, Array]:
+        """Return the dequantised matrices of a shard."""
+        return {name: dequantize(self.setup.quantized, layer, index, name, bits) for name in MATRICES}
 
     def base_layer(self, number: int) -> Layer:
         """Return a layer of the base assignment, put together anew: it takes as much memory as in the model."""
@@ -197,9 +201,6 @@ class Evaluator:
         return assemble(
             alone, lambda _, index, name: self._matrices(number, index, bits[index])[name] if bits[index] else None
         ).layers[0]
-
-    def _dequantize(self, layer: int, index: int, bits: int) -> dict[str, Array]:
-        return {name: dequantize(self.setup.quantized, layer, index, name, bits) for name in MATRICES}
 
 
 def slice_attention(

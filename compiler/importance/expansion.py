@@ -15,7 +15,7 @@ way (Dong et al., arXiv 1911.03852); errors that propagate as they are, and not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,17 +95,19 @@ def expanded_losses(evaluator: Evaluator, number: int, bits: Sequence[int]) -> D
     setup = evaluator.setup
     g, model, layout = setup.quantized.sharded.geometry, setup.quantized.sharded.model, evaluator.layouts[number]
     states = [layout.gather(evaluator.measurement.hidden[number])]
-    for layer in range(g.layers):  # their weights are put together twice: all at once are the model once more
-        weights = evaluator.base_layer(layer)
-        states.append(run_layer(weights, model.heads, model.activation, model.attention_scale, states[-1], layout))
-    cotangents = _output_cotangents(evaluator, number, states[-1])
+    # Layers are put together twice, and none is held: all at once are the model once more.
+    heads, activation, scale = model.heads, model.activation, model.attention_scale
+    for layer in range(g.layers):
+        states.append(run_layer(evaluator.base_layer(layer), heads, activation, scale, states[-1], layout))
+    cotangents = _output_cotangents(evaluator, number, states.pop())
     starts = np.flatnonzero(np.diff(np.flatnonzero(setup.batches[number].mask) // layout.shape[1], prepend=-1))
     added = np.zeros((g.layers, g.slices, len(bits)))
     for layer in reversed(range(g.layers)):
-        weights = evaluator.base_layer(layer)
-        gradients = layer_cotangents(weights, model.heads, model.activation, states[layer], layout, cotangents)
+        x = states.pop()
+        gradients = layer_cotangents(evaluator.base_layer(layer), heads, activation, x, layout, cotangents)
         cotangents = gradients.before
-        added[layer] = _added(evaluator, layer, bits, states[layer], number, gradients, starts)
+        added[layer] = _added(evaluator, layer, bits, x, number, gradients, starts)
+        del gradients  # before there are those of the next layer
     return added
 
 
@@ -128,17 +130,23 @@ def _output_cotangents(evaluator: Evaluator, number: int, hidden: Array) -> Arra
         setup.objective, found, whole, len(reference), float(reference.var(dtype=np.float64)), classes
     )
     shape = curvature.gradient.shape
-    if by_token or shape[-1] > PROBES:
-        signs = np.random.default_rng((_SEED, number)).integers(0, 2, (PROBES, *shape)) * 2.0 - 1.0
-        directions = signs / np.sqrt(PROBES)
-    else:
-        directions = np.broadcast_to(np.eye(shape[-1])[:, None, :], (shape[-1], *shape))
-    carried = np.concatenate((curvature.gradient[None], curvature.project(directions)))
-    if by_token:
-        carried = carried * batch.mask[..., None]
-    kept: Array = carried[..., shape[-1] - found.shape[-1] :].astype(np.float32)
-    back = head_cotangents(head, spread, batch.mask, kept)
-    return np.stack([layout.gather(one) for one in back])
+    random = by_token or shape[-1] > PROBES
+    count = 1 + (PROBES if random else shape[-1])
+    signs = np.random.default_rng((_SEED, number))
+    result = np.empty((count, *hidden.shape), np.float32)
+    for place in range(count):  # one after another: in double precision, all at once are the largest thing of a job
+        if place == 0:
+            carried = curvature.gradient[None]
+        elif random:
+            drawn = signs.integers(0, 2, (1, *shape)) * 2.0 - 1.0
+            carried = curvature.project(drawn / np.sqrt(PROBES))
+        else:
+            carried = curvature.project(np.broadcast_to(np.eye(shape[-1])[place - 1], (1, *shape)))
+        if by_token:
+            carried = carried * batch.mask[..., None]
+        kept: Array = carried[..., shape[-1] - found.shape[-1] :].astype(np.float32)
+        result[place] = layout.gather(head_cotangents(head, spread, batch.mask, kept)[0])
+    return result
 
 
 def _added(
@@ -154,24 +162,25 @@ def _added(
     sharded = evaluator.setup.quantized.sharded
     g, base, activation = sharded.geometry, evaluator.setup.base[layer], sharded.model.activation
     layout = evaluator.layouts[number]
-    # By row, so that a product with a change is one small matrix times a vector.
-    attention, ffn = (np.ascontiguousarray(part.transpose(1, 0, 2)) for part in (gradients.attention, gradients.ffn))
+    # By row, so that a product with a change is one small matrix times a vector; a view is as fast as a copy.
+    attention, ffn = (part.transpose(1, 0, 2) for part in (gradients.attention, gradients.ffn))
     result = np.zeros((g.slices, len(bits)))
     for index in range(g.slices):
         biases = shard_bias(sharded, layer, index)
 
-        def parts(width: int, index: int = index, biases: dict[str, Array] = biases) -> tuple[Array, Array]:
-            matrices = evaluator.matrices(layer, index, width)
+        def parts(
+            matrices: Mapping[str, Array], index: int = index, biases: dict[str, Array] = biases
+        ) -> tuple[Array, Array]:
             return (
                 slice_attention(g, matrices, biases, x, layout),
                 slice_ffn(g, index, matrices, biases, gradients.inner, activation),
             )
 
-        at_base = parts(base[index])
+        at_base = parts(evaluator.matrices(layer, index, base[index]))
         for place, width in enumerate(bits):
             if width == base[index]:
                 continue
-            changed = parts(width)
+            changed = parts(evaluator.dequantized(layer, index, width))  # used once: not worth keeping
             rows = np.matmul(attention, (changed[0] - at_base[0])[:, :, None])[:, :, 0]
             rows += np.matmul(ffn, (changed[1] - at_base[1])[:, :, None])[:, :, 0]
             sums = np.add.reduceat(rows.astype(np.float64), starts, axis=0)  # (sequences, 1 + probes)

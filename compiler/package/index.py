@@ -19,6 +19,7 @@ from stic.compiler.package.trunk import Trunk
 from stic.compiler.plan import Plan
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store
+from stic.runtime.files import crc_of
 from stic.runtime.format import (
     ARCHITECTURES,
     EXTENT,
@@ -158,7 +159,7 @@ def _file_table(folder: Path, known: Mapping[str, int]) -> NDArray[Any]:
     files = np.zeros(len(paths), FILE)
     for entry, path in zip(files, paths, strict=True):
         entry["name"], entry["bytes"] = path.name.encode(), path.stat().st_size
-        entry["crc"] = known[path.name] if path.name in known else zlib.crc32(path.read_bytes())
+        entry["crc"] = known[path.name] if path.name in known else crc_of(path)
     return files
 
 

@@ -1,13 +1,16 @@
 """Kernels of one model for one target -> kernels.so, and for its GPU -> kernels.cl.
 
 A result depends on the schedules' sources, the model's constants, the target, TVM and the linker; it is cached under
-a hash of all of them. TVM takes seconds to import, so only what is not cached imports it.
+a hash of all of them. Only what is not cached needs TVM, which works in a process of its own (`kernels_process`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -18,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.cache.closure import code_of
+from stic.runtime.errors import ToolchainError
 from stic.runtime.files import write_bytes
 from stic.runtime.gpu_format import LAUNCH, MOST_LAUNCHES, Storage, Style
 from stic.runtime.native import cache_dir
@@ -29,6 +33,7 @@ from stic.targets.toolchain import find_c_compiler, link_shared
 # The modules that make a library of kernels and the text of a program; the first of them import tvm, so not here.
 _LIBRARY = ("stic.schedules.rule", "stic.schedules.tir", link_shared.__module__)
 _PROGRAM = "stic.schedules.opencl.rule"
+_PROCESS = "stic.compiler.package.kernels_process"  # imports the modules of both
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +68,10 @@ def generate_program(shape: KernelShape, style: Style, storage: Storage, q: int,
     try:
         data = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        data = _lower(shape, style, storage, q)
+        data = _in_process("program", shape, style, storage, q)
         write_bytes(cached, json.dumps(data).encode())
     write_bytes(out, data["text"].encode())
     return GpuProgram(out, style, storage, _launches(data["launches"]))
-
-
-def _lower(shape: KernelShape, style: Style, storage: Storage, q: int) -> dict[str, Any]:
-    from stic.schedules.opencl.rule import program_for
-
-    program = program_for(style, shape, storage, q)
-    return {"text": program.text, "launches": [asdict(launch) for launch in program.launches]}
 
 
 def _launches(entries: list[dict[str, Any]]) -> NDArray[Any]:
@@ -92,13 +90,35 @@ def _launches(entries: list[dict[str, Any]]) -> NDArray[Any]:
 
 
 def _compile(shape: KernelShape, target: Target, out: Path) -> None:
-    from stic.schedules.rule import kernels_for
-    from stic.schedules.tir import build
-
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
         compiled = Path(folder) / "kernels.o"
-        build(kernels_for(target, shape), dict(target.tvm)).write_to_file(str(compiled))
+        _in_process("library", shape, target, str(compiled))
         link_shared([compiled], out, target)
+
+
+def _in_process(name: str, *arguments: Any) -> Any:
+    """Call a function of `kernels_process` in a process of its own, which ends with the call however that ends.
+
+    Raises what the function refuses, and ToolchainError where the process is ended from outside.
+    """
+    # -P: the folder that stic is started in is no place to import from.
+    command, request = [sys.executable, "-P", "-m", _PROCESS], pickle.dumps((name, *arguments))
+    done = subprocess.run(command, input=request, capture_output=True, check=False)
+    if done.returncode < 0:
+        raise ToolchainError(
+            f"the process that compiles kernels was ended by signal {-done.returncode}, as where memory is short: end"
+            " other programs, and try again"
+        )
+    said = done.stderr.decode(errors="replace")
+    if done.returncode:
+        raise RuntimeError(f"the process that compiles kernels failed with status {done.returncode}: {said}")
+    sys.stderr.write(said)  # warnings of LLVM
+    kind, result = pickle.loads(done.stdout)
+    if kind == "refused":
+        raise result
+    if kind == "failed":
+        raise RuntimeError(f"kernels cannot be compiled: {result}")
+    return result
 
 
 def kernels_key(shape: KernelShape, target: Target) -> str:
@@ -121,6 +141,6 @@ def program_key(shape: KernelShape, style: Style, storage: Storage, q: int) -> s
 
 
 def _key(facts: dict[str, Any], *modules: str) -> str:
-    """Hash of facts, of what `modules` run, and of this file."""
-    code = code_of(*modules, alone=(__name__,))  # this one imports the modules of both keys
+    """Hash of facts, of what `modules` run, of this file and of the process's."""
+    code = code_of(*modules, alone=(__name__, _PROCESS))
     return hashlib.sha256(json.dumps({**facts, "code": code}, sort_keys=True).encode()).hexdigest()[:32]

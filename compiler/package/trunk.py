@@ -16,6 +16,8 @@ from stic.runtime.format import ACTIVATIONS, ALIGN, BLOCK, DENSE, LAYER, TILE, p
 
 BEYOND_HALF = 65520.0  # the least magnitude that float16 rounds to infinity
 
+_ROWS = 1024  # of the embedding table, quantised together
+
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
@@ -117,28 +119,38 @@ def build_embeddings(word: NDArray[np.float32], row_type: str = "int8") -> bytes
 
     Raises InputError if it holds NaN or infinite values, or where float16, asked for as `row_type`, cannot hold one.
     """
-    if not np.isfinite(word).all():
-        token = int(np.argmin(np.isfinite(word).all(axis=1)))
-        raise InputError(
-            f"the word embedding of token {token} holds values that are NaN or infinite; train or export it again"
-        )
-    vocabulary, hidden = word.shape
-    rows = np.zeros((vocabulary, row_stride(hidden, row_type)), np.uint8)
-    if row_type == "float16":
-        if np.abs(word).max() >= BEYOND_HALF:
+    (vocabulary, hidden), stride = word.shape, row_stride(word.shape[1], row_type)
+    data = np.zeros(pad(vocabulary * stride, BLOCK), np.uint8)
+    rows, checked = data[: vocabulary * stride].reshape(vocabulary, stride), row_bytes(hidden, row_type) - 4
+    fill = _half_rows if row_type == "float16" else _quantised_rows
+    for first in range(0, vocabulary, _ROWS):  # the products of all rows would take twice the table's memory
+        part = word[first : first + _ROWS]
+        if not (finite := np.isfinite(part).all(axis=1)).all():
             raise InputError(
-                f"the word table has a value of magnitude {np.abs(word).max():.6g}, which float16 cannot hold:"
-                " compile it with --embedding-bits 8"
+                f"the word embedding of token {first + int(np.argmin(finite))} holds values that are NaN or infinite;"
+                " train or export it again"
             )
-        rows[:, : 2 * hidden] = word.astype("<f2").view(np.uint8)
-    else:
-        scale = (np.abs(word).max(axis=1) / np.float32(127)).astype(np.float32)
-        safe = np.where(scale > 0, scale, np.float32(1))
-        rows[:, :hidden] = np.clip(np.rint(word / safe[:, None]), -127, 127).astype(np.int8).view(np.uint8)
-        at = pad(hidden, 4)
-        rows[:, at : at + 4] = scale[:, None].astype("<f4").view(np.uint8)
-    checked = row_bytes(hidden, row_type) - 4
+        fill(part, rows[first : first + _ROWS])
     for row in rows:
         row[checked : checked + 4] = np.frombuffer(zlib.crc32(row[:checked].tobytes()).to_bytes(4, "little"), np.uint8)
-    data = rows.tobytes()
-    return data + bytes(-len(data) % BLOCK)
+    return data.tobytes()
+
+
+def _half_rows(word: NDArray[np.float32], rows: NDArray[np.uint8]) -> None:
+    """Fill rows of embeddings.bin with values of float16. Raises InputError where it cannot hold one."""
+    if np.abs(word).max() >= BEYOND_HALF:
+        raise InputError(
+            f"the word table has a value of magnitude {np.abs(word).max():.6g}, which float16 cannot hold:"
+            " compile it with --embedding-bits 8"
+        )
+    rows[:, : 2 * word.shape[1]] = word.astype("<f2").view(np.uint8)
+
+
+def _quantised_rows(word: NDArray[np.float32], rows: NDArray[np.uint8]) -> None:
+    """Fill rows of embeddings.bin with codes and scales."""
+    hidden = word.shape[1]
+    scale = (np.abs(word).max(axis=1) / np.float32(127)).astype(np.float32)
+    safe = np.where(scale > 0, scale, np.float32(1))
+    rows[:, :hidden] = np.clip(np.rint(word / safe[:, None]), -127, 127).astype(np.int8).view(np.uint8)
+    at = pad(hidden, 4)
+    rows[:, at : at + 4] = scale[:, None].astype("<f4").view(np.uint8)

@@ -30,7 +30,7 @@ from stic.compiler.sharding import shard_matrices
 from stic.compiler.store import Store
 from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
-from stic.runtime.files import whole_folder
+from stic.runtime.files import chunks, whole_folder
 from stic.runtime.format import FULL, LEVEL_BITS, LIMITS, MAGIC, MATRICES, TILE, planes_in, record_layout
 from stic.runtime.gpu_format import PROGRAM_FILE
 from stic.runtime.package import Package
@@ -160,7 +160,7 @@ def _like(parts: Parts, twin: Package) -> Parts:
         and np.array_equal(records["offset"][:, levels], store.offset[:, levels]),
         "trunk.bin": twin.trunk == parts.trunk.data,
         # Not by CRC: that of rows which end with their own is the same for all rows.
-        "embeddings.bin": (twin.path / "embeddings.bin").read_bytes() == parts.embeddings,
+        "embeddings.bin": _holds(twin.path / "embeddings.bin", parts.embeddings),
         "kernels.so": filecmp.cmp(twin.path / "kernels.so", parts.kernels, shallow=False),
         "tokenizer.json": twin.tokenizer == (None if tokenizer is None else tokenizer.read_bytes()),
     }
@@ -174,6 +174,18 @@ def _like(parts: Parts, twin: Package) -> Parts:
     size, offset = records["bytes"].astype(np.int64), records["offset"].astype(np.int64)
     stored = replace(store, full_bits=int(head["full_bits"]), bytes=size, offset=offset, total_bytes=total)
     return replace(parts, store=stored)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file has just this content, without a copy of it."""
+    if path.stat().st_size != len(content):
+        return False
+    at, view = 0, memoryview(content)
+    for chunk in chunks(path):
+        if view[at : at + len(chunk)] != chunk:
+            return False
+        at += len(chunk)
+    return at == len(content)
 
 
 def _link(source: Path, target: Path) -> None:

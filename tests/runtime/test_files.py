@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stic.runtime import files
-from stic.runtime.files import copy_file, whole_file, whole_folder, write_bytes, write_text
+from stic.runtime.files import CHUNK_BYTES, copy_file, crc_of, whole_file, whole_folder, write_bytes, write_text
 
 REPOSITORY = Path(files.__file__).parents[1]
 
@@ -208,3 +210,20 @@ def test_nobody_else_renames() -> None:
             if path != Path(files.__file__):
                 for sign in ("os.replace(", "os.rename(", "mkstemp", "NamedTemporaryFile", '.partial"'):
                     assert sign not in text, f"{path}: {sign}"
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
+def test_a_crc_is_that_of_the_whole_file(size: int, tmp_path: Path) -> None:
+    content = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    (tmp_path / "file").write_bytes(content)
+    assert crc_of(tmp_path / "file") == zlib.crc32(content)
+
+
+def test_a_crc_needs_no_copy_of_the_file(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(20 * CHUNK_BYTES)
+    tracemalloc.start()
+    crc_of(tmp_path / "file")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * CHUNK_BYTES

@@ -1,5 +1,6 @@
 """Derivatives of layers and heads against differences."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,23 @@ def test_a_layer_with_padding(activation: str, rng: np.random.Generator, model: 
     scaled = replace(layer, query=Linear(*(part * np.float32(model.attention_scale) for part in (
         layer.query.weight, layer.query.bias))))  # fmt: skip
     x, cotangents = normal(rng, mask.sum(), model.hidden), normal(rng, 2, mask.sum(), model.hidden)
-    found = layer_cotangents(scaled, model.heads, activation, x, layout, cotangents)
+    found = layer_cotangents(scaled, model.heads, activation, x, layout, cotangents.copy())
     assert found.before.shape == found.attention.shape == found.ffn.shape == cotangents.shape
     assert_derivative(lambda y: run_layer(scaled, model.heads, activation, 1.0, y, layout), x, cotangents, found.before)
+
+
+@pytest.mark.parametrize("count", [60, 120])
+def test_a_layer_takes_memory_for_two_more_arrays_of_cotangents(
+    count: int, rng: np.random.Generator, model: Model
+) -> None:
+    layout = dense_layout(np.ones((4, 8), bool))
+    x, cotangents = normal(rng, 32, model.hidden), normal(rng, count, 32, model.hidden)
+    tracemalloc.start()
+    found = layer_cotangents(model.layers[0], model.heads, "gelu", x, layout, cotangents)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.before is cotangents
+    assert peak < 2.9 * cotangents.nbytes
 
 
 @pytest.mark.parametrize("pooling", ["tokens", "first", "mean"])
