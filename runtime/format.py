@@ -278,6 +278,8 @@ PLAN = np.dtype(
 
 # Bounds that keep every product of sizes far from overflow; a package beyond them is refused.
 LIMITS = {
+    "architecture": len(ARCHITECTURES) - 1,
+    "features": (1 << len(FEATURES)) - 1,
     "hidden": 4096,
     "heads_per_slice": 256,
     "head_dim": 1024,
@@ -289,6 +291,9 @@ LIMITS = {
     "types": 64,
     "row_stride": 1 << 15,
     "row_type": len(ROW_TYPES) - 1,
+    "nested": 1,
+    "pooling": len(POOLINGS) - 1,
+    "normalize": 1,
     "threads": 64,
     "lanes": 16,
     "row_lanes": 16,
@@ -299,6 +304,26 @@ LIMITS = {
     "output_features": 1 << 16,
     "request_bytes": 1 << 24,
     "stack_bytes": 1 << 23,
+    "table_resident": 1,
+    "load_first": 1,
+}
+# The least of these; that of the others is 0.
+LEAST = {
+    "hidden": 1,
+    "heads_per_slice": 1,
+    "head_dim": 1,
+    "slices": 1,
+    "layers": 1,
+    "neurons_per_slice": 1,
+    "vocabulary": 1,
+    "max_length": 1,
+    "row_stride": 1,
+    "threads": 1,
+    "lanes": 1,
+    "files": 4,
+    "output_features": 1,
+    "request_bytes": BLOCK,
+    "stack_bytes": 1 << 14,  # PTHREAD_STACK_MIN of glibc on x86-64
 }
 
 

@@ -23,6 +23,7 @@ from stic.runtime.format import (
     HEADER,
     INTERLEAVES,
     LAYER,
+    LEAST,
     LEVELS,
     LIMITS,
     MAGIC,
@@ -141,15 +142,9 @@ class Package:
 
     def _check_header(self) -> None:
         head = self.header
-        for name, limit in LIMITS.items():
-            if not int(head[name]) <= limit:
-                raise self._refuse(f"{name} is {head[name]}, at most {limit} is allowed")
-        for name in ("hidden", "heads_per_slice", "head_dim", "slices", "layers", "neurons_per_slice", "vocabulary"):
-            if head[name] == 0:
-                raise self._refuse(f"{name} is 0")
-        for name in ("max_length", "threads", "lanes", "output_features"):
-            if head[name] == 0:
-                raise self._refuse(f"{name} is 0")
+        for name, most in LIMITS.items():
+            if not LEAST.get(name, 0) <= int(head[name]) <= most:
+                raise self._refuse(f"{name} is {head[name]}, outside {LEAST.get(name, 0)} to {most}")
         if head["padding"] > head["vocabulary"]:
             raise self._refuse(f"the padding is token {head['padding'] - 1} of {head['vocabulary']}")
         if head["row_stride"] < row_bytes(int(head["hidden"]), self.row_type):

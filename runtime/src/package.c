@@ -37,6 +37,7 @@ static const struct {
     LIMIT(request_bytes, STIC_BLOCK, 1u << 24),
     LIMIT(stack_bytes, 16384, 1u << 23),
     LIMIT(table_resident, 0, 1),
+    LIMIT(load_first, 0, 1),
     LIMIT(files, 4, 16),
     LIMIT(extents, 0, STIC_MOST_EXTENTS),
     LIMIT(plans, 0, STIC_MOST_PLANS),
@@ -71,7 +72,6 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
   STIC_REQUIRE(h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
                "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
   STIC_REQUIRE(h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
-  STIC_REQUIRE(h->load_first <= 1, "index.bin: load_first is %u", h->load_first);
   STIC_REQUIRE(h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
   STIC_REQUIRE(h->padding <= h->vocabulary, "index.bin: the padding is token %u of %u", h->padding - 1, h->vocabulary);
   STIC_REQUIRE(h->row_lanes == 0 || h->row_lanes >= h->lanes, "index.bin: %u lanes read rows and %u extents", h->row_lanes,
