@@ -39,6 +39,7 @@ from stic.compiler.frontend.onnx import load_model
 from stic.compiler.importance.examples import Examples, built_in_examples, encode, read_examples
 from stic.compiler.importance.scoring import cosine, score
 from stic.compiler.model import Array, Model
+from stic.compiler.offers import BITS
 from stic.compiler.quantization.moments import input_moments, tapped_states
 from stic.compiler.quantization.quantize import (
     QuantizedModel,
@@ -49,8 +50,6 @@ from stic.compiler.quantization.quantize import (
     uniform,
 )
 from stic.compiler.sharding import shard
-
-WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 def rounded(layer: int, name: str, x: Array) -> Array:
@@ -134,7 +133,7 @@ def study(title: str, model: Model, examples: Examples) -> dict[str, Any]:
     print(f"quantizer bits  bytes   {metric.name:<9} {near.__name__:<10}  int8: {metric.name:<8} {near.__name__}")
     rows, facts, stores = [], {}, {}
     for name, quantized, seconds in variants(model):
-        for bits in WIDTHS:
+        for bits in BITS:
             weights = uniform(quantized, bits, exact_tables=name == "gobo")
             row: dict[str, Any] = {"quantizer": name, "bits": bits, "bytes": bytes_per_weight(quantized, bits)}
             for int8, suffix in ((False, ""), (True, "_int8")):
@@ -148,7 +147,7 @@ def study(title: str, model: Model, examples: Examples) -> dict[str, Any]:
                 flush=True,
             )
         facts[name] = {"seconds": seconds, "outliers": outlier_rate(quantized)}
-        stores[name] = store_bytes(quantized, WIDTHS), sum(store_bytes(quantized, (bits,)) for bits in WIDTHS)
+        stores[name] = store_bytes(quantized, BITS), sum(store_bytes(quantized, (bits,)) for bits in BITS)
     ratio = stores["nested"][0] / stores["gobo"][1]
     for name, fact in facts.items():
         shares = ", ".join(f"{key} {100 * value:.2f} %" for key, value in fact["outliers"].items())

@@ -96,6 +96,7 @@ for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -112,8 +113,10 @@ FULL = LEVELS - 1  # level of full precision
 MATRICES = ("qkv", "out", "up", "down")
 
 ARCHITECTURES = ("x86_64", "aarch64")
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "tanh")
-POOLINGS = ("tokens", "first", "mean")
+Activation = Literal["gelu", "gelu_tanh", "relu"]  # of feed-forward networks
+ACTIVATIONS = ("none", *get_args(Activation), "tanh")  # of the head's linear maps
+Pooling = Literal["tokens", "first", "mean"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ROW_TYPES = ("int8", "float16")  # of the values of an embedding row
 # Bit i of HEADER.features: an instruction set extension without which the kernels must not run.
 FEATURES = (
@@ -155,6 +158,8 @@ REGIONS = (
     "head",  # float32 2 * (widest head layer, 16)
     "output",  # float32: max_length * features, or features
 )
+# What a plan decides about; the other regions are the same for all plans of a package.
+WEIGHT_REGIONS = ("preload", "working")
 
 HEADER = np.dtype(
     [

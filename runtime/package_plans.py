@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.errors import PackageError
-from stic.runtime.format import BLOCK, LEVELS, LIMITS, PLAN, pad
+from stic.runtime.format import BLOCK, LEVELS, LIMITS, PLAN, WEIGHT_REGIONS, pad
 
 _REPEATED = (
     "bits_at extents_at extents resident_extents load_first deadline_us predicted_us arena_bytes claimed_bytes"
 ).split()
-_WEIGHTS = ("preload", "working")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def read_plans(
 ) -> tuple[PlanEntry, ...]:
     """The plans of an index, at least one; the first is the header's. Raises what `refuse` makes."""
     repeated = {name: int(header[name]) for name in _REPEATED}
-    places = {name: regions[name] for name in _WEIGHTS}
+    places = {name: regions[name] for name in WEIGHT_REGIONS}
     default = PlanEntry(0, quality=0.0, **places, **repeated | {"load_first": bool(header["load_first"])})  # type: ignore[arg-type]
     count, at = int(header["plans"]), int(header["plans_at"])
     if count == 0 and at == 0:
@@ -53,11 +52,11 @@ def read_plans(
     if at % 8 or at + count * PLAN.itemsize > len(index):
         raise refuse("table plans lies outside index.bin")
     plans = tuple(_entry(number, row) for number, row in enumerate(np.frombuffer(index, PLAN, count, at)))
-    if any(getattr(plans[0], name) != getattr(default, name) for name in (*_REPEATED, *_WEIGHTS)):
+    if any(getattr(plans[0], name) != getattr(default, name) for name in (*_REPEATED, *WEIGHT_REGIONS)):
         raise refuse("the first plan of its family is not the header's")
     if sum(plan.extents for plan in plans) > LIMITS["extents"]:
         raise refuse(f"its plans have more than {LIMITS['extents']} extents")
-    others = max(offset + size for name, (offset, size) in regions.items() if name not in _WEIGHTS)
+    others = max(offset + size for name, (offset, size) in regions.items() if name not in WEIGHT_REGIONS)
     for plan in plans:
         if not math.isfinite(plan.quality) or plan.resident_extents > plan.extents:
             raise refuse(f"plan {plan.number} is of quality {plan.quality} and has {plan.extents} extents")
@@ -72,7 +71,7 @@ def read_plans(
 
 def _entry(number: int, row: Any) -> PlanEntry:
     numbers = {name: int(row[name]) for name in _REPEATED} | {"load_first": bool(row["load_first"])}
-    places = {name: (int(row[name]["offset"]), int(row[name]["bytes"])) for name in _WEIGHTS}
+    places = {name: (int(row[name]["offset"]), int(row[name]["bytes"])) for name in WEIGHT_REGIONS}
     return PlanEntry(number, quality=float(row["quality"]), **places, **numbers)  # type: ignore[arg-type]
 
 

@@ -26,6 +26,7 @@ from stic.runtime.format import (
     REGION,
     REGIONS,
     TILE,
+    WEIGHT_REGIONS,
     Shape,
     levels_of,
     pad,
@@ -177,9 +178,6 @@ def _buffers(z: Sizes) -> dict[str, int]:
     }
 
 
-_WEIGHTS = ("preload", "working")  # what a plan decides about; the other regions are the same for all plans
-
-
 def regions(
     z: Sizes, preload_bytes: int, working_bytes: int, table_bytes: int, weights_first: bool = False
 ) -> tuple[dict[str, tuple[int, int]], int]:
@@ -193,7 +191,7 @@ def regions(
     sizes = _buffers(z) | {"preload": preload_bytes, "working": working_bytes, "table": table_bytes}
     placed: dict[str, tuple[int, int]] = {}
     at = 0
-    for name in (*(_WEIGHTS if weights_first else ()), "table", "staging", "trunk", "x", "y"):
+    for name in (*(WEIGHT_REGIONS if weights_first else ()), "table", "staging", "trunk", "x", "y"):
         placed[name] = (at, sizes[name])
         at = pad(at + sizes[name], BLOCK)
     shared = at
@@ -204,11 +202,11 @@ def regions(
         placed[name] = (shared, sizes[name])
         at = max(at, pad(shared + sizes[name], 64))
     for name in REGIONS:
-        if name not in placed and name not in _WEIGHTS:
+        if name not in placed and name not in WEIGHT_REGIONS:
             placed[name] = (at, sizes[name])
             at = pad(at + sizes[name], 64)
     at = pad(at, BLOCK)
-    for name in () if weights_first else _WEIGHTS:
+    for name in () if weights_first else WEIGHT_REGIONS:
         placed[name] = (at, sizes[name])
         at = pad(at + sizes[name], BLOCK)
     return {name: placed[name] for name in REGIONS}, at

@@ -34,6 +34,7 @@ from stic.runtime.format import (
     REGION,
     REGIONS,
     ROW_TYPES,
+    WEIGHT_REGIONS,
     pad,
     row_stride,
 )
@@ -145,7 +146,7 @@ def _plan_table(parts: Parts, bits_at: int, extents_at: int, append: Callable[[N
         entry["load_first"] = not one.plan.overlap
         entry["deadline_us"], entry["predicted_us"] = one.plan.budget.latency_us or 0, one.predicted_us
         entry["arena_bytes"], entry["claimed_bytes"] = one.arena_bytes, one.claimed_bytes
-        for region in ("preload", "working"):
+        for region in WEIGHT_REGIONS:
             entry[region]["offset"], entry[region]["bytes"] = one.regions[region]
         entry["quality"] = one.plan.quality
     return table

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stic.compiler.plan import Place, Plan, Problem
+from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner.closed_form import claim_of
 from stic.runtime.errors import InfeasibleError
+from stic.runtime.gpu_format import PLACES, Place
 
 Places = tuple[Place, ...]
 ROUNDS = 2  # placements that are refined from the best plan so far
 TIE = 1e-6  # relative; objectives this close are equal
-_PLACES: tuple[Place, Place] = ("cpu", "gpu")
 
 
 def best_places(problem: Problem, bits: Sequence[tuple[int, ...]]) -> Places:
@@ -33,7 +33,7 @@ def best_places(problem: Problem, bits: Sequence[tuple[int, ...]]) -> Places:
             paths = {place: (us, count, (*path, place)) for place, (us, count, path) in paths.items()} or paths
             continue
         step = {}
-        for place in _PLACES:
+        for place in PLACES:
             ways = [
                 (us + (problem.hop_us if before != place else 0.0), count, path)
                 for before, (us, count, path) in paths.items()

@@ -32,8 +32,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from stic.runtime.gpu_format import Storage
 from stic.schedules.opencl.program import FLOAT, FLOAT_WEIGHTS, HALF_WEIGHTS, INT8, Kernel, Launch, width_condition
-from stic.schedules.opencl.source import Storage
 from stic.schedules.pack import TILE
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import Buffer, Expr, T, bind, kernel, pick
