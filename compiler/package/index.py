@@ -19,6 +19,7 @@ from stic.compiler.plan import Plan
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store
 from stic.runtime.format import (
+    ALIGN,
     ARCHITECTURES,
     EXTENT,
     FEATURES,
@@ -239,9 +240,9 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
     def append(table: NDArray[Any]) -> int:
         """Put a table behind the others; returns its offset into index.bin."""
         nonlocal body
-        at = pad(HEADER.itemsize, 64) + len(body)
+        at = pad(HEADER.itemsize, ALIGN) + len(body)
         raw = table.tobytes()
-        body += raw + bytes(-len(raw) % 64)
+        body += raw + bytes(-len(raw) % ALIGN)
         return at
 
     for name, table in tables.items():
@@ -253,9 +254,9 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         values["plans_at"], values["plans"] = append(table), len(table)
     for name, value in values.items():
         header[0][name] = value
-    header[0]["index_bytes"] = pad(HEADER.itemsize, 64) + len(body)
+    header[0]["index_bytes"] = pad(HEADER.itemsize, ALIGN) + len(body)
     raw = header.tobytes()
-    raw += bytes(-len(raw) % 64)
+    raw += bytes(-len(raw) % ALIGN)
     header[0]["index_crc"] = zlib.crc32(raw + body)
     raw = header.tobytes()
-    return raw + bytes(-len(raw) % 64) + body
+    return raw + bytes(-len(raw) % ALIGN) + body

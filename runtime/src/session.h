@@ -19,6 +19,9 @@ typedef struct stic_codes {
   int32_t dense; /* the table's value under every outlier */
 } stic_codes;
 
+/* At most: 4 quantisations, 4 products, attention, 2 norms, 2 hand-overs. */
+enum { STIC_STAGES_OF_LAYER = 13 };
+
 struct stic_session {
   stic_package package;
   uint8_t *index;
