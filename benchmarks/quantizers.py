@@ -40,6 +40,7 @@ from stic.compiler.frontend.similarity import cosine
 from stic.compiler.importance.examples import Examples, built_in_examples, encode, read_examples
 from stic.compiler.importance.scoring import score
 from stic.compiler.model import Array, Model
+from stic.compiler.offers import BITS
 from stic.compiler.quantization.moments import input_moments, tapped_states
 from stic.compiler.quantization.quantize import (
     QuantizedModel,
@@ -50,8 +51,6 @@ from stic.compiler.quantization.quantize import (
     uniform,
 )
 from stic.compiler.sharding import shard
-
-WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 def rounded(layer: int, name: str, x: Array) -> Array:
@@ -136,7 +135,7 @@ def study(title: str, model: Model, examples: Examples) -> dict[str, Any]:
     rows, stores = [], {}
     facts: dict[str, dict[str, Any]] = {}
     for name, quantized, seconds in variants(model):
-        for bits in WIDTHS:
+        for bits in BITS:
             weights = uniform(quantized, bits, exact_tables=name == "gobo")
             row: dict[str, Any] = {"quantizer": name, "bits": bits, "bytes": bytes_per_weight(quantized, bits)}
             for int8, suffix in ((False, ""), (True, "_int8")):
@@ -150,7 +149,7 @@ def study(title: str, model: Model, examples: Examples) -> dict[str, Any]:
                 flush=True,
             )
         facts[name] = {"seconds": seconds, "outliers": outlier_rate(quantized)}
-        stores[name] = store_bytes(quantized, WIDTHS), sum(store_bytes(quantized, (bits,)) for bits in WIDTHS)
+        stores[name] = store_bytes(quantized, BITS), sum(store_bytes(quantized, (bits,)) for bits in BITS)
     ratio = stores["nested"][0] / stores["gobo"][1]
     for name, fact in facts.items():
         shares = ", ".join(f"{key} {100 * value:.2f} %" for key, value in fact["outliers"].items())

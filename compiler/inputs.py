@@ -18,14 +18,13 @@ from stic.compiler.importance.measure import ProfileSettings
 from stic.compiler.importance.objectives import Objective, agreement_objective
 from stic.compiler.importance.random_text import random_examples
 from stic.compiler.model import Model
+from stic.compiler.offers import BITS
 from stic.compiler.options import ImportanceOptions, TargetOptions, longest_input
 from stic.compiler.planner import FIXED
 from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 from stic.targets.target import Target
 from stic.targets.target import load as load_target
-
-BITS = (2, 3, 4, 5, 6, 8)  # on offer; 7 is stored on the way to 8, and buys little (docs/planner.md)
 
 
 def read_model(path: Path, output: str | None = None) -> Model:

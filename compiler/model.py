@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.runtime.format import Activation, Pooling
+
 Array = NDArray[np.float32]
-Activation = Literal["gelu", "gelu_tanh", "relu"]
 HeadActivation = Literal["none", "tanh", "relu", "gelu"]
-Pooling = Literal["tokens", "first", "mean"]
 
 
 @dataclass(frozen=True, eq=False)

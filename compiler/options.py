@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from stic.compiler.offers import Method, Quantizer
 from stic.compiler.plan import Budget
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
@@ -15,8 +16,6 @@ from stic.runtime.gpu_format import Storage
 DEFAULT_LENGTH = 128  # tokens of the longest input, where the model has positions for them
 ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu"
 
-Method = Literal["curves", "sti"]
-Quantizer = Literal["nested", "gobo"]
 Placing = Literal["auto", "cpu", "gpu"]
 Objective = Literal["agreement", "task"]
 

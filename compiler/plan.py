@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from stic.compiler.store import Store
 from stic.runtime.errors import InputError
 from stic.runtime.format import BLOCK, pad, row_stride
+from stic.runtime.gpu_format import Place
 
 Gains = NDArray[np.float64]
-Place = Literal["cpu", "gpu"]
 FORMAT = 3  # of a plan's JSON; 1 had no places, 2 no loss
 
 

@@ -23,6 +23,7 @@ from stic.runtime.format import (
     FEATURES,
     FULL,
     INTERLEAVES,
+    LEAST,
     LIMITS,
     POOLINGS,
     ROW_TYPES,
@@ -89,17 +90,10 @@ def within(at: Any, size: Any, total: int) -> Any:
 
 
 # Fields of the header: (least, most).
-BOUNDS = {name: (0, most) for name, most in LIMITS.items()} | {
-    **{name: (1, LIMITS[name]) for name in ("hidden", "heads_per_slice", "head_dim", "slices", "layers", "threads")},
-    **{name: (1, LIMITS[name]) for name in ("neurons_per_slice", "vocabulary", "max_length", "row_stride", "lanes")},
-    "output_features": (1, LIMITS["output_features"]),
-    "request_bytes": (BLOCK, LIMITS["request_bytes"]),
-    "stack_bytes": (16384, LIMITS["stack_bytes"]),
-    "files": (5, LIMITS["files"]),
+BOUNDS = {name: (LEAST.get(name, 0), most) for name, most in LIMITS.items()} | {
     "architecture": (0, len(ARCHITECTURES) - 1),
     "features": (0, (1 << len(FEATURES)) - 1),
     "pooling": (0, len(POOLINGS) - 1),
-    **{name: (0, 1) for name in ("nested", "normalize", "table_resident", "load_first")},
 }
 
 

@@ -102,6 +102,7 @@ for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -118,8 +119,10 @@ FULL = LEVELS - 1  # level of full precision
 MATRICES = ("qkv", "out", "up", "down")
 
 ARCHITECTURES = ("x86_64", "aarch64")
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "tanh")
-POOLINGS = ("tokens", "first", "mean")
+Activation = Literal["gelu", "gelu_tanh", "relu"]  # of feed-forward networks
+ACTIVATIONS = ("none", *get_args(Activation), "tanh")  # of the head's linear maps
+Pooling = Literal["tokens", "first", "mean"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ROW_TYPES = ("int8", "float16")  # of the values of an embedding row
 # Bit i of HEADER.features: an instruction set extension without which the kernels must not run.
 FEATURES = (
@@ -161,6 +164,8 @@ REGIONS = (
     "head",  # float32 2 * (widest head layer, 16)
     "output",  # float32: max_length * features, or features
 )
+# What a plan decides about; the other regions are the same for all plans of a package.
+WEIGHT_REGIONS = ("preload", "working")
 
 HEADER = np.dtype(
     [
@@ -284,6 +289,8 @@ PLAN = np.dtype(
 
 # Bounds that keep every product of sizes far from overflow; a package beyond them is refused.
 LIMITS = {
+    "architecture": len(ARCHITECTURES) - 1,
+    "features": (1 << len(FEATURES)) - 1,
     "hidden": 4096,
     "heads_per_slice": 256,
     "head_dim": 1024,
@@ -295,6 +302,9 @@ LIMITS = {
     "types": 64,
     "row_stride": 1 << 15,
     "row_type": len(ROW_TYPES) - 1,
+    "nested": 1,
+    "pooling": len(POOLINGS) - 1,
+    "normalize": 1,
     "threads": 64,
     "lanes": 16,
     "row_lanes": 16,
@@ -305,6 +315,26 @@ LIMITS = {
     "output_features": 1 << 16,
     "request_bytes": 1 << 24,
     "stack_bytes": 1 << 23,
+    "table_resident": 1,
+    "load_first": 1,
+}
+# The least of these; that of the others is 0.
+LEAST = {
+    "hidden": 1,
+    "heads_per_slice": 1,
+    "head_dim": 1,
+    "slices": 1,
+    "layers": 1,
+    "neurons_per_slice": 1,
+    "vocabulary": 1,
+    "max_length": 1,
+    "row_stride": 1,
+    "threads": 1,
+    "lanes": 1,
+    "files": 5,
+    "output_features": 1,
+    "request_bytes": BLOCK,
+    "stack_bytes": 1 << 14,  # PTHREAD_STACK_MIN of glibc on x86-64
 }
 
 

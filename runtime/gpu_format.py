@@ -22,7 +22,7 @@ slice) and a copy of trunk.bin are kept beside it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -30,9 +30,11 @@ from stic.runtime.format import BLOCK, MATRICES, TILE, Shape, pad
 
 Style = Literal["mali", "adreno"]
 Storage = Literal["float16", "float32"]
-GPU_STYLES: tuple[Style, ...] = ("mali", "adreno")  # families of GPUs that kernels are written for
+GPU_STYLES: tuple[Style, ...] = get_args(Style)  # families of GPUs: without and with local memory of their own
 STORAGE_BITS: dict[Storage, int] = {"float16": 16, "float32": 32}  # of stored activations
-PLACES: tuple[Literal["cpu", "gpu"], ...] = ("cpu", "gpu")
+Place = Literal["cpu", "gpu"]
+PLACES: tuple[Place, ...] = get_args(Place)
+GpuArithmetic = Literal["float", "int8"]  # of products: kernels.cl has both
 MOST_LAUNCHES = 64
 CODES_BYTES = 48  # of the codes table, for each matrix of each slice of each layer
 PROGRAM_FILE = "kernels.cl"

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, require, within
-from stic.runtime.format import BLOCK, EXTENT, LEVELS, LIMITS, PLAN, pad
+from stic.runtime.format import BLOCK, EXTENT, LEVELS, LIMITS, PLAN, WEIGHT_REGIONS, pad
 
 _REPEATED = (
     "bits_at extents_at extents resident_extents load_first deadline_us predicted_us arena_bytes claimed_bytes"
 ).split()
-_WEIGHTS = ("preload", "working")
 
 # r: PLAN; p: the header with `size`, the bytes of index.bin.
 PLAN_CHECKS = (
@@ -100,11 +99,11 @@ def read_plans(
         table = np.zeros(1, PLAN)
         for name in _REPEATED:
             table[name] = getattr(header, name)
-        for name in _WEIGHTS:
+        for name in WEIGHT_REGIONS:
             table[name] = regions[name]
     require(PLAN_CHECKS, refuse, SimpleNamespace(**vars(header), size=len(index)), Rows(table))
     plans = tuple(_entry(number, row) for number, row in enumerate(table))
-    told = {name: getattr(header, name) for name in _REPEATED} | {name: regions[name] for name in _WEIGHTS}
+    told = {name: getattr(header, name) for name in _REPEATED} | {name: regions[name] for name in WEIGHT_REGIONS}
     if any(getattr(plans[0], name) != value for name, value in told.items()):
         raise refuse("plan_repeats", "the first plan of its family is not the header's")
     return plans
@@ -112,7 +111,7 @@ def read_plans(
 
 def _entry(number: int, row: Any) -> PlanEntry:
     numbers = {name: int(row[name]) for name in _REPEATED} | {"load_first": bool(row["load_first"])}
-    places = {name: (int(row[name]["offset"]), int(row[name]["bytes"])) for name in _WEIGHTS}
+    places = {name: (int(row[name]["offset"]), int(row[name]["bytes"])) for name in WEIGHT_REGIONS}
     return PlanEntry(number, quality=float(row["quality"]), **places, **numbers)  # type: ignore[arg-type]
 
 
@@ -127,7 +126,7 @@ def check_family(
     """A plan of a family lies behind what all have in common, and its resident extents can be moved to where another
     plan has them: in ascending order of (layer, level) and of destination, each exactly the blocks of its records
     (RECORD), which are contiguous. `extents` (EXTENT) are the plan's, and name shards that exist."""
-    end = max(sum(place) for name, place in regions.items() if name not in _WEIGHTS)
+    end = max(sum(place) for name, place in regions.items() if name not in WEIGHT_REGIONS)
     require(FAMILY_CHECKS, refuse, SimpleNamespace(**vars(plan), start=default.preload[0], end=end))
     resident = extents[: plan.resident_extents]
     begins, ends, together = [], [], []

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from stic.runtime.arithmetic import activation
 from stic.runtime.errors import InputError
 from stic.runtime.format import ACTIVATIONS, POOLINGS, pad
+from stic.runtime.gpu_format import GpuArithmetic
 from stic.runtime.package import Package
-from stic.runtime.reference_gpu import Arithmetic, GpuLayers
+from stic.runtime.reference_gpu import GpuLayers
 from stic.runtime.reference_layers import Layers
 
 Floats = NDArray[np.float32]
@@ -31,7 +32,7 @@ class Reference:
     Layers that the package places on a GPU are computed as one with `gpu_arithmetic` does; None: as the CPU does.
     """
 
-    def __init__(self, package: Package, gpu_arithmetic: Arithmetic | None = None) -> None:
+    def __init__(self, package: Package, gpu_arithmetic: GpuArithmetic | None = None) -> None:
         self.package = package
         self.cpu = Layers(package)
         self.gpu = GpuLayers(package, gpu_arithmetic) if package.gpu is not None and gpu_arithmetic else self.cpu

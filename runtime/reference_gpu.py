@@ -6,23 +6,23 @@ like on a CPU where the device has such products, or else in float32, with activ
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.arithmetic import quantize
+from stic.runtime.gpu_format import GpuArithmetic
 from stic.runtime.package import Matrix, Package
 from stic.runtime.reference_layers import Floats, Layers
 
-Arithmetic = Literal["float", "int8"]
-ARITHMETICS: tuple[Arithmetic, ...] = ("float", "int8")
+ARITHMETICS: tuple[GpuArithmetic, ...] = get_args(GpuArithmetic)
 
 
 class GpuLayers(Layers):
     """The embedding and the layers of a package with a GPU part."""
 
-    def __init__(self, package: Package, arithmetic: Arithmetic) -> None:
+    def __init__(self, package: Package, arithmetic: GpuArithmetic) -> None:
         if arithmetic not in ARITHMETICS:
             raise ValueError(f"the arithmetic of a GPU is one of {', '.join(ARITHMETICS)}, not {arithmetic!r}")
         assert package.gpu is not None

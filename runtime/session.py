@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from stic.runtime import native
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError, PackageError, SticError
+from stic.runtime.gpu_format import GpuArithmetic
 from stic.runtime.trace import Event, Trace
 
 # Kinds of stic_status in stic.h, by tens.
@@ -27,10 +28,9 @@ _INPUT, _PACKAGE = range(10, 20), range(30, 40)
 _BUSY = 20
 
 GpuUse = Literal["auto", "off", "required"]
-GpuArithmetic = Literal["float", "int8"]
 # stic_gpu_use and stic_gpu_arithmetic of stic.h, by number.
-GPU_USES: tuple[GpuUse, ...] = ("auto", "off", "required")
-GPU_ARITHMETICS: tuple[GpuArithmetic | None, ...] = (None, "float", "int8")
+GPU_USES: tuple[GpuUse, ...] = get_args(GpuUse)
+GPU_ARITHMETICS: tuple[GpuArithmetic | None, ...] = (None, *get_args(GpuArithmetic))
 
 
 @dataclass(frozen=True)

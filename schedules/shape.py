@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
+from stic.runtime.format import Activation
 from stic.schedules.pack import pad16
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 @dataclass(frozen=True)

@@ -20,26 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from stic.runtime.errors import TargetError
+from stic.runtime.format import ARCHITECTURES, FEATURES
 from stic.targets.facts import Fact, check_keys, number, sourced
 from stic.targets.gpu import Gpu, parse_gpu
 
-ARCHITECTURES = ("x86_64", "aarch64")
-# Names of instruction set extensions, and the flag that /proc/cpuinfo shows for each.
-FEATURES = {
-    "avx2": "avx2",
-    "fma": "fma",
-    "f16c": "f16c",
-    "avx512f": "avx512f",
-    "avx512bw": "avx512bw",
-    "avx512vl": "avx512vl",
-    "avx512_vnni": "avx512_vnni",
-    "avx512_vbmi": "avx512vbmi",
-    "asimd": "asimd",
-    "asimddp": "asimddp",
-    "gfni": "gfni",
-    "avx_vnni": "avx_vnni",
-    "i8mm": "i8mm",
-}
+# The flag that /proc/cpuinfo shows for each of FEATURES: its name, but for one.
+CPU_FLAGS = {name: name for name in FEATURES} | {"avx512_vbmi": "avx512vbmi"}
 SECTIONS: dict[str, tuple[str, ...]] = {
     "cache": ("l1_bytes", "l2_bytes", "l3_bytes"),
     "storage": ("read_bytes_per_s", "request_us"),
@@ -69,7 +55,7 @@ class Target:
     name: str
     description: str
     arch: str  # one of ARCHITECTURES
-    features: tuple[str, ...]  # keys of FEATURES without which the kernels must not run
+    features: tuple[str, ...]  # of FEATURES, without which the kernels must not run
     tvm: Mapping[str, Any] = field(hash=False)  # target dictionary for TVM
     cache: Mapping[str, Fact] = field(default_factory=dict, hash=False)
     storage: Mapping[str, Fact] = field(default_factory=dict, hash=False)
@@ -109,7 +95,7 @@ class Target:
         if self.arch != platform.machine():
             return (self.arch,)
         flags = _cpu_flags()
-        return tuple(feature for feature in self.features if FEATURES[feature] not in flags)
+        return tuple(feature for feature in self.features if CPU_FLAGS[feature] not in flags)
 
 
 def processor() -> str:
@@ -206,7 +192,7 @@ def _host(data: Mapping[str, Any]) -> Target:
     flags = _cpu_flags()
     for level in data["level"]:
         runs = level["arch"] == platform.machine()
-        if runs and all(FEATURES[feature] in flags for feature in level["features"]):
+        if runs and all(CPU_FLAGS[feature] in flags for feature in level["features"]):
             return Target(
                 data["name"],
                 f"{data['description']}: {level['title']}",

@@ -1,4 +1,4 @@
-/* Runs kernels as the engine's layers do (runtime/src/layer.c), on the engine's own thread pool, without a package:
+/* Runs kernels as the engine's layers do (runtime/src/matrix.c), on the engine's own thread pool, without a package:
  *
  *     for each matrix; for each block of 16 rows, by any thread:
  *         gemm   for each slice: unpack into the thread's panel, outliers; dot over all slices

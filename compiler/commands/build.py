@@ -16,6 +16,7 @@ from stic.compiler.commands.running import Question
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
 from stic.compiler.options import BudgetOptions, CompileOptions
 from stic.compiler.plan import Budget, Problem
+from stic.runtime.format import POOLINGS
 
 
 @click.command("export")
@@ -23,7 +24,7 @@ from stic.compiler.plan import Budget, Problem
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE.onnx", help="The file to write.")
 @click.option(
     "--pooling",
-    type=click.Choice(["tokens", "first", "mean"]),
+    type=click.Choice(POOLINGS),
     help="What the output is made of; default: what the directory's own files say.",
 )
 def export_command(directory: Path, output: Path, pooling: str | None) -> None:

@@ -10,12 +10,10 @@ import click
 
 from stic.compiler.commands.groups import Command, Decorator, gathered
 from stic.compiler.commands.parameters import NAME, PATIENCE
+from stic.targets.toolchain import SYSTEMS
 
 if TYPE_CHECKING:
     from stic.targets.rpc import Place
-
-# As stic.targets.toolchain.SYSTEMS, which is not imported here because that is not needed for --help.
-_SYSTEMS = ("linux-gnu", "linux-musl", "android")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ _LEASE = (
     ),
     click.option(
         "--system",
-        type=click.Choice(_SYSTEMS),
+        type=click.Choice(SYSTEMS),
         help="What the device runs; default: what TVM says there, else linux-gnu.",
     ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import click
 
@@ -25,27 +25,26 @@ from stic.compiler.commands.parameters import (
     TIME,
     FurtherBudget,
 )
+from stic.compiler.offers import METHODS, QUANTIZERS, Method, Quantizer
 from stic.compiler.options import (
     BudgetOptions,
     CompileOptions,
     ImportanceOptions,
-    Method,
     ModelOptions,
     Objective,
     Placing,
     PlannerOptions,
-    Quantizer,
     ShardOptions,
     StageOptions,
     TargetOptions,
 )
 from stic.compiler.plan import Budget
+from stic.compiler.planner import PLANNERS
 from stic.runtime.emulated import EmulatedStorage
-from stic.runtime.session import GpuUse, SessionOptions
+from stic.runtime.gpu_format import Storage
+from stic.runtime.session import GPU_USES, GpuUse, SessionOptions
 
-# As stic.compiler.planner.PLANNERS, which is not imported here because that imports the solver.
-PLANNERS = ("ilp", "greedy", "greedy-slack", "greedy-no-slack", "load-and-exec", "pipeline", "preload")
-
+GpuPrecision = Literal["fp16", "fp32"]
 Command = TypeVar("Command", bound=Callable[..., object])
 Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 
@@ -112,14 +111,14 @@ model_group = gathered("model", _model, click.argument("model", type=FILE), _mod
 def _target(
     target: str,
     gpu: str | None,
-    gpu_precision: Literal["fp16", "fp32"],
+    gpu_precision: GpuPrecision,
     place: Placing,
     threads: int | None,
     lanes: int | None,
     device_profile: Path | None,
     storage: EmulatedStorage | None,
 ) -> TargetOptions:
-    precision: Literal["float16", "float32"] = "float16" if gpu_precision == "fp16" else "float32"
+    precision: Storage = "float16" if gpu_precision == "fp16" else "float32"
     return TargetOptions(target, gpu, precision, place, threads, lanes, device_profile, storage)
 
 
@@ -132,14 +131,14 @@ target_group = gathered(
     gpu_option,
     click.option(
         "--gpu-precision",
-        type=click.Choice(["fp16", "fp32"]),
+        type=click.Choice(get_args(GpuPrecision)),
         default="fp16",
         show_default=True,
         help="Type of activations in the GPU's memory; sums are in fp32 either way.",
     ),
     click.option(
         "--place",
-        type=click.Choice(["auto", "cpu", "gpu"]),
+        type=click.Choice(get_args(Placing)),
         default="auto",
         show_default=True,
         help="Where layers run; auto: where the measured or estimated times say, layer by layer.",
@@ -233,7 +232,7 @@ shards_group = gathered(
     slices_option,
     click.option(
         "--quantizer",
-        type=click.Choice(["nested", "gobo"]),
+        type=click.Choice(QUANTIZERS),
         default="nested",
         show_default=True,
         help="nested: one store serves every bitwidth; gobo: independent copies, as published.",
@@ -299,14 +298,14 @@ measured_group = gathered(
     ),
     click.option(
         "--objective",
-        type=click.Choice(["agreement", "task"]),
+        type=click.Choice(get_args(Objective)),
         default="agreement",
         show_default=True,
         help="What a gain is measured in: agreement with the full model, or the loss of the file's labels.",
     ),
     click.option(
         "--method",
-        type=click.Choice(["curves", "sti"]),
+        type=click.Choice(METHODS),
         default="curves",
         show_default=True,
         help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
@@ -488,7 +487,7 @@ _emulate_storage = click.option(
 )
 _gpu_use = click.option(
     "--gpu-use",
-    type=click.Choice(["auto", "off", "required"]),
+    type=click.Choice(GPU_USES),
     default="auto",
     show_default=True,
     help="Layers planned for a GPU: on the CPU where it fails, always, or never.",

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ from stic.compiler.importance.log import EvaluationLog
 from stic.compiler.importance.objectives import Objective, default_objective
 from stic.compiler.importance.submodels import submodel_path
 from stic.compiler.importance.tokens import Tables, tokenise
+from stic.compiler.offers import BITS, Method
 from stic.compiler.plan import SubmodelPath
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import Geometry
@@ -50,9 +51,7 @@ from stic.runtime.errors import InputError
 from stic.runtime.format import LEVEL_BITS
 
 Doubles = NDArray[np.float64]
-Method = Literal["curves", "sti"]
 
-BITS = (2, 3, 4, 5, 6, 8, 16)
 MIDDLE = 4  # bits between the lowest, where errors are large, and u, where they vanish
 GOOD_RHO = 0.8  # below, gains get a factor per layer
 # Multiplications a token that varying every shard once may take. At 1536 tokens and three bitwidths this is 18 T, eight
@@ -67,7 +66,7 @@ class ProfileSettings:
     """How importance is measured."""
 
     method: Method = "curves"
-    bits: tuple[int, ...] = BITS  # ascending: the fidelities on offer
+    bits: tuple[int, ...] = (*BITS, 16)  # ascending: the fidelities on offer
     level: int = 8  # operating level u of all shards but the one under test
     exact: bool = False  # measure every bitwidth of every shard
     tokens: int = 1024  # of calibration text at most; more is slower and steadier

@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 from stic.compiler.memory.placement import Extent, Placement
 from stic.compiler.plan import Plan
 from stic.compiler.store import Store
-from stic.runtime.format import BLOCK, levels_of
+from stic.runtime.format import ALIGN, BLOCK, levels_of
 
 # Phases of a run in which a region's content must survive: 0 reading rows, 1 embedding, 2 qkv, 3 attention,
 # 4 output projection and norm, 5 up, 6 down and norm, 7 head. The layers repeat 2..6.
@@ -57,7 +57,7 @@ def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
 def verify_regions(placed: dict[str, tuple[int, int]], arena_bytes: int) -> None:
     """No two regions that are live in one phase overlap; all lie aligned inside the arena."""
     for name, (offset, size) in placed.items():
-        aligned = BLOCK if name in ("preload", "working", "table", "staging") else 64
+        aligned = BLOCK if name in ("preload", "working", "table", "staging") else ALIGN
         _require(offset % aligned == 0, f"region {name} starts at {offset}, not a multiple of {aligned}")
         _require(0 <= offset and size >= 0 and offset + size <= arena_bytes, f"region {name} leaves the arena")
     for (a, at), (b, bt) in combinations(placed.items(), 2):

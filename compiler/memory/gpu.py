@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from stic.compiler.memory.placement import Sizes
 from stic.compiler.store import Store
-from stic.runtime.format import BLOCK, REGION, TILE, pad
+from stic.runtime.format import ALIGN, BLOCK, REGION, TILE, pad
 from stic.runtime.gpu_format import (
     GPU,
     GPU_REGIONS,
@@ -62,7 +62,7 @@ def _scores_tiles(z: Sizes, tiles: int) -> int:
 def gpu_index_bytes(layers: int) -> int:
     """Upper bound of what the GPU part adds to index.bin."""
     tables = GPU.itemsize + MOST_LAUNCHES * LAUNCH.itemsize + layers + len(GPU_REGIONS) * REGION.itemsize
-    return pad(tables + 4 * 64, BLOCK)  # 64: alignment between tables
+    return pad(tables + 4 * ALIGN, BLOCK)  # between tables
 
 
 def gpu_bytes(z: Sizes, store: Store, storage: Storage) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from stic.compiler.plan import LayerPlan, Plan
 from stic.compiler.store import Store
 from stic.runtime.format import (
+    ALIGN,
     BLOCK,
     DENSE,
     EXTENT,
@@ -26,6 +27,7 @@ from stic.runtime.format import (
     REGION,
     REGIONS,
     TILE,
+    WEIGHT_REGIONS,
     Shape,
     levels_of,
     pad,
@@ -33,8 +35,10 @@ from stic.runtime.format import (
 )
 
 # Pages a process touches besides the arena, the index and the stacks of its threads: code and data of the
-# engine, of kernels.so and of libc, and the main thread's stack.
-PROCESS_BYTES = 31 << 16  # 1.9375 MiB
+# engine, of kernels.so and of libc, and the main thread's stack. Observed, not computed, and rounded up to pieces of
+# 64 KiB: with it, peaks of the evaluation's processes (VmHWM) stay 0.1 to 0.2 MiB below what their plans claim, and
+# `make bench` ends a process that needs more (docs/evaluation.md, "Claimed and measured memory").
+PROCESS_BYTES = 31 * (64 << 10)
 LANE_STACK_BYTES = 32 << 10  # what an IO lane touches of its stack
 
 
@@ -177,9 +181,6 @@ def _buffers(z: Sizes) -> dict[str, int]:
     }
 
 
-_WEIGHTS = ("preload", "working")  # what a plan decides about; the other regions are the same for all plans
-
-
 def regions(
     z: Sizes, preload_bytes: int, working_bytes: int, table_bytes: int, weights_first: bool = False
 ) -> tuple[dict[str, tuple[int, int]], int]:
@@ -193,22 +194,22 @@ def regions(
     sizes = _buffers(z) | {"preload": preload_bytes, "working": working_bytes, "table": table_bytes}
     placed: dict[str, tuple[int, int]] = {}
     at = 0
-    for name in (*(_WEIGHTS if weights_first else ()), "table", "staging", "trunk", "x", "y"):
+    for name in (*(WEIGHT_REGIONS if weights_first else ()), "table", "staging", "trunk", "x", "y"):
         placed[name] = (at, sizes[name])
         at = pad(at + sizes[name], BLOCK)
     shared = at
     for name in ("qkv", "context"):
         placed[name] = (at, sizes[name])
-        at = pad(at + sizes[name], 64)
+        at = pad(at + sizes[name], ALIGN)
     for name in ("ffn", "rows"):
         placed[name] = (shared, sizes[name])
-        at = max(at, pad(shared + sizes[name], 64))
+        at = max(at, pad(shared + sizes[name], ALIGN))
     for name in REGIONS:
-        if name not in placed and name not in _WEIGHTS:
+        if name not in placed and name not in WEIGHT_REGIONS:
             placed[name] = (at, sizes[name])
-            at = pad(at + sizes[name], 64)
+            at = pad(at + sizes[name], ALIGN)
     at = pad(at, BLOCK)
-    for name in () if weights_first else _WEIGHTS:
+    for name in () if weights_first else WEIGHT_REGIONS:
         placed[name] = (at, sizes[name])
         at = pad(at + sizes[name], BLOCK)
     return {name: placed[name] for name in REGIONS}, at
@@ -227,10 +228,10 @@ def index_bytes(store: Store, plans: int = 1) -> int:
         + LIMITS["dense"] * DENSE.itemsize
         + len(REGIONS) * REGION.itemsize
     )
-    aligned = 8 * 64  # between tables
+    aligned = 8 * ALIGN  # between tables
     if plans > 1:
         tables += plans * PLAN.itemsize
-        aligned += 2 * 64 * plans
+        aligned += 2 * ALIGN * plans
     return pad(HEADER.itemsize + tables + aligned, BLOCK)
 
 

@@ -21,6 +21,7 @@ from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store
 from stic.runtime.files import crc_of
 from stic.runtime.format import (
+    ALIGN,
     ARCHITECTURES,
     EXTENT,
     FEATURES,
@@ -36,6 +37,7 @@ from stic.runtime.format import (
     REGION,
     REGIONS,
     ROW_TYPES,
+    WEIGHT_REGIONS,
     pad,
     row_stride,
 )
@@ -147,7 +149,7 @@ def _plan_table(parts: Parts, bits_at: int, extents_at: int, append: Callable[[N
         entry["load_first"] = not one.plan.overlap
         entry["deadline_us"], entry["predicted_us"] = one.plan.budget.latency_us or 0, one.predicted_us
         entry["arena_bytes"], entry["claimed_bytes"] = one.arena_bytes, one.claimed_bytes
-        for region in ("preload", "working"):
+        for region in WEIGHT_REGIONS:
             entry[region]["offset"], entry[region]["bytes"] = one.regions[region]
         entry["quality"] = one.plan.quality
     return table
@@ -240,9 +242,9 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
     def append(table: NDArray[Any]) -> int:
         """Put a table behind the others; returns its offset into index.bin."""
         nonlocal body
-        at = pad(HEADER.itemsize, 64) + len(body)
+        at = pad(HEADER.itemsize, ALIGN) + len(body)
         raw = table.tobytes()
-        body += raw + bytes(-len(raw) % 64)
+        body += raw + bytes(-len(raw) % ALIGN)
         return at
 
     for name, table in tables.items():
@@ -254,9 +256,9 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         values["plans_at"], values["plans"] = append(table), len(table)
     for name, value in values.items():
         header[0][name] = value
-    header[0]["index_bytes"] = pad(HEADER.itemsize, 64) + len(body)
+    header[0]["index_bytes"] = pad(HEADER.itemsize, ALIGN) + len(body)
     raw = header.tobytes()
-    raw += bytes(-len(raw) % 64)
+    raw += bytes(-len(raw) % ALIGN)
     header[0]["index_crc"] = zlib.crc32(raw + body)
     raw = header.tobytes()
-    return raw + bytes(-len(raw) % 64) + body
+    return raw + bytes(-len(raw) % ALIGN) + body

@@ -31,6 +31,7 @@ REQUEST_BYTES = 256 << 10  # least size at which phone flash reads at full speed
 KERNEL_EFFICIENCY = 0.4
 CODES_PER_CYCLE = 4.0
 FLOAT_SLOWDOWN = 4.0  # a full-precision multiplication against an int8 one
+SUBMIT_US = 50.0  # waking the pool and returning: no measurement is behind it; `stic probe` makes one
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,7 +297,7 @@ def estimate(
     layer_us = rows * shape.hidden * 32 / (4 * threads * clock / 1e6)
     row_us = request_us / row_lanes + BLOCK * 1e6 / speed
     io = IoCost(request_us, speed * derating, REQUEST_BYTES, row_us)
-    compute = ComputeCost(layer_us, slice_us, layer_us, layer_us, 50.0)
+    compute = ComputeCost(layer_us, slice_us, layer_us, layer_us, SUBMIT_US)
     return Costs(io, compute, False, (f"times are estimated from facts about {target.name}, nothing was measured",))
 
 

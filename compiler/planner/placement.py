@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stic.compiler.plan import Place, Plan, Problem
+from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner.closed_form import claim_of
 from stic.runtime.errors import InfeasibleError
-from stic.runtime.gpu_format import PLACES
+from stic.runtime.gpu_format import PLACES, Place
 
 Places = tuple[Place, ...]
 ROUNDS = 2  # placements that are refined from the best plan so far

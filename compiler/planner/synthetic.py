@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler import offers
 from stic.compiler.memory.placement import Sizes, fixed_bytes
 from stic.compiler.plan import Budget, ComputeCost, IoCost, Problem
 from stic.compiler.store import Store, lay_out
 from stic.runtime.format import Shape, row_stride
 
-BITS = (2, 3, 4, 5, 6, 8, 16)
+BITS = (*offers.BITS, 16)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.model import Array, Model
+from stic.compiler.offers import QUANTIZERS, Quantizer
 from stic.compiler.quantization.codebook import Fit
 from stic.compiler.quantization.gobo import fit_gobo
 from stic.compiler.quantization.moments import input_moments
@@ -26,8 +26,6 @@ from stic.compiler.sharding import ShardedModel, assemble, shard_matrices
 from stic.runtime.errors import InputError
 from stic.runtime.format import FULL, LEVEL_BITS, MATRICES, levels_of, record_layout
 
-Quantizer = Literal["nested", "gobo"]
-QUANTIZERS: tuple[Quantizer, ...] = ("nested", "gobo")
 SHARED_SCALE = ("out", "down")  # matrices whose row scale is one for all slices of a layer
 OUTLIER_RATE = 0.0025  # share of weights that `nested` keeps exactly: twice as many buy less than their bytes and time
 MOMENT_FLOOR = 0.01  # added to every input's mean square, as a share of their mean

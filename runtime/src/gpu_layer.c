@@ -1,4 +1,4 @@
-/* One encoder layer as a row of launches; the stages of layer.c, with attention in three kernels:
+/* One encoder layer as a row of launches; the stages of encoder.c, with attention in three kernels:
  *
  *     quantize   x                                     int8 arithmetic only, before each product
  *     qkv        a launch for each run of slices of one width

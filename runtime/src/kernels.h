@@ -12,44 +12,50 @@ typedef uint16_t stic_half; /* bits of an IEEE 754 half */
 typedef struct stic_kernels {
   void *library;
   /* Sum the three embeddings of n tokens (rows: int8 features, then float scale; or halfs) and normalise them into x. */
-  void (*embed)(uint8_t *rows, stic_half *position, stic_half *token_type, int32_t *type_ids, float *gamma, float *beta,
-                float *x, int32_t n, int32_t row_stride);
+  void (*embed)(const uint8_t *rows, const stic_half *position, const stic_half *token_type, const int32_t *type_ids,
+                const float *gamma, const float *beta, float *x, int32_t n, int32_t row_stride);
   /* One tile of k features -> int8 (k/q, 16, q), scale (16), sum of the int8 values (16). */
-  void (*quantize)(float *x, int8_t *q, float *scale, int32_t *sum, int32_t k);
+  void (*quantize)(const float *x, int8_t *q, float *scale, int32_t *sum, int32_t k);
   /* The model's activation, in place, on `count` vectors of 16. */
   void (*activation)(float *x, int32_t count);
   /* 64 * groups codes, given by their planes, through the table into a panel (k/q, 16 rows, q); [b] for b bits. */
-  void (*unpack[9])(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *,
-                    int8_t *table, uint8_t *panel, int32_t groups);
+  void (*unpack[9])(const uint8_t *, const uint8_t *, const uint8_t *, const uint8_t *, const uint8_t *,
+                    const uint8_t *, const uint8_t *, const uint8_t *, const int8_t *table, uint8_t *panel,
+                    int32_t groups);
   /* extra[t][n] += (value - scale[n] * dense) * x[t][k] for the entries (position in the panel, value). */
-  void (*outliers)(uint16_t *entries, float *scale, int8_t *x, float *extra, int32_t count, int32_t dense,
-                   int32_t x_pitch, int32_t x_tile, int32_t tiles);
+  void (*outliers)(const uint16_t *entries, const float *scale, const int8_t *x, float *extra, int32_t count,
+                   int32_t dense, int32_t x_pitch, int32_t x_tile, int32_t tiles);
   /* y[t][0..15] = bias + token scale * (scale * (panel (k/q, 16, q) times x) + extra), extra (tiles, 16, 16) := 0;
    * dot_activated puts the model's activation on top. */
-  void (*dot)(uint8_t *panel, int8_t *x, int32_t *token_sum, float *token_scale, float *scale, float *bias,
-              float *extra, float *y, int32_t k, int32_t x_tile, int32_t y_rows, int32_t tiles);
-  void (*dot_activated)(uint8_t *panel, int8_t *x, int32_t *token_sum, float *token_scale, float *scale, float *bias,
-                        float *extra, float *y, int32_t k, int32_t x_tile, int32_t y_rows, int32_t tiles);
+  void (*dot)(const uint8_t *panel, const int8_t *x, const int32_t *token_sum, const float *token_scale,
+              const float *scale, const float *bias, float *extra, float *y, int32_t k, int32_t x_tile, int32_t y_rows,
+              int32_t tiles);
+  void (*dot_activated)(const uint8_t *panel, const int8_t *x, const int32_t *token_sum, const float *token_scale,
+                        const float *scale, const float *bias, float *extra, float *y, int32_t k, int32_t x_tile,
+                        int32_t y_rows, int32_t tiles);
   /* The same for up to STIC_FEW_TOKENS tokens, straight from the planes: acc (16 tokens, 16 rows) += the products,
    * extra (16 tokens, 16 rows) += the outliers' share; then y of one tile from both. */
-  void (*rows[9])(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *,
-                  int8_t *table, int8_t *x, int32_t *acc, int32_t groups, int32_t x_pitch, int32_t rows);
-  void (*rows_outliers)(uint16_t *entries, float *scale, int8_t *x, float *extra, int32_t count, int32_t dense,
-                        int32_t x_pitch, int32_t rows);
-  void (*rows_finish)(int32_t *acc, int32_t *token_sum, float *token_scale, float *scale, float *bias, float *extra,
-                      float *y, int32_t rows);
-  void (*rows_finish_activated)(int32_t *acc, int32_t *token_sum, float *token_scale, float *scale, float *bias,
-                                float *extra, float *y, int32_t rows);
+  void (*rows[9])(const uint8_t *, const uint8_t *, const uint8_t *, const uint8_t *, const uint8_t *, const uint8_t *,
+                  const uint8_t *, const uint8_t *, const int8_t *table, const int8_t *x, int32_t *acc, int32_t groups,
+                  int32_t x_pitch, int32_t rows);
+  void (*rows_outliers)(const uint16_t *entries, const float *scale, const int8_t *x, float *extra, int32_t count,
+                        int32_t dense, int32_t x_pitch, int32_t rows);
+  void (*rows_finish)(const int32_t *acc, const int32_t *token_sum, const float *token_scale, const float *scale,
+                      const float *bias, const float *extra, float *y, int32_t rows);
+  void (*rows_finish_activated)(const int32_t *acc, const int32_t *token_sum, const float *token_scale,
+                                const float *scale, const float *bias, const float *extra, float *y, int32_t rows);
   /* y[t][0..15] += w (16, ks) times x. */
-  void (*matmul_f16)(stic_half *w, float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows, int32_t tiles);
-  void (*matmul_f32)(float *w, float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows, int32_t tiles);
-  void (*bias)(float *y, float *bias, int32_t y_rows, int32_t tiles);
+  void (*matmul_f16)(const stic_half *w, const float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows,
+                     int32_t tiles);
+  void (*matmul_f32)(const float *w, const float *x, float *y, int32_t ks, int32_t x_rows, int32_t y_rows,
+                     int32_t tiles);
+  void (*bias)(float *y, const float *bias, int32_t y_rows, int32_t tiles);
   /* One head, `queries` tiles of queries, keys 0..rows-1. For T tiles of keys and D padded head features, floats has
    * room for 272 T + 2 D, bytes for 32 T D + 256 T + 16 D. */
-  void (*attention)(float *q, float *k, float *v, float *out, float *floats, int8_t *bytes, int32_t qkv_rows,
-                    int32_t out_rows, int32_t rows, int32_t queries);
+  void (*attention)(const float *q, const float *k, const float *v, float *out, float *floats, int8_t *bytes,
+                    int32_t qkv_rows, int32_t out_rows, int32_t rows, int32_t queries);
   /* One tile: x = LayerNorm(x + y). */
-  void (*add_norm)(float *x, float *y, float *gamma, float *beta);
+  void (*add_norm)(float *x, const float *y, const float *gamma, const float *beta);
 } stic_kernels;
 
 /* Check that this CPU can run what the package was compiled for. */

@@ -41,12 +41,17 @@ static needs most_of(const stic_package *p) {
   return most;
 }
 
+/* Events of a run beside its requests and reads of rows: of a layer its stages and a stall; of the rest a stall, the
+ * embedding, the head and hand-overs, with room for a few more. A trace keeps MOST_EVENTS, 768 KiB, at most: every session takes
+ * that memory, whether anybody reads its trace or not. */
+enum { EVENTS_OF_LAYER = STIC_STAGES_OF_LAYER + 1, EVENTS_BESIDE_LAYERS = 8, MOST_EVENTS = 1 << 14 };
+
 static stic_status take_bookkeeping(stic_session *s, const stic_options *options) {
   const stic_header *h = s->package.header;
   const needs most = most_of(&s->package);
-  const uint64_t events = 14 * (uint64_t)h->layers + h->max_length + most.requests + 8;
+  const uint64_t events = (uint64_t)EVENTS_OF_LAYER * h->layers + EVENTS_BESIDE_LAYERS + h->max_length + most.requests;
   const uint64_t arena_bytes = s->package.plan.arena_bytes;
-  s->trace.capacity = events < 16384 ? (uint32_t)events : 16384;
+  s->trace.capacity = events < MOST_EVENTS ? (uint32_t)events : MOST_EVENTS;
   s->trace.events = stic_session_take(s, s->trace.capacity, sizeof *s->trace.events);
   s->record_at = stic_session_take(s, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof *s->record_at);
   s->codes = stic_session_take(s, h->slices, sizeof *s->codes);

@@ -11,13 +11,16 @@
 
 /* Where the codes of one slice's matrix are. */
 typedef struct stic_codes {
-  uint8_t *planes[8];
-  int8_t *table;
-  uint16_t *entries;      /* outliers: position, float16 */
+  const uint8_t *planes[8];
+  const int8_t *table;
+  const uint16_t *entries;      /* outliers: position, float16 */
   const uint32_t *starts; /* first entry of each block of 16 rows */
   uint32_t bits;
   int32_t dense; /* the table's value under every outlier */
 } stic_codes;
+
+/* At most: 4 quantisations, 4 products, attention, 2 norms, 2 hand-overs. */
+enum { STIC_STAGES_OF_LAYER = 13 };
 
 struct stic_session {
   stic_package package;
@@ -58,13 +61,13 @@ bool stic_holds_padding(const stic_session *s, uint32_t n);
 /* Embed `n` tokens whose rows have been read; leaves x and its quantised form (embed.c). */
 void stic_compute_embedding(stic_session *s, uint32_t n);
 
-/* Run one layer on x; with `quantize`, leaves its quantised form for the next one (layer.c). */
+/* Run one layer on x; with `quantize`, leaves its quantised form for the next one (encoder.c). */
 void stic_compute_layer(stic_session *s, uint32_t layer, uint32_t n, bool quantize);
 
 /* Pooling, the head's linear maps, normalisation; leaves the result in region `output` (head.c). */
 void stic_compute_head(stic_session *s, uint32_t n);
 
-/* Leave the quantised form of x for a layer, as the layer before it would have (layer.c). */
+/* Leave the quantised form of x for a layer, as the layer before it would have (encoder.c). */
 void stic_quantize_hidden(stic_session *s, uint32_t layer, uint32_t n);
 
 /* Open the GPU if the package and the options want one. Where it fails and the plan allows that, its layers run on the
@@ -81,7 +84,7 @@ stic_error *stic_error_without_session(void);
 /* Memory for bookkeeping, zeroed and counted; NULL if there is none. */
 void *stic_session_take(stic_session *s, uint64_t count, size_t size);
 
-/* Quantise one tile of k features into the shared buffers (layer.c). */
+/* Quantise one tile of k features into the shared buffers (matrix.c). */
 void stic_quantize_tile(stic_session *s, const float *source, uint32_t tile, uint32_t k);
 
 #endif

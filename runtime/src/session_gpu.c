@@ -5,8 +5,6 @@
 
 #include "session.h"
 
-enum { STAGES_OF_LAYER = 13 }; /* at most: 4 quantisations, 4 products, attention, 2 norms, 2 hand-overs */
-
 static bool wanted(const stic_session *s, const stic_options *options) {
   return s->package.gpu && options->gpu != STIC_GPU_OFF;
 }
@@ -16,7 +14,7 @@ bool stic_session_take_gpu(stic_session *s, const stic_options *options) {
   const uint64_t shards = (uint64_t)h->layers * STIC_MATRICES * h->slices;
   stic_gpu *gpu = &s->gpu;
   if (!wanted(s, options)) return true;
-  gpu->stage_capacity = STAGES_OF_LAYER * h->layers + 4;
+  gpu->stage_capacity = STIC_STAGES_OF_LAYER * h->layers + 4;
   gpu->stages = stic_session_take(s, gpu->stage_capacity, sizeof *gpu->stages);
   gpu->ends = stic_session_take(s, h->layers, sizeof *gpu->ends);
   gpu->map = stic_session_take(s, s->package.plan.extents, sizeof *gpu->map);

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 from tvm import tirx
 
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, share
-from stic.schedules.opencl.source import Storage, Style, launch, load_real, load_vector, store_real
+from stic.schedules.opencl.source import launch, load_real, load_vector, store_real
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, f32, kernel, load, local, loop, pick, splat, store, when
 

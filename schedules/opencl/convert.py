@@ -19,8 +19,9 @@ import tvm_ffi
 from tvm import te, tirx
 from tvm.s_tir import dlight
 
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.opencl.program import Kernel, Launch
-from stic.schedules.opencl.source import TARGET, Storage, Style
+from stic.schedules.opencl.source import TARGET
 from stic.schedules.shape import KernelShape
 
 _MANY = 1 << 20  # any number of units that every group size divides

@@ -7,10 +7,11 @@ values, of which every layer multiplies each with 12 H weights.
 
 from __future__ import annotations
 
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.opencl.norm import layer_norm
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, WIDTH, share
-from stic.schedules.opencl.source import Storage, Style, load_real, load_vector
+from stic.schedules.opencl.source import load_real, load_vector
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, bits, cast, kernel, load, local, pick, store
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.cpu.unpack import WIDTHS
 from stic.schedules.opencl import gemm_adreno, gemm_mali
 from stic.schedules.opencl.gemv import gemv
 from stic.schedules.opencl.product import FULL, Product
 from stic.schedules.opencl.program import Kernel
-from stic.schedules.opencl.source import Storage, Style
 from stic.schedules.shape import KernelShape
 
 Rule = Callable[[Style, Product], Kernel | None]

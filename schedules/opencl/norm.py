@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, WIDTH, Share, share
-from stic.schedules.opencl.source import Storage, Style, load_real, load_vector, store_real
+from stic.schedules.opencl.source import load_real, load_vector, store_real
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, f32, kernel, load, splat, store, when
 

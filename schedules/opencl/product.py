@@ -33,8 +33,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stic.runtime.format import TILE
+from stic.runtime.gpu_format import Storage
 from stic.schedules.opencl.program import FLOAT, FLOAT_WEIGHTS, HALF_WEIGHTS, INT8, Kernel, Launch, width_condition
-from stic.schedules.opencl.source import Storage
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import Buffer, Expr, T, bind, kernel, pick
 

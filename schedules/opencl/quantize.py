@@ -12,10 +12,11 @@ codes of a token. A tile is read twice, the second time from the cache: bound by
 
 from __future__ import annotations
 
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.cpu.int8 import LIMIT, ROUND_BITS
 from stic.schedules.opencl.program import INT8, Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, WIDTH, share
-from stic.schedules.opencl.source import Storage, Style, load_real
+from stic.schedules.opencl.source import load_real
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import (
     LANES,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.opencl.attention import scores, softmax, values
 from stic.schedules.opencl.convert import narrow, widen
 from stic.schedules.opencl.embed import embed
@@ -16,7 +17,6 @@ from stic.schedules.opencl.gemm import gemm_kernels
 from stic.schedules.opencl.norm import add_norm
 from stic.schedules.opencl.program import Kernel, Program, assemble
 from stic.schedules.opencl.quantize import quantize
-from stic.schedules.opencl.source import Storage, Style
 from stic.schedules.shape import KernelShape
 
 EVERY_GPU: tuple[Callable[[Style, KernelShape, Storage], Kernel], ...] = (

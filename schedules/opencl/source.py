@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
@@ -22,8 +22,6 @@ from tvm.tirx.script import builder as B
 
 from stic.schedules.tir import Buffer, Expr, PrimFunc, load, store
 
-Storage = Literal["float16", "float32"]
-Style = Literal["mali", "adreno"]  # families of GPUs: without and with local memory of their own
 TARGET = {"kind": "opencl", "keys": ["opencl", "gpu"]}
 _AXES = "xyz"
 

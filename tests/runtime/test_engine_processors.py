@@ -51,7 +51,7 @@ def pool(program: Path, cores: int, allowed: list[int] = ALLOWED) -> dict[str, l
 
 def test_features_are_those_that_the_system_shows(program: Path) -> None:
     flags = targets._cpu_flags()
-    assert features(program) == {name for name, flag in targets.FEATURES.items() if flag in flags}
+    assert features(program) == {name for name, flag in targets.CPU_FLAGS.items() if flag in flags}
 
 
 def test_features_of_arm_processors(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from stic.runtime import format as package_format
 from stic.runtime.errors import TargetError
+from stic.runtime.format import FEATURES
 from stic.targets import target as targets
 from stic.targets.gpu import NUMBERS
-from stic.targets.target import FEATURES, load, names, parse
+from stic.targets.target import load, names, parse
 
 BOARDS = ("jetson-nano", "odroid-n2plus", "raspberry-pi-4", "snapdragon-8-gen2")
 GPUS = {"mali-g52": "mali", "mali-g710": "mali", "adreno-640": "adreno", "adreno-740": "adreno"}  # and their styles
@@ -219,12 +219,12 @@ def test_host_runs_here() -> None:
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level["title"])
 def test_a_machine_gets_the_best_level_it_has(level: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: level["arch"])
-    monkeypatch.setattr(targets, "_cpu_flags", lambda: frozenset(FEATURES[name] for name in level["features"]))
+    monkeypatch.setattr(targets, "_cpu_flags", lambda: frozenset(targets.CPU_FLAGS[name] for name in level["features"]))
     assert load("host").features == tuple(level["features"])
 
 
-def test_features_are_the_packages() -> None:
-    assert tuple(FEATURES) == package_format.FEATURES
+def test_a_flag_is_known_for_every_feature() -> None:
+    assert tuple(targets.CPU_FLAGS) == FEATURES
 
 
 def test_foreign_architecture_cannot_run_here() -> None:

@@ -126,10 +126,3 @@ def test_an_interrupt_among_imports_leaves_with_its_status(tmp_path):
     )
     done = subprocess.run([sys.executable, "-m", "interrupted"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 130 and done.stderr.count("\n") == 1, done.stderr
-
-
-def test_the_planners_on_offer_are_those_that_exist():
-    from stic.compiler import planner
-    from stic.compiler.commands import groups
-
-    assert groups.PLANNERS == planner.PLANNERS

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from stic.runtime.arithmetic import activation
 from stic.runtime.blocks import positions
+from stic.runtime.gpu_format import Storage, Style
 from stic.schedules.opencl.gemm import gemm_kernels
 from stic.schedules.opencl.product import ACCUMULATE, ACTIVATED, FULL, JOINED, Product
 from stic.schedules.opencl.program import FLOAT_WEIGHTS, HALF_WEIGHTS, Kernel, assemble
-from stic.schedules.opencl.source import Storage, Style, lower
+from stic.schedules.opencl.source import lower
 from stic.schedules.pack import pack_planes
 from stic.schedules.shape import KernelShape
 
