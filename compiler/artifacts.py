@@ -17,10 +17,11 @@ from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.file import save as save_importance
 from stic.compiler.importance.measure import Importance
 from stic.compiler.model import Model
+from stic.compiler.offers import Quantizer
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Plan, Problem, from_json, to_json
 from stic.compiler.planner.costs import Costs, costs_from_json, costs_to_json
-from stic.compiler.quantization.quantize import QuantizedModel, Quantizer
+from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import ShardedModel
 from stic.compiler.stage import Artifact, Made
 from stic.compiler.stage_cache import UnitOrder, pack_codes, pack_order, unpack_codes, unpack_order

@@ -19,7 +19,7 @@ from stic.compiler.importance.evaluate import Assignment, Setup, uniform_assignm
 from stic.compiler.importance.examples import Examples
 from stic.compiler.importance.jobs import LossJob, Workers, run_jobs
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import ProfileSettings, measurement_key, sample
+from stic.compiler.importance.measure import ImportanceSettings, measurement_key, sample
 from stic.compiler.importance.objectives import default_objective
 from stic.compiler.importance.tokens import Tables
 from stic.compiler.plan import Plan, Problem
@@ -69,7 +69,7 @@ def best_plan(problem: Problem, trial: Trial, time_limit_s: float, gap: float, f
 def trial_on(
     examples: Examples,
     quantized: QuantizedModel,
-    settings: ProfileSettings,
+    settings: ImportanceSettings,
     workers: Workers,
     cache: Path,
     tokenizer: Path | Tokenizer | None = None,

@@ -15,14 +15,14 @@ from stic.compiler.options import CompileOptions
 from stic.compiler.pipeline import compile_model, load
 from stic.compiler.progress import Progress
 from stic.compiler.stage import Made
-from stic.targets.rpc import Place
+from stic.targets.rpc import DeviceAddress
 from stic.targets.target import load as load_target
 
 
 def compile_for(
-    options: CompileOptions, place: Place, directory: str | None, system: str | None, progress: Progress
+    options: CompileOptions, address: DeviceAddress, directory: str | None, system: str | None, progress: Progress
 ) -> Made:
-    """Compile a model for the device at `place`, which is probed unless the options name a device profile.
+    """Compile a model for the device at `address`, which is probed unless the options name a device profile.
 
     `directory` and `system` are the device's; None: as found there. The device is given back before planning begins.
     Raises what `compile_model` and `remote_runner` raise.
@@ -32,8 +32,8 @@ def compile_for(
     made, asked = load(options, progress), options.target
     target = load_target(asked.name, asked.gpu)
     workload = Workload.of(made[Model], target, options.model.max_length, options.shards, asked.threads, asked.lanes)
-    with remote_runner(place, target, directory, system, progress) as (runner, folder):
-        tick, notes = partial(progress, f"measuring {place.key}"), list(made.notes)
+    with remote_runner(address, target, directory, system, progress) as (runner, folder):
+        tick, notes = partial(progress, f"measuring {address.key}"), list(made.notes)
         data = probe(target, workload, folder, tick, notes.append, runner, gpu_precision=asked.gpu_precision)
     # Where no layer runs on a GPU of the very device, an estimate of one would only mislead the plan.
     placing = "cpu" if asked.place == "auto" and "gpu" not in data else asked.place

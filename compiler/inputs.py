@@ -14,7 +14,7 @@ from stic.compiler.frontend.onnx import load_exported, load_model
 from stic.compiler.frontend.reading import Reading
 from stic.compiler.frontend.sentence_modules import read_modules
 from stic.compiler.importance.examples import Examples, built_in_examples, check_calibration, read_examples
-from stic.compiler.importance.measure import ProfileSettings
+from stic.compiler.importance.measure import ImportanceSettings
 from stic.compiler.importance.objectives import Objective, agreement_objective
 from stic.compiler.importance.random_text import random_examples
 from stic.compiler.model import Model
@@ -137,9 +137,9 @@ def _agreement(model: Model) -> Objective:
 
 def importance_settings(
     options: ImportanceOptions, model: Model, bits: tuple[int, ...], length: int
-) -> ProfileSettings:
+) -> ImportanceSettings:
     """How importance is measured: at these bits, on sequences of at most `length` tokens."""
-    return ProfileSettings(
+    return ImportanceSettings(
         method=options.method,
         bits=bits,
         exact=options.exact,

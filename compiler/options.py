@@ -11,7 +11,7 @@ from stic.compiler.plan import Budget
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
 from stic.runtime.format import LIMITS
-from stic.runtime.gpu_format import Storage
+from stic.runtime.gpu_format import GpuPrecision
 
 DEFAULT_LENGTH = 128  # tokens of the longest input, where the model has positions for them
 ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu"
@@ -77,7 +77,7 @@ class TargetOptions:
 
     name: str
     gpu: str | None = None  # target whose GPU is beside the CPU; "none": no GPU; None: the target's own
-    gpu_precision: Storage = "float16"  # type of activations in the GPU's memory
+    gpu_precision: GpuPrecision = "float16"  # type of activations in the GPU's memory
     place: Placing = "auto"  # where layers run; auto: where the cost tables say
     threads: int | None = None  # compute threads; None: the target's
     lanes: int | None = None  # IO lanes; None: the target's

@@ -93,7 +93,7 @@ class Problem:
     budget: Budget
     margin: float = 0.0  # share of the latency budget kept back for jitter
     gpu: ComputeCost | None = None  # the same work on the GPU beside the CPU; None: there is none. The head stays
-    hop_us: float = 0.0  # handing activations from the CPU to the GPU, or back
+    hand_over_us: float = 0.0  # handing activations from the CPU to the GPU, or back
     gpu_bytes: int = 0  # memory that is held once any layer is on the GPU, a multiple of 4096
     places: tuple[Place, ...] = ()  # where each layer is computed if it is kept; empty: on the CPU, or not decided yet
     path: SubmodelPath | None = None  # of an elastic model: planner ilp keeps a prefix of it; None: any slices

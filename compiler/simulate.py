@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stic.compiler.memory.placement import Extent, place_extents
-from stic.compiler.plan import Claim, Place, Plan, Problem
+from stic.compiler.plan import Claim, Plan, Problem
+from stic.runtime.gpu_format import Place
 
 EMBEDDING, HEAD = -1, -2  # in Event.layer
 
@@ -99,13 +100,13 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
         if layer.bits:
             cost = problem.cost(layer.place)
             duration = cost.layer_us + sum(cost.slice_us[b] for b in layer.bits)
-            duration += problem.hop_us if layer.place != at else 0.0
+            duration += problem.hand_over_us if layer.place != at else 0.0
             compute.run(k, -1, ready if by_layer[k] else 0.0, duration, place=layer.place)
             at = layer.place
         done[k] = compute.now
         steps.append((compute.now, -sum(x.bytes for x in by_layer[k])))
-    hop_us = problem.hop_us if at == "gpu" else 0.0
-    latency = compute.run(HEAD, -1, 0.0, problem.compute.head_us + hop_us)
+    hand_over_us = problem.hand_over_us if at == "gpu" else 0.0
+    latency = compute.run(HEAD, -1, 0.0, problem.compute.head_us + hand_over_us)
 
     table = problem.table_bytes if plan.table_resident else 0
     gpu = problem.gpu_bytes if plan.on_gpu else 0

@@ -21,10 +21,11 @@ from stic.compiler.cache.digests import digest, encoder_digest, follows
 from stic.compiler.importance.contributions import Order, unit_order
 from stic.compiler.importance.examples import Batch
 from stic.compiler.model import Model
+from stic.compiler.offers import Quantizer
 from stic.compiler.plan import Plan, Problem, dumps, from_json
 from stic.compiler.planner import solve
 from stic.compiler.quantization.moments import Ids, input_moments
-from stic.compiler.quantization.quantize import Outliers, QuantizedMatrix, QuantizedModel, Quantizer, quantize
+from stic.compiler.quantization.quantize import Outliers, QuantizedMatrix, QuantizedModel, quantize
 from stic.compiler.sharding import ShardedModel, shard
 from stic.runtime.format import LEVEL_BITS, MATRICES
 

@@ -15,8 +15,7 @@ from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.importance.examples import Batch, Examples
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
-from stic.compiler.importance.measure import Importance, ProfileSettings, sample, worthless
-from stic.compiler.importance.measure import profile as measure_importance
+from stic.compiler.importance.measure import Importance, ImportanceSettings, measure_importance, sample, worthless
 from stic.compiler.importance.tokens import Tables
 from stic.compiler.inputs import (
     calibration_examples,
@@ -27,19 +26,13 @@ from stic.compiler.inputs import (
 )
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.model import Model
-from stic.compiler.options import (
-    BudgetOptions,
-    ImportanceOptions,
-    ModelOptions,
-    PlannerOptions,
-    Quantizer,
-    TargetOptions,
-)
+from stic.compiler.offers import Quantizer
+from stic.compiler.options import BudgetOptions, ImportanceOptions, ModelOptions, PlannerOptions, TargetOptions
 from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.writer import write_package
-from stic.compiler.plan import Place, Plan, Problem
+from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, paced, with_rows
@@ -50,7 +43,7 @@ from stic.compiler.simulate import ReplayError, Timeline, check, simulate
 from stic.compiler.stage import Tell
 from stic.compiler.stage_cache import UnitOrder, ordered_units, quantized_model, sharded_model, solved
 from stic.runtime.errors import InputError
-from stic.runtime.gpu_format import PROGRAM_FILE, Storage
+from stic.runtime.gpu_format import PROGRAM_FILE, GpuPrecision, Place
 from stic.runtime.native import cache_dir
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
@@ -66,7 +59,7 @@ class Calibration:
     tokenizer: Path | Tokenizer
     sampled: Examples
     batches: tuple[Batch, ...]
-    settings: ProfileSettings
+    settings: ImportanceSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +230,7 @@ def pose(
         budget=budget.main,
         margin=margin,
         gpu=costs.gpu,
-        hop_us=costs.hop_us,
+        hand_over_us=costs.hand_over_us,
         gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(target.gpu_precision),
         row_type=materials.row_type,
         places=on_gpu * materials.store.layers,
@@ -286,7 +279,7 @@ def decided(problem: Problem, materials: Materials, plans: tuple[Plan, ...]) -> 
     return Decided(replace(problem, fixed_bytes=materials.fixed_bytes(len(plans))), plans)
 
 
-def replay(decided: Decided, materials: Materials, precision: Storage) -> Replays:
+def replay(decided: Decided, materials: Materials, precision: GpuPrecision) -> Replays:
     """Replay each plan against the planner's claim, and against the memory that the package will lay out."""
     timelines = []
     for plan in decided.plans:
@@ -298,7 +291,7 @@ def replay(decided: Decided, materials: Materials, precision: Storage) -> Replay
     return Replays(tuple(timelines))
 
 
-def generate(materials: Materials, plan: Plan, target: Target, precision: Storage, folder: Path) -> Kernels:
+def generate(materials: Materials, plan: Plan, target: Target, precision: GpuPrecision, folder: Path) -> Kernels:
     """Compile kernels for the target, into `folder`."""
     library, text = folder / "kernels.so", folder / PROGRAM_FILE
     kernels.generate(materials.kernel_shape, target, library)

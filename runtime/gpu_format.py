@@ -29,9 +29,9 @@ import numpy as np
 from stic.runtime.format import BLOCK, MATRICES, TILE, Shape, pad
 
 Style = Literal["mali", "adreno"]
-Storage = Literal["float16", "float32"]
+GpuPrecision = Literal["float16", "float32"]
 GPU_STYLES: tuple[Style, ...] = get_args(Style)  # families of GPUs: without and with local memory of their own
-STORAGE_BITS: dict[Storage, int] = {"float16": 16, "float32": 32}  # of stored activations
+PRECISION_BITS: dict[GpuPrecision, int] = {"float16": 16, "float32": 32}  # of stored activations
 Place = Literal["cpu", "gpu"]
 PLACES: tuple[Place, ...] = get_args(Place)
 GpuArithmetic = Literal["float", "int8"]  # of products: kernels.cl has both

@@ -20,9 +20,9 @@ from stic.runtime.gpu_format import (
     LAUNCH,
     MOST_LAUNCHES,
     PLACES,
+    PRECISION_BITS,
     PROGRAM_FILE,
-    STORAGE_BITS,
-    Storage,
+    GpuPrecision,
     Style,
     state_sizes,
 )
@@ -35,7 +35,7 @@ _MOST_BYTES = 1 << 31  # that a kernel can index
 PART_CHECKS = (
     Check(
         "gpu_fields",
-        lambda p: p.storage_bits in STORAGE_BITS.values() and p.style < len(GPU_STYLES) and p.fallback <= 1,
+        lambda p: p.storage_bits in PRECISION_BITS.values() and p.style < len(GPU_STYLES) and p.fallback <= 1,
         "its GPU part has {p.storage_bits}-bit storage, style {p.style}, fallback {p.fallback}",
     ),
     Check("gpu_reserved", lambda p: not any(p.reserved), "a reserved field of its GPU part is set"),
@@ -147,7 +147,7 @@ class GpuPart:
     """Where a package's layers run, and what the GPU needs for its own."""
 
     style: Style
-    storage: Storage
+    storage: GpuPrecision
     fallback: bool
     launches: NDArray[Any]  # LAUNCH
     places: tuple[str, ...]  # of PLACES, one a layer
@@ -194,7 +194,7 @@ def read_gpu(
         shape, int(np.max(kept)), header.max_length, part.storage_bits, part.scores_tiles, header.row_stride
     )
     _check_state(part, rows, placed, needed, refuse)
-    storage = {bits: name for name, bits in STORAGE_BITS.items()}[part.storage_bits]
+    storage = {bits: name for name, bits in PRECISION_BITS.items()}[part.storage_bits]
     return GpuPart(
         GPU_STYLES[part.style],
         storage,

@@ -14,8 +14,8 @@ enum { ROWS = 16, TOKENS = 16, ALIGN = 4096, FEATURES = 4096 };
 
 void stic_dot(uint8_t *, int8_t *, int32_t *, float *, float *, float *, float *, float *, int32_t, int32_t, int32_t,
               int32_t);
-typedef void rows_kernel(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, int8_t *,
-                         int8_t *, int32_t *, int32_t, int32_t, int32_t);
+typedef void rows_kernel(uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *, uint8_t *,
+                         int8_t *, int8_t *, int32_t *, int32_t, int32_t, int32_t);
 rows_kernel stic_rows_b2, stic_rows_b4, stic_rows_b6, stic_rows_b8;
 
 static int64_t now_ns(void) {
@@ -56,7 +56,8 @@ static int64_t time_rows(int64_t bits, int64_t bytes) {
   rows_kernel *const kernels[] = {stic_rows_b2, stic_rows_b4, stic_rows_b6, stic_rows_b8};
   if (bits < 2 || bits > 8 || bits % 2) return -1;
   const size_t block = (size_t)ROWS * FEATURES / 8, blocks = (size_t)bytes / ((size_t)bits * block);
-  const size_t plane = blocks * block + 5 * 64; /* not a multiple of 4096, at which planes would share lines of a cache */
+  const size_t plane =
+      blocks * block + 5 * 64; /* not a multiple of 4096, at which planes would share lines of a cache */
   uint8_t *planes = fresh((size_t)bits * plane + ALIGN);
   int8_t *table = fresh(256), *x = fresh(16 * FEATURES);
   int32_t *acc = fresh(ROWS * TOKENS * sizeof *acc);

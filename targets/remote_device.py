@@ -16,9 +16,9 @@ from stic.runtime.format import ARCHITECTURES, FEATURES, MAJOR, MINOR
 from stic.runtime.package import Package
 from stic.runtime.session import SessionOptions
 from stic.targets.connection import Connection, Functions
+from stic.targets.depot import INDEX, Depot, Sent, open_store
 from stic.targets.remote_session import RemoteSession
-from stic.targets.rpc import Place, Progress, lease, silent
-from stic.targets.store import INDEX, Sent, Store, open_store
+from stic.targets.rpc import DeviceAddress, Progress, lease, silent
 from stic.targets.target import Target, load, names
 from stic.targets.toolchain import SYSTEMS, build_engine
 
@@ -43,8 +43,8 @@ class Facts:
 class RemoteDevice:
     """A leased device with an engine loaded and a store open."""
 
-    def __init__(self, place: Place, functions: Functions, store: Store) -> None:
-        self.place, self.name, self.functions, self.store = place, place.name, functions, store
+    def __init__(self, address: DeviceAddress, functions: Functions, store: Depot) -> None:
+        self.address, self.name, self.functions, self.depot = address, address.name, functions, store
         version = divmod(self._ask("version"), 65536)
         reads = (self._ask("format_major"), self._ask("format_minor"))
         if version != native.header_version() or reads != (MAJOR, MINOR):
@@ -72,12 +72,12 @@ class RemoteDevice:
             )
 
     def send(self, package: Package, progress: Progress = silent, folder: str | None = None) -> Sent:
-        """Have the package on the device, by default in its own folder of the store: `Store.put`."""
-        return self.store.put(package.path, (*package.files, INDEX), progress, folder)
+        """Have the package on the device, by default in its own folder of the store: `Depot.put`."""
+        return self.depot.put(package.path, (*package.files, INDEX), progress, folder)
 
     def session(self, package: Package, folder: str, **options: Unpack[SessionOptions]) -> RemoteSession:
         """Open what `send` has put in `folder` of the device; options as those of Session."""
-        return RemoteSession(self.functions, self.name, package, folder, self.place.step_s, **options)
+        return RemoteSession(self.functions, self.name, package, folder, self.address.step_s, **options)
 
     def _ask(self, name: str) -> int:
         return int(self.functions.call("stic_device", name))
@@ -85,20 +85,24 @@ class RemoteDevice:
 
 @contextmanager
 def remote_device(
-    place: Place, target: Target, directory: str | None = None, system: str | None = None, progress: Progress = silent
+    address: DeviceAddress,
+    target: Target,
+    directory: str | None = None,
+    system: str | None = None,
+    progress: Progress = silent,
 ) -> Iterator[RemoteDevice]:
     """Lease a device and load an engine there that was built for the target's architecture.
 
     directory: of the store, there; system: one of SYSTEMS that the device runs, by default what TVM there says.
     Raises TargetError for a device of another architecture, and as `lease` and `open_store` do.
     """
-    with lease(place, progress) as connection:
+    with lease(address, progress) as connection:
         triple = _triple(connection, target)
         found = system or next((name for name in SYSTEMS[1:] if name.removeprefix("linux-") in triple), SYSTEMS[0])
         with tempfile.TemporaryDirectory(prefix="stic-") as folder:
             library = build_engine(target, Path(folder), found).library
             store, engine = open_store(connection, library, directory, f"{target.arch}, {found}")
-        yield RemoteDevice(place, engine, store)
+        yield RemoteDevice(address, engine, store)
 
 
 def _triple(connection: Connection, target: Target) -> str:

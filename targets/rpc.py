@@ -20,7 +20,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceAddress:
     """Where a device is to be had, and how patient to be with it."""
 
     tracker: str  # HOST:PORT
@@ -35,18 +35,18 @@ class Place:
 
 
 @contextmanager
-def lease(place: Place, progress: Progress = silent) -> Iterator[Connection]:
-    """Yield a device of the place; it is given back in any case.
+def lease(address: DeviceAddress, progress: Progress = silent) -> Iterator[Connection]:
+    """Yield a device of the address; it is given back in any case.
 
     Raises TargetError where there is no tracker, no such key, or no free device in time; DeviceLost for a device that
     goes away.
     """
-    tracker = Tracker(place.tracker)
-    tracker.device(place.key)  # before the second that TVM's client takes to start
-    connection = Connection(place.name, place.step_s)
+    tracker = Tracker(address.tracker)
+    tracker.device(address.key)  # before the second that TVM's client takes to start
+    connection = Connection(address.name, address.step_s)
     try:
-        waiting = f"waiting for device {place.key} (in use)"
-        match = tracker.request(place.key, place.wait_s, lambda: progress(waiting, 0, 0))
+        waiting = f"waiting for device {address.key} (in use)"
+        match = tracker.request(address.key, address.wait_s, lambda: progress(waiting, 0, 0))
         connection.connect(match, SESSION_S)
         yield connection
     finally:

@@ -15,8 +15,8 @@ from benchmarks.evaluation.cases import NONE, Case, Pattern, PeerCase
 from benchmarks.evaluation.plans import Asked, answer, asked_of
 from benchmarks.evaluation.resume import Finished, alone, write_json
 from benchmarks.evaluation.tasks import Prepared, typical
+from benchmarks.planner_study.synthetic import DEVICES, MINILM, problem_of
 from stic.compiler.plan import Budget
-from stic.compiler.planner.synthetic import DEVICES, MINILM, problem_of
 from stic.compiler.simulate import simulate
 from stic.runtime.errors import InputError
 

@@ -16,10 +16,10 @@ from benchmarks.evaluation.plans import resident
 from benchmarks.evaluation.quiet import enough, quietest, repeated
 from benchmarks.evaluation.switch import missing_bytes
 from benchmarks.evaluation.throttle import Place, counted_memory, place_of, slow_reads, started
+from benchmarks.planner_study.synthetic import DEVICES, MINILM, problem_of
 from stic.compiler.importance.examples import Examples
 from stic.compiler.importance.scoring import Metric
 from stic.compiler.plan import Budget
-from stic.compiler.planner.synthetic import DEVICES, MINILM, problem_of
 from stic.compiler.simulate import EMBEDDING, HEAD
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError

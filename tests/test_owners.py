@@ -22,8 +22,9 @@ def lists_of_names(tree: ast.AST) -> Iterator[tuple[str, ...]]:
             if isinstance(target, ast.Name) and target.id.isupper():
                 found = node.value
         if isinstance(found, ast.Tuple | ast.List) and len(found.elts) > 1:
-            names = tuple(part.value for part in found.elts if isinstance(part, ast.Constant))
-            if len(names) == len(found.elts) and all(isinstance(name, str) for name in names):
+            parts = [part.value for part in found.elts if isinstance(part, ast.Constant)]
+            names = tuple(part for part in parts if isinstance(part, str))
+            if len(names) == len(found.elts):
                 yield names
 
 

@@ -14,7 +14,7 @@ from benchmarks.planner_study.gains import draw, measured
 from benchmarks.planner_study.instances import instance, read
 from benchmarks.planner_study.measure import captured, gap_at, measure, seconds_to, share_of_bits
 from benchmarks.planner_study.summary import summary, tables
-from stic.compiler.planner.synthetic import BITS
+from benchmarks.planner_study.synthetic import BITS
 
 SETTINGS = read(Path(study.__file__).with_name("study.toml"))
 SOURCES = measured()

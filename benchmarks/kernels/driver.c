@@ -22,8 +22,8 @@ typedef void (*sum)(const uint8_t *data, uint64_t bytes, uint64_t lanes[64]);
 
 #if defined(__x86_64__)
 #define LOOPS(L) \
-  L(int8_avx512_vnni, 24 * 64) L(int8_avx_vnni, 12 * 32) L(int8_avx2, 12 * 32) \
-  L(f32_avx512, 24 * 16) L(f32_avx2, 12 * 8)
+  L(int8_avx512_vnni, 24 * 64) \
+  L(int8_avx_vnni, 12 * 32) L(int8_avx2, 12 * 32) L(f32_avx512, 24 * 16) L(f32_avx2, 12 * 8)
 #define SUMS(S) S(sum_avx512) S(sum_avx2)
 #elif defined(__aarch64__)
 #define LOOPS(L) L(int8_i8mm, 22 * 32) L(int8_asimddp, 22 * 16) L(int8_asimd, 12 * 16) L(f32_asimd, 22 * 4)
@@ -178,13 +178,12 @@ static void outliers_of(const product_job *job, uint32_t slice, uint32_t block, 
   const int32_t dense = s->table[1u << (p->bits - 1)];
   if (count)
     job->b->kernels.outliers(s->entries + 2 * (size_t)first, job->rows->scale + block * TILE,
-                             p->x + (size_t)slice * p->ks * TILE, extra, (int32_t)count, dense,
-                             (int32_t)p->x_pitch, (int32_t)(p->slices * p->ks * TILE), (int32_t)tiles);
+                             p->x + (size_t)slice * p->ks * TILE, extra, (int32_t)count, dense, (int32_t)p->x_pitch,
+                             (int32_t)(p->slices * p->ks * TILE), (int32_t)tiles);
 }
 
 static void planes_of(const product_job *job, uint32_t slice, uint32_t block, uint8_t *at[8]) {
-  for (uint32_t i = 0; i < job->p->bits; i++)
-    at[i] = job->parts[slice].planes[i] + (size_t)block * 2 * job->p->ks;
+  for (uint32_t i = 0; i < job->p->bits; i++) at[i] = job->parts[slice].planes[i] + (size_t)block * 2 * job->p->ks;
 }
 
 static void gemm_block(void *context, uint32_t block, uint32_t thread) {
@@ -215,15 +214,15 @@ static void gemv_block(void *context, uint32_t block, uint32_t thread) {
   for (uint32_t slice = 0; slice < p->slices; slice++) {
     int8_t *x = p->x + (size_t)slice * p->ks / p->interleave * p->x_pitch;
     planes_of(job, slice, block, at);
-    kernels->rows[p->bits](at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], job->parts[slice].table,
-                           x, acc, (int32_t)(p->ks / 4), (int32_t)p->x_pitch, (int32_t)p->tokens);
+    kernels->rows[p->bits](at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], job->parts[slice].table, x, acc,
+                           (int32_t)(p->ks / 4), (int32_t)p->x_pitch, (int32_t)p->tokens);
     const uint32_t *starts = job->parts[slice].starts;
-    kernels->rows_outliers(job->parts[slice].entries + 2 * (size_t)starts[block], job->rows->scale + block * TILE,
-                           x, extra, (int32_t)(starts[block + 1] - starts[block]),
+    kernels->rows_outliers(job->parts[slice].entries + 2 * (size_t)starts[block], job->rows->scale + block * TILE, x,
+                           extra, (int32_t)(starts[block + 1] - starts[block]),
                            job->parts[slice].table[1 << (p->bits - 1)], (int32_t)p->x_pitch, (int32_t)p->tokens);
   }
-  kernels->rows_finish(acc, p->xsum, p->xscale, job->rows->scale + block * TILE, job->rows->bias + block * TILE,
-                       extra, p->y + (size_t)block * TILE * TILE, (int32_t)p->tokens);
+  kernels->rows_finish(acc, p->xsum, p->xscale, job->rows->scale + block * TILE, job->rows->bias + block * TILE, extra,
+                       p->y + (size_t)block * TILE * TILE, (int32_t)p->tokens);
 }
 
 static int64_t product(bench *b, const bench_product *p, stic_item run) {

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.planner_study.gains import Measured, draw
+from benchmarks.planner_study.synthetic import BERT_BASE, BERT_LARGE, MINILM, Device, problem_of
 from stic.compiler.plan import Budget, Claim, Problem
 from stic.compiler.planner.branch import READ_AHEAD
 from stic.compiler.planner.closed_form import CostTable, LayerCost, claim
-from stic.compiler.planner.synthetic import BERT_BASE, BERT_LARGE, MINILM, Device, problem_of
 
 GEOMETRIES = {g.name: g for g in (BERT_BASE, BERT_LARGE, MINILM)}
 UP = 1 + 1e-9  # floating point may not make the least budget infeasible

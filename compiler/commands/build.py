@@ -186,18 +186,18 @@ def compile_command(
     from stic.compiler.stages import Decided, Replays, Written
     from stic.runtime.package import Package
 
-    place = device.place(options.target.name)
-    if place is None and (run or directory is not None):
+    address = device.address(options.target.name)
+    if address is None and (run or directory is not None):
         raise click.UsageError("--run and --directory belong to --deploy; here, use stic run")
     if run != bool(texts):
         raise click.UsageError("--run takes its sentences from --text, and --text is for --run")
-    if place is not None and options.stages.until is not None:
+    if address is not None and options.stages.until is not None:
         raise click.UsageError("--until stops before there is a package to --deploy")
     with progress_bar() as progress:
-        if place is None:
+        if address is None:
             made = compile_model(options, progress)
         else:
-            made = compile_for(options, place, directory, device.system, progress)
+            made = compile_for(options, address, directory, device.system, progress)
     print_notes(made.notes)
     if Written not in made:
         console.print(f"stopped after stage {options.stages.until}", highlight=False)
@@ -213,7 +213,7 @@ def compile_command(
     family = contents.family_facts(package)
     facts = {"package": str(made[Written].path), **report.plan_facts(plan, *claim), "family": family}
     if as_json:
-        if place is None:
+        if address is None:
             click.echo(json.dumps(facts, indent=1))
     else:
         strip = report.predicted(timeline.events, made[Problem].length, plan.budget.latency_us)
@@ -222,7 +222,7 @@ def compile_command(
             console.print()
             console.print(report.family_table(family))
         console.print(f"wrote {made[Written].path}", highlight=False, soft_wrap=True)
-    if place is not None:
+    if address is not None:
         use = ask(Question(texts), package, as_json, {}, facts) if texts else say(as_json, facts)
         deploy(package, device, directory, use, as_json)
 

@@ -38,11 +38,11 @@ def deploy(
     """Put a package on the device that is meant and, while it is ours, use it; what was sent is said before."""
     from stic.compiler.device.deploy import deployed
 
-    place = device.place(str(package.plan.get("target", "")))
-    assert place is not None, "the option that names the tracker is required"
+    address = device.address(str(package.plan.get("target", "")))
+    assert address is not None, "the option that names the tracker is required"
     with ExitStack() as leased:
         with progress_bar() as progress:
-            deployment = leased.enter_context(deployed(package, place, directory, device.system, progress))
+            deployment = leased.enter_context(deployed(package, address, directory, device.system, progress))
         if not as_json:
             console.print(deployment.sentences(), soft_wrap=True)
         use(deployment)

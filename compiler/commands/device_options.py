@@ -13,7 +13,7 @@ from stic.compiler.commands.parameters import NAME, PATIENCE
 from stic.targets.toolchain import SYSTEMS
 
 if TYPE_CHECKING:
-    from stic.targets.rpc import Place
+    from stic.targets.rpc import DeviceAddress
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class DeviceChoice:
     timeout_us: int
     system: str | None
 
-    def place(self, target: str) -> Place | None:
-        """The place they name, with the target's name where no key is given; None for this machine."""
-        from stic.targets.rpc import Place
+    def address(self, target: str) -> DeviceAddress | None:
+        """The address they name, with the target's name where no key is given; None for this machine."""
+        from stic.targets.rpc import DeviceAddress
 
         if self.tracker is None:
             if self.key is not None:
                 raise click.UsageError("--key names a device at a tracker: give the tracker, too")
             return None
-        return Place(self.tracker, self.key or target, self.wait_us / 1e6, self.timeout_us / 1e6)
+        return DeviceAddress(self.tracker, self.key or target, self.wait_us / 1e6, self.timeout_us / 1e6)
 
 
 def device_group(tracker: Decorator) -> Callable[[Command], Command]:

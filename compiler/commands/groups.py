@@ -41,10 +41,10 @@ from stic.compiler.options import (
 from stic.compiler.plan import Budget
 from stic.compiler.planner import PLANNERS
 from stic.runtime.emulated import EmulatedStorage
-from stic.runtime.gpu_format import Storage
+from stic.runtime.gpu_format import GpuPrecision
 from stic.runtime.session import GPU_USES, GpuUse, SessionOptions
 
-GpuPrecision = Literal["fp16", "fp32"]
+Halves = Literal["fp16", "fp32"]  # how --gpu-precision spells float16 and float32
 Command = TypeVar("Command", bound=Callable[..., object])
 Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 
@@ -111,14 +111,14 @@ model_group = gathered("model", _model, click.argument("model", type=FILE), _mod
 def _target(
     target: str,
     gpu: str | None,
-    gpu_precision: GpuPrecision,
+    gpu_precision: Halves,
     place: Placing,
     threads: int | None,
     lanes: int | None,
     device_profile: Path | None,
     storage: EmulatedStorage | None,
 ) -> TargetOptions:
-    precision: Storage = "float16" if gpu_precision == "fp16" else "float32"
+    precision: GpuPrecision = "float16" if gpu_precision == "fp16" else "float32"
     return TargetOptions(target, gpu, precision, place, threads, lanes, device_profile, storage)
 
 
@@ -131,7 +131,7 @@ target_group = gathered(
     gpu_option,
     click.option(
         "--gpu-precision",
-        type=click.Choice(get_args(GpuPrecision)),
+        type=click.Choice(get_args(Halves)),
         default="fp16",
         show_default=True,
         help="Type of activations in the GPU's memory; sums are in fp32 either way.",

@@ -169,18 +169,18 @@ def probe_command(
     aim = load(target, gpu)
     shards = ShardOptions(layers.slices)
     workload = Workload.of(read, aim, layers.max_length, shards, layers.threads, layers.lanes)
-    place = device.place(target)
+    address = device.address(target)
     with ExitStack() as opening:
         progress = opening.enter_context(progress_bar())
-        if place is None:
+        if address is None:
             if aim.missing_features:
                 lacks = ", ".join(aim.missing_features)
                 raise TargetError(f"this machine cannot run {target}: it lacks {lacks}; probe there, or with --tracker")
             runner, where = None, directory or (output.absolute().parent if output else Path.cwd())
         else:
             there = None if directory is None else str(directory)
-            runner, where = opening.enter_context(remote_runner(place, aim, there, device.system, progress))
-        tick = partial(progress, "measuring this device" if place is None else f"measuring {place.key}")
+            runner, where = opening.enter_context(remote_runner(address, aim, there, device.system, progress))
+        tick = partial(progress, "measuring this device" if address is None else f"measuring {address.key}")
         notes: list[str] = []
         data = probe(aim, workload, where, tick, notes.append, runner, wide=True)
     print_notes(notes)

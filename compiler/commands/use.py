@@ -120,7 +120,7 @@ def eval_command(
     examples = read_examples(evaluated.data, evaluated.task, reading=reading)
     if evaluated.limit is not None:
         examples = examples.pick(range(min(evaluated.limit, len(examples))))
-    address = device.place(str(opened.plan.get("target", "")))
+    address = device.address(str(opened.plan.get("target", "")))
     if address is None and (devices > 1 or directory is not None):
         raise click.UsageError("--devices and --directory belong to --tracker")
     if address is not None and (session.get("latency_us") or session.get("memory_bytes")):

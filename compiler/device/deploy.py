@@ -17,11 +17,11 @@ from stic.compiler.quantities import format_bytes
 from stic.compiler.report.texts import Ids, inputs_of
 from stic.runtime.package import Package
 from stic.runtime.session import SessionOptions
+from stic.targets.depot import Sent
 from stic.targets.remote_device import RemoteDevice, engine_target, remote_device
 from stic.targets.remote_session import RemoteSession
-from stic.targets.rpc import Place, silent
+from stic.targets.rpc import DeviceAddress, silent
 from stic.targets.spread import spread
-from stic.targets.store import Sent
 
 BATCH = 8  # inputs that a device takes at once of an evaluation
 
@@ -43,7 +43,7 @@ class Deployment:
         facts = self.device.facts
         return {
             "device": {
-                "key": self.device.place.key,
+                "key": self.device.address.key,
                 "architecture": facts.architecture,
                 "features": sorted(facts.features),
                 "cores": facts.cores,
@@ -57,7 +57,7 @@ class Deployment:
         """The same for people."""
         facts = self.device.facts
         memory = format_bytes(facts.available_bytes)
-        device = f"{self.device.place.key}: {facts.architecture}, {facts.cores} cores, {memory} of memory free"
+        device = f"{self.device.address.key}: {facts.architecture}, {facts.cores} cores, {memory} of memory free"
         total, folder = format_bytes(self.sent.total_bytes), self.sent.folder
         if not self.sent.files:
             return f"{device}\nsent nothing: all {total} are in {folder} already"
@@ -67,7 +67,7 @@ class Deployment:
 @contextmanager
 def deployed(
     package: Package,
-    place: Place,
+    address: DeviceAddress,
     directory: str | None = None,
     system: str | None = None,
     progress: Progress = silent,
@@ -76,7 +76,7 @@ def deployed(
 
     Raises TargetError where something of that cannot be, DeviceLost for a device that goes away.
     """
-    with remote_device(place, engine_target(package), directory, system, progress) as device:
+    with remote_device(address, engine_target(package), directory, system, progress) as device:
         device.check(package)
         yield Deployment(package, device, device.send(package, progress))
 

@@ -17,7 +17,7 @@ from stic.compiler.package.kernels import kernels_key, program_key
 from stic.compiler.planner.costs import Costs, costs, estimate, load, parse
 from stic.compiler.planner.gpu_costs import with_gpu
 from stic.runtime.errors import EngineError
-from stic.runtime.gpu_format import Storage
+from stic.runtime.gpu_format import GpuPrecision
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
 
@@ -48,7 +48,7 @@ def device_costs(
 
 
 def _measured_here(
-    target: Target, materials: Materials, gpu_precision: Storage, folder: Path, tick: Tick, note: Note
+    target: Target, materials: Materials, gpu_precision: GpuPrecision, folder: Path, tick: Tick, note: Note
 ) -> dict[str, Any]:
     """A device profile of this machine for the model's layers, kept for the next time."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,14 +28,14 @@ from stic.compiler.device.workload import Workload
 from stic.compiler.package.assembly import Materials
 from stic.compiler.package.kernels import GpuProgram, generate, generate_program
 from stic.runtime.errors import EngineError
-from stic.runtime.gpu_format import PROGRAM_FILE, Storage
+from stic.runtime.gpu_format import PROGRAM_FILE, GpuPrecision
 from stic.runtime.trace import COMPUTE, GPU, Event, Trace
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
 
 
 def measure_gpu(
-    target: Target, workload: Workload, folder: Path, storage: Storage = "float16", runner: Runner | None = None
+    target: Target, workload: Workload, folder: Path, storage: GpuPrecision = "float16", runner: Runner | None = None
 ) -> dict[str, Any]:
     """Measure a workload with kernels for the target's GPU, by default on this machine's.
 
@@ -61,7 +61,7 @@ def measure_gpu(
         "head_us": statistics.median(_spent(trace, "head") for trace in alone),
         "submit_us": 0.0,  # part of the embedding's time
     }
-    return {**facts, "hop_us": statistics.mean(_hand_overs(mixed)), "shapes": [shape]}
+    return {**facts, "hand_over_us": statistics.mean(_hand_overs(mixed)), "shapes": [shape]}
 
 
 def _traces(

@@ -17,9 +17,9 @@ from stic.compiler.device.workload import Workload
 from stic.compiler.package.assembly import ROW_LANES
 from stic.compiler.progress import Progress
 from stic.runtime.errors import EngineError, TargetError
-from stic.runtime.gpu_format import Storage
+from stic.runtime.gpu_format import GpuPrecision
 from stic.targets.remote_device import remote_device
-from stic.targets.rpc import Place
+from stic.targets.rpc import DeviceAddress
 from stic.targets.target import Target
 
 
@@ -31,7 +31,7 @@ def probe(
     note: Note,
     runner: Runner | None = None,
     wide: bool = False,
-    gpu_precision: Storage = "float16",
+    gpu_precision: GpuPrecision = "float16",
 ) -> dict[str, Any]:
     """`measure`, and `measure_gpu` where the target has a GPU: a device profile as `stic probe` writes it.
 
@@ -53,12 +53,12 @@ def probe(
 
 @contextmanager
 def remote_runner(
-    place: Place, target: Target, directory: str | None, system: str | None, progress: Progress
+    address: DeviceAddress, target: Target, directory: str | None, system: str | None, progress: Progress
 ) -> Iterator[tuple[Runner, Path]]:
     """Lease a device that can run the target's code; yields it, and a folder here to write packages for it in."""
-    with remote_device(place, target, directory, system, progress) as leased:
+    with remote_device(address, target, directory, system, progress) as leased:
         lacks = leased.facts.missing(target.features)
         if lacks:
             raise TargetError(f"{leased.name} cannot run {target.name}: it lacks {', '.join(lacks)}")
-        with leased.store.scratch() as there, tempfile.TemporaryDirectory(prefix="stic-probe-") as here:
+        with leased.depot.scratch() as there, tempfile.TemporaryDirectory(prefix="stic-probe-") as here:
             yield RemoteRunner(leased, there), Path(here)

@@ -81,7 +81,7 @@ class RemoteRunner:
 
     @property
     def name(self) -> str:
-        return self._device.place.key
+        return self._device.address.key
 
     @contextmanager
     def session(self, package: Path) -> Iterator[Running]:
@@ -91,7 +91,7 @@ class RemoteRunner:
         sent = self._device.send(opened, folder=folder)
         with self._device.session(opened, sent.folder) as session:
             yield session
-        self._device.store.remove(folder)
+        self._device.depot.remove(folder)
 
     def storage(self, lanes: Sequence[int]) -> dict[str, Any]:
         return measure_storage(self._device.functions, self._folder, lanes)

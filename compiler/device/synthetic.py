@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.model import Activation, Embeddings, Head, Layer, Linear, Model, Norm
+from stic.compiler.model import Embeddings, Head, Layer, Linear, Model, Norm
 from stic.compiler.quantization.quantize import OUTLIER_RATE, Outliers, QuantizedMatrix, QuantizedModel
 from stic.compiler.sharding import Geometry, ShardedModel, shard
-from stic.runtime.format import LEVEL_BITS, MATRICES
+from stic.runtime.format import LEVEL_BITS, MATRICES, Activation
 
 VOCABULARY = 8192  # so many that the tokens of an input have rows in different blocks, as a real vocabulary's
 

@@ -23,7 +23,7 @@ from stic.schedules.rule import kernels_for, micro_kernel
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import build
 from stic.schedules.tuning import Tuning
-from stic.targets.rpc import Place, lease
+from stic.targets.rpc import DeviceAddress, lease
 from stic.targets.target import Target, processor
 from stic.targets.toolchain import find_c_compiler
 
@@ -66,7 +66,7 @@ def device(target: Target, tracker: str | None, key: str | None) -> Iterator[Dev
     if tracker is not None:
         if target.name == "host":
             raise TargetError("target host is this machine: name the target that the device behind the tracker is")
-        with lease(Place(tracker, key or target.name, step_s=MEASURE_S)) as leased:
+        with lease(DeviceAddress(tracker, key or target.name, step_s=MEASURE_S)) as leased:
 
             def load_there(path: Path) -> Any:
                 leased.upload(path.read_bytes(), path.name)

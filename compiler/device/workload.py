@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from stic.compiler.inputs import input_length
-from stic.compiler.model import Activation, Model
+from stic.compiler.model import Model
 from stic.compiler.options import ShardOptions, longest_input
 from stic.compiler.sharding import Geometry
-from stic.runtime.format import LEVEL_BITS, LIMITS
+from stic.runtime.format import LEVEL_BITS, LIMITS, Activation
 from stic.targets.target import Target
 
 DEFAULT_LANES = 2  # phone flash gains nothing from more (FlexInfer, arXiv 2503.03777)

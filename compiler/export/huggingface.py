@@ -17,8 +17,9 @@ from stic.compiler.frontend.folders import onnx_file
 from stic.compiler.frontend.safetensors import Weights
 from stic.compiler.frontend.sentence_modules import Modules, read_modules, transformer_folder
 from stic.compiler.frontend.sharded_safetensors import ShardedWeights, open_weights
-from stic.compiler.model import Head, Pooling
+from stic.compiler.model import Head
 from stic.runtime.errors import InputError
+from stic.runtime.format import Pooling
 
 Tensors: TypeAlias = Weights | ShardedWeights
 

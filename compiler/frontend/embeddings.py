@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stic.compiler.frontend.graph import Graph
 from stic.compiler.frontend.norms import norm
 from stic.compiler.frontend.parts import terms
-from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
+from stic.compiler.frontend.probe import MASKED, UNMASKED, Inputs
 from stic.compiler.model import Array, Embeddings
 
 
@@ -34,18 +34,18 @@ def read_embeddings(graph: Graph, inputs: Inputs, value: str) -> Embeddings:
         if graph.op(name) not in ("Gather", "Slice"):
             constant = constant + _folded(graph, inputs, name, hidden)
             continue
-        index = [np.broadcast_to(_rows(graph, name, p), (batch, tokens)) for p in (FULL, PARTIAL)]
-        start = int(index[FULL][0, 0])
-        if np.array_equal(index[FULL], np.broadcast_to(start + np.arange(tokens), (batch, tokens))):
+        index = [np.broadcast_to(_rows(graph, name, p), (batch, tokens)) for p in (UNMASKED, MASKED)]
+        start = int(index[UNMASKED][0, 0])
+        if np.array_equal(index[UNMASKED], np.broadcast_to(start + np.arange(tokens), (batch, tokens))):
             if position is not None:
                 raise graph.refuse(name, "one position table")
             position, offset = _table(graph, name), start
-            padding = _padding(graph, inputs, name, index[PARTIAL] - start)
-        elif inputs.has_types and all(np.array_equal(index[p], inputs.types[p]) for p in (FULL, PARTIAL)):
+            padding = _padding(graph, inputs, name, index[MASKED] - start)
+        elif inputs.has_types and all(np.array_equal(index[p], inputs.types[p]) for p in (UNMASKED, MASKED)):
             if types is not None:
                 raise graph.refuse(name, "one token type table")
             types = _table(graph, name)
-        elif all(np.all(index[p] == start) for p in (FULL, PARTIAL)):  # the same row, whatever types a run is given
+        elif all(np.all(index[p] == start) for p in (UNMASKED, MASKED)):  # the same row, whatever types a run is given
             row = _table(graph, name)[start : start + 1]
             if types is None and not inputs.has_types:
                 types = row
@@ -80,11 +80,11 @@ def _folded(graph: Graph, inputs: Inputs, name: str, hidden: int) -> Array:
 
 
 def _padding(graph: Graph, inputs: Inputs, name: str, places: NDArray[Any]) -> int | None:
-    """Return the id that the positions `places` of PARTIAL's tokens skip, None if they are the tokens' numbers."""
-    kept = inputs.mask[PARTIAL].astype(bool)  # rows of masked tokens bear on nothing
+    """Return the id that the positions `places` of MASKED's tokens skip, None if they are the tokens' numbers."""
+    kept = inputs.mask[MASKED].astype(bool)  # rows of masked tokens bear on nothing
     if np.array_equal(places[kept], np.broadcast_to(np.arange(places.shape[1]), places.shape)[kept]):
         return None
-    counted = inputs.ids[PARTIAL] != inputs.padding
+    counted = inputs.ids[MASKED] != inputs.padding
     skipping = np.cumsum(counted, axis=1) * counted - 1
     if inputs.padding is None or not np.array_equal(places[kept], skipping[kept]):
         raise graph.refuse(name, "positions by token number, or by the number of tokens that are no padding")

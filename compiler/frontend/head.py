@@ -9,8 +9,9 @@ import numpy as np
 from stic.compiler.frontend.graph import Graph
 from stic.compiler.frontend.norms import norm
 from stic.compiler.frontend.parts import activation, linear
-from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
-from stic.compiler.model import Dense, Head, HeadActivation, Pooling
+from stic.compiler.frontend.probe import MASKED, UNMASKED, Inputs
+from stic.compiler.model import Dense, Head, HeadActivation
+from stic.runtime.format import Pooling
 
 
 def read_head(graph: Graph, inputs: Inputs) -> tuple[Head, str]:
@@ -51,7 +52,7 @@ def _normalised(graph: Graph, value: str) -> str | None:
         if graph.shape(name) != graph.shape(value):
             continue
         fits = []
-        for number in (FULL, PARTIAL):
+        for number in (UNMASKED, MASKED):
             x = graph.value(name, number)
             length = np.linalg.norm(x, axis=-1, keepdims=True)
             fits.append(np.allclose(graph.value(value, number), x / np.maximum(length, 1e-12), atol=1e-5))
@@ -75,9 +76,9 @@ def _pooling(graph: Graph, inputs: Inputs, value: str) -> tuple[Pooling, str]:
             return "tokens", graph.source(moved.source)
         raise graph.refuse(value, "the first token's features, all tokens' features, or their mean")
     hidden = _reduced(graph, value)
-    for number in (FULL, PARTIAL):
+    for number in (UNMASKED, MASKED):
         mask = inputs.mask[number].astype(np.float32)
-        if number == PARTIAL and not inputs.has_mask:
+        if number == MASKED and not inputs.has_mask:
             mask = np.ones_like(mask)
         x = graph.value(hidden, number).reshape(batch, tokens, -1)
         mean = (x * mask[..., None]).sum(1) / mask.sum(1)[:, None]

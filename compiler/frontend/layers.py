@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stic.compiler.frontend.graph import Graph, Moved
 from stic.compiler.frontend.norms import norm
 from stic.compiler.frontend.parts import activation, fold_linear, linear, terms
-from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
+from stic.compiler.frontend.probe import MASKED, UNMASKED, Inputs
 from stic.compiler.frontend.scores import additive, check_mask, read_scores
 from stic.compiler.model import Linear, Norm
 
@@ -126,7 +126,7 @@ def _fused(graph: Graph, inputs: Inputs, context: str) -> tuple[tuple[str, str, 
     if len(shapes) != 1 or _attribute(node, "softcap", 0.0) or (rank3 and graph.shape(query)[-1] % heads):
         raise graph.refuse(context, "plain attention with as many key heads as query heads")
     if len(node.input) > 3 and node.input[3]:
-        bias = tuple(additive(graph.value(node.input[3], number)) for number in (FULL, PARTIAL))
+        bias = tuple(additive(graph.value(node.input[3], number)) for number in (UNMASKED, MASKED))
         check_mask(graph, inputs, context, (bias[0], bias[1]), heads)
     elif inputs.has_mask:
         raise graph.refuse(context, "an attention mask as fourth input")

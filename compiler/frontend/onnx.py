@@ -27,10 +27,11 @@ from stic.compiler.frontend.layers import AttentionHalf, FeedForwardHalf, half
 from stic.compiler.frontend.load import prepared, read_onnx
 from stic.compiler.frontend.norms import norm
 from stic.compiler.frontend.parts import terms
-from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs, probe
+from stic.compiler.frontend.probe import MASKED, UNMASKED, Inputs, probe
 from stic.compiler.frontend.scores import refuse_causal
-from stic.compiler.model import Activation, Head, Layer, Linear, Model
+from stic.compiler.model import Head, Layer, Linear, Model
 from stic.runtime.errors import InputError, UnsupportedModelError
+from stic.runtime.format import Activation
 
 
 def load_model(path: Path, output: str | None = None) -> Model:
@@ -151,9 +152,9 @@ def _is_elastic(config: Path) -> bool:
 
 def _check_same(graph: Graph, inputs: Inputs, model: Model) -> None:
     """Raise UnsupportedModelError unless `model`, run in numpy, gives what the graph gives on both probes."""
-    for number in (FULL, PARTIAL):
+    for number in (UNMASKED, MASKED):
         mask = inputs.mask[number]
-        if number == PARTIAL and not inputs.has_mask:
+        if number == MASKED and not inputs.has_mask:
             mask = np.ones_like(mask)
         with np.errstate(all="ignore"):  # damaged weights overflow; they then differ, or are refused as such
             mine = outputs(model, inputs.ids[number], mask, inputs.types[number])

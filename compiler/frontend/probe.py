@@ -16,8 +16,8 @@ from stic.compiler.frontend.norms import dominators
 from stic.compiler.frontend.padding import padding_id, with_padding
 from stic.runtime.errors import UnsupportedModelError
 
-# The two probes. PARTIAL varies all that a run may vary: some tokens masked, every token type, padding in the text.
-FULL, PARTIAL = 0, 1
+# The two probes. MASKED varies all that a run may vary: some tokens masked, every token type, padding in the text.
+UNMASKED, MASKED = 0, 1
 _BATCH, _SEQUENCE = 2, 5  # where the file leaves them open
 
 
@@ -31,7 +31,7 @@ class Inputs:
     types: NDArray[np.int64]
     has_mask: bool
     has_types: bool  # else no token type that a run is given may matter
-    padding: int | None  # the id that the graph treats unlike others (`frontend_padding`); in the ids of PARTIAL
+    padding: int | None  # the id that the graph treats unlike others (`frontend_padding`); in the ids of MASKED
     fixed_length: bool  # the file fixes the number of tokens
 
 
@@ -60,21 +60,21 @@ def probe(graph: Graph) -> Inputs:
     low = vocabulary // 2  # ids that mean more than a word, such as padding, are small
     ids = (low + np.arange(2 * batch * sequence) % (vocabulary - low)).reshape(2, batch, sequence)
     mask = np.ones((2, batch, sequence), np.int64)
-    mask[PARTIAL, :, -1:] = 0
-    mask[PARTIAL, -1, -2:] = 0
-    mask[PARTIAL, :, 0] = 1  # a fixed length may be two tokens
+    mask[MASKED, :, -1:] = 0
+    mask[MASKED, -1, -2:] = 0
+    mask[MASKED, :, 0] = 1  # a fixed length may be two tokens
     types = np.zeros((2, batch, sequence), np.int64)
     if types_name:
-        types[PARTIAL] = (np.arange(sequence) + np.arange(batch)[:, None]) % types_rows
+        types[MASKED] = (np.arange(sequence) + np.arange(batch)[:, None]) % types_rows
     positions = np.broadcast_to(np.arange(sequence), (batch, sequence))
     graph.features.update(nx.descendants(graph.flow, word) | {word})
     graph.dominators.update(dominators(graph, word))
     for value in graph.inputs:
         graph.varying.update(nx.descendants(graph.flow, value.name) | {value.name})
     padding = None
-    for number in (FULL, PARTIAL):
-        if number == PARTIAL and (padding := padding_id(graph, word, ids_name, vocabulary)) is not None:
-            ids[PARTIAL] = with_padding(ids[PARTIAL], padding)
+    for number in (UNMASKED, MASKED):
+        if number == MASKED and (padding := padding_id(graph, word, ids_name, vocabulary)) is not None:
+            ids[MASKED] = with_padding(ids[MASKED], padding)
         by_name: Values = {ids_name: ids[number], types_name: types[number], positions_name: positions}
         by_name.update({name: mask[number] for name in rest})
         graph.probes.append(graph.run({v.name: by_name[v.name].astype(_dtype(v)) for v in graph.inputs}))

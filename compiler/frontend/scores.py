@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stic.compiler.frontend.graph import Graph
 from stic.compiler.frontend.load import describe
-from stic.compiler.frontend.probe import FULL, PARTIAL, Inputs
+from stic.compiler.frontend.probe import MASKED, UNMASKED, Inputs
 from stic.runtime.errors import UnsupportedModelError
 
 _MASKED = -1e3  # a mask adds less than this to a score, whose exponential is then zero
@@ -37,20 +37,20 @@ def read_scores(graph: Graph, value: str) -> Scores:
         if op == "Where":
             keep_first = node.input[1] in graph.features
             fill = node.input[2] if keep_first else node.input[1]
-            for number in (FULL, PARTIAL):
+            for number in (UNMASKED, MASKED):
                 chosen = graph.value(node.input[0], number).astype(bool)
                 hidden = ~chosen if keep_first else chosen
                 bias[number] = bias[number] + np.where(hidden, graph.value(fill, number), 0.0)
         elif op == "Add" or (op == "Sub" and node.input[0] in graph.features):
             sign = 1.0 if op == "Add" else -1.0
-            for number in (FULL, PARTIAL):
+            for number in (UNMASKED, MASKED):
                 bias[number] = bias[number] + sign * graph.value(others[0], number)
         elif op in ("Mul", "Div") and (scalar := graph.scalar(others[0])):
             factor = factor * scalar if op == "Mul" else factor / scalar
         elif op not in ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze"):
             break
         value = features[0]
-    return Scores(value, factor, (bias[FULL], bias[PARTIAL]))
+    return Scores(value, factor, (bias[UNMASKED], bias[MASKED]))
 
 
 def refuse_causal(graph: Graph) -> None:
@@ -58,7 +58,7 @@ def refuse_causal(graph: Graph) -> None:
     for node in graph.nodes:
         causal = node.op_type == "Attention" and any(a.name == "is_causal" and a.i for a in node.attribute)
         if node.op_type == "Softmax" and node.input[0] in graph.features:
-            causal = _is_causal(read_scores(graph, node.input[0]).bias[FULL])
+            causal = _is_causal(read_scores(graph, node.input[0]).bias[UNMASKED])
         elif node.op_type == "Attention" and len(node.input) > 3 and node.input[3]:
             causal = causal or _is_causal(additive(graph.value(node.input[3])))
         if causal:
@@ -85,7 +85,7 @@ def _is_causal(bias: NDArray[Any]) -> bool:
 def check_mask(graph: Graph, inputs: Inputs, value: str, bias: tuple[NDArray[Any], NDArray[Any]], heads: int) -> None:
     """Raise UnsupportedModelError (naming the node of `value`) unless `bias` is a padding mask and nothing else."""
     _, batch, size = inputs.mask.shape
-    for number in (FULL, PARTIAL):
+    for number in (UNMASKED, MASKED):
         array = bias[number]
         lead = (batch * heads,) if array.ndim == 3 and array.shape[0] == batch * heads else (batch, heads)
         try:

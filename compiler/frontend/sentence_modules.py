@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from stic.compiler.frontend.safetensors import Weights
-from stic.compiler.model import Dense, Head, HeadActivation, Linear, Pooling
+from stic.compiler.model import Dense, Head, HeadActivation, Linear
 from stic.runtime.errors import InputError
+from stic.runtime.format import Pooling
 
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 # Mode -> pooling of a head; what is not listed is refused. "sqrt" is a mean that only its length tells from "mean".

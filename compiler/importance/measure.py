@@ -62,7 +62,7 @@ _EVALUATES = (LossJob.__module__,)  # the module that computes what the log keep
 
 
 @dataclass(frozen=True)
-class ProfileSettings:
+class ImportanceSettings:
     """How importance is measured."""
 
     method: Method = "curves"
@@ -125,10 +125,10 @@ class Importance:
         return float(layer_sums(assignment, self.bits, self.gain, self.presence).sum())
 
 
-def profile(
+def measure_importance(
     quantized: QuantizedModel,
     examples: Examples | None = None,
-    settings: ProfileSettings | None = None,
+    settings: ImportanceSettings | None = None,
     tokenizer: Path | Tokenizer | None = None,
     workers: Workers | None = None,
     cache: Path | None = None,
@@ -140,7 +140,7 @@ def profile(
     and taken from there. `progress` is called after every few evaluations. Raises InputError.
     """
     started = time.monotonic()
-    settings = settings or ProfileSettings()
+    settings = settings or ImportanceSettings()
     model = quantized.sharded.model
     coder = tokenizer or model.tokenizer
     if coder is None:
@@ -166,7 +166,7 @@ def profile(
     )
 
 
-def worthless(geometry: Geometry, settings: ProfileSettings) -> Importance:
+def worthless(geometry: Geometry, settings: ImportanceSettings) -> Importance:
     """The importance of a model whose planner uses none: nothing was measured, and nothing is worth anything."""
     shape, bits = (geometry.layers, geometry.slices), len(settings.bits)
     return Importance(
@@ -189,7 +189,7 @@ def sample(
     examples: Examples,
     tokenizer: Path | Tokenizer,
     max_length: int,
-    settings: ProfileSettings,
+    settings: ImportanceSettings,
     tables: Tables | None = None,
 ) -> tuple[Examples, tuple[Batch, ...]]:
     """Draw examples until `settings.tokens` are reached, at least one of every kind of label that there are two of.
@@ -231,7 +231,7 @@ def _losses(found: Sequence[dict[str, Any]]) -> Doubles:
 
 
 def _curves(
-    m: Setup, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
+    m: Setup, settings: ImportanceSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
 ) -> Importance:
     g, elastic = m.quantized.sharded.geometry, m.quantized.sharded.model.elastic
     bits, level = settings.bits, settings.bits.index(settings.level)
@@ -282,7 +282,7 @@ def _curves(
 
 
 def _with_factors(
-    importance: Importance, factors: Doubles, m: Setup, settings: ProfileSettings, log: EvaluationLog,
+    importance: Importance, factors: Doubles, m: Setup, settings: ImportanceSettings, log: EvaluationLog,
     workers: Workers, progress: Progress | None,
 ) -> Importance:  # fmt: skip
     """Scale gains by layer and check again on plans that the factors were not fitted to; keep whatever is better."""
@@ -303,7 +303,7 @@ def _with_factors(
     )  # fmt: skip
 
 
-def _plans(m: Setup, settings: ProfileSettings, seed: int) -> list[Assignment]:
+def _plans(m: Setup, settings: ImportanceSettings, seed: int) -> list[Assignment]:
     g = m.quantized.sharded.geometry
     elastic = m.quantized.sharded.model.elastic
     centre = MIDDLE if MIDDLE in settings.bits else settings.level  # near u hardly anything is lost
@@ -311,7 +311,7 @@ def _plans(m: Setup, settings: ProfileSettings, seed: int) -> list[Assignment]:
 
 
 def _sti(
-    m: Setup, settings: ProfileSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
+    m: Setup, settings: ImportanceSettings, log: EvaluationLog, workers: Workers, progress: Progress | None
 ) -> Importance:
     """Rank shards by the score with that shard alone at full precision: the metric, else agreement.
 

@@ -16,8 +16,8 @@ from stic.runtime.gpu_format import (
     GPU_REGIONS,
     LAUNCH,
     MOST_LAUNCHES,
-    STORAGE_BITS,
-    Storage,
+    PRECISION_BITS,
+    GpuPrecision,
     codes_bytes,
     state_sizes,
 )
@@ -36,11 +36,11 @@ class GpuState:
     state_bytes: int
 
 
-def gpu_state(z: Sizes, storage: Storage) -> GpuState:
+def gpu_state(z: Sizes, storage: GpuPrecision) -> GpuState:
     """Lay out the state for activations stored as `storage`; `ffn` lies over `qkv`, `context` and `scores`."""
     tiles = -(-z.max_length // TILE)
     scores_tiles = _scores_tiles(z, tiles)
-    sizes = state_sizes(z.shape, z.slices, z.max_length, STORAGE_BITS[storage], scores_tiles, z.row_stride)
+    sizes = state_sizes(z.shape, z.slices, z.max_length, PRECISION_BITS[storage], scores_tiles, z.row_stride)
     placed: dict[str, tuple[int, int]] = {}
     at = 0
     for name in ("x", "y", "quantized", "token_scale", "token_sum", "rows", "types", "qkv", "context", "scores"):
@@ -65,7 +65,7 @@ def gpu_index_bytes(layers: int) -> int:
     return pad(tables + 4 * ALIGN, BLOCK)  # between tables
 
 
-def gpu_bytes(z: Sizes, store: Store, storage: Storage) -> int:
+def gpu_bytes(z: Sizes, store: Store, storage: GpuPrecision) -> int:
     """Memory that a plan holds beside everything else once any layer is on the GPU; a multiple of 4096."""
     held = gpu_state(z, storage).state_bytes + pad(z.trunk_bytes, BLOCK) + codes_bytes(store.layers, store.slices)
     return held + gpu_index_bytes(store.layers)

@@ -23,7 +23,7 @@ from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
 from stic.runtime.format import FULL, LIMITS, MATRICES, levels_of, row_stride
-from stic.runtime.gpu_format import Storage
+from stic.runtime.gpu_format import GpuPrecision
 from stic.schedules.shape import KernelShape
 from stic.targets.gpu import Gpu
 from stic.targets.target import Target
@@ -47,7 +47,7 @@ class Materials:
         """Memory that no decision changes, in a package of so many plans."""
         return fixed_bytes(self.sizes, self.store, plans)
 
-    def gpu_bytes(self, storage: Storage) -> int:
+    def gpu_bytes(self, storage: GpuPrecision) -> int:
         """Memory that is held beside the rest once any layer is on a GPU that stores activations as `storage`."""
         return gpu_bytes(self.sizes, self.store, storage)
 
@@ -107,7 +107,9 @@ def collect(
     return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word, row_type), sizes, row_type)
 
 
-def claim(materials: Materials, plan: Plan, placement: Placement, storage: Storage = "float16", plans: int = 1) -> int:
+def claim(
+    materials: Materials, plan: Plan, placement: Placement, storage: GpuPrecision = "float16", plans: int = 1
+) -> int:
     """Bytes that the engine holds at its peak under a plan of a package of so many; layers on a GPU keep activations as
     `storage`."""
     table = len(materials.embeddings) if plan.table_resident else 0
@@ -201,7 +203,7 @@ def _check_family(planned: Sequence[Planned]) -> None:
         raise ValueError("a plan of a family has no finite quality to be chosen by")
 
 
-def _place(materials: Materials, store: Store, one: Planned, storage: Storage, plans: int) -> PlacedPlan:
+def _place(materials: Materials, store: Store, one: Planned, storage: GpuPrecision, plans: int) -> PlacedPlan:
     """One of so many plans, placed; verified as if it were alone."""
     plan = one.plan
     placement = place_extents(plan, store)

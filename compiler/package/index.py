@@ -41,7 +41,7 @@ from stic.runtime.format import (
     pad,
     row_stride,
 )
-from stic.runtime.gpu_format import GPU, GPU_REGIONS, GPU_STYLES, PLACES, STORAGE_BITS
+from stic.runtime.gpu_format import GPU, GPU_REGIONS, GPU_STYLES, PLACES, PRECISION_BITS
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
 
@@ -107,7 +107,7 @@ def _gpu(gpu: GpuParts, plan: Plan, append: Callable[[NDArray[Any]], int]) -> ND
     """The structure of the GPU part; its tables are put into index.bin by `append`."""
     structure = np.zeros(1, GPU)
     row = structure[0]
-    row["storage_bits"] = STORAGE_BITS[gpu.program.storage]
+    row["storage_bits"] = PRECISION_BITS[gpu.program.storage]
     row["style"], row["fallback"] = GPU_STYLES.index(gpu.program.style), gpu.fallback
     row["launches_at"], row["launches"] = append(gpu.program.launches), len(gpu.program.launches)
     row["places_at"] = append(np.array([PLACES.index(layer.place) for layer in plan.layers], np.uint8))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stic.compiler.cache.closure import code_of
 from stic.runtime.errors import ToolchainError
 from stic.runtime.files import write_bytes
-from stic.runtime.gpu_format import LAUNCH, MOST_LAUNCHES, Storage, Style
+from stic.runtime.gpu_format import LAUNCH, MOST_LAUNCHES, GpuPrecision, Style
 from stic.runtime.native import cache_dir
 from stic.schedules.shape import KernelShape
 from stic.schedules.tuning import tuning_for
@@ -42,7 +42,7 @@ class GpuProgram:
 
     path: Path
     style: Style
-    storage: Storage
+    storage: GpuPrecision
     launches: NDArray[Any]  # LAUNCH
 
 
@@ -58,7 +58,7 @@ def generate(shape: KernelShape, target: Target, out: Path) -> None:
     write_bytes(out, cached.read_bytes())
 
 
-def generate_program(shape: KernelShape, style: Style, storage: Storage, q: int, out: Path) -> GpuProgram:
+def generate_program(shape: KernelShape, style: Style, storage: GpuPrecision, q: int, out: Path) -> GpuProgram:
     """Write the text of the model's kernels for a GPU of `style` to `out`.
 
     `storage` is the type of stored activations, `q` the interleave of the package's weights.
@@ -134,7 +134,7 @@ def kernels_key(shape: KernelShape, target: Target) -> str:
     return _key(facts, *_LIBRARY)
 
 
-def program_key(shape: KernelShape, style: Style, storage: Storage, q: int) -> str:
+def program_key(shape: KernelShape, style: Style, storage: GpuPrecision, q: int) -> str:
     """Return a hash of everything that the content of kernels.cl depends on."""
     facts = {"shape": asdict(shape), "gpu": [style, storage, q], "tvm": metadata.version("apache-tvm")}
     return _key(facts, _PROGRAM)

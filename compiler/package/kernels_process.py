@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stic.runtime.errors import SticError
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.shape import KernelShape
 from stic.targets.target import Target
 
@@ -31,7 +31,7 @@ def library(shape: KernelShape, target: Target, out: str) -> None:
     build(kernels_for(target, shape), dict(target.tvm)).write_to_file(out)
 
 
-def program(shape: KernelShape, style: Style, storage: Storage, q: int) -> dict[str, Any]:
+def program(shape: KernelShape, style: Style, storage: GpuPrecision, q: int) -> dict[str, Any]:
     """Return {"text": OpenCL C, "launches": how its kernels are started}: a model's kernels for a GPU."""
     from stic.schedules.opencl.rule import program_for
 

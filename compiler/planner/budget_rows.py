@@ -71,7 +71,7 @@ def _deadline_is_met(p: Program, aim: Aim) -> None:
     submit = nanoseconds(p.problem.compute.submit_us)
     start, head, embed = submit + rows - rows * p.rho, p.head, p.embed
     most_embed = max(nanoseconds(cost.embed_us) for cost in _costs(p.problem))
-    most_head = nanoseconds(p.problem.compute.head_us) + nanoseconds(p.problem.hop_us)
+    most_head = nanoseconds(p.problem.compute.head_us) + nanoseconds(p.problem.hand_over_us)
     serial = submit + rows + most_head + most_embed + sum(_most_ns(p, k) for k in range(depth))
     # Twice the serial time bounds every clock, however large the budget.
     limit = 2 * serial if math.isinf(deadline) else min(2 * serial, math.floor(deadline * 1000 + 1e-6))
@@ -114,7 +114,7 @@ def _most_compute_ns(problem: Problem) -> int:
         longest = max(nanoseconds(cost.slice_us[b]) for b in problem.bits)
         return nanoseconds(cost.layer_us) + problem.store.slices * longest
 
-    return max(map(most, _costs(problem))) + nanoseconds(problem.hop_us)
+    return max(map(most, _costs(problem))) + nanoseconds(problem.hand_over_us)
 
 
 def _most_ns(p: Program, k: int) -> int:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stic.compiler.plan import Claim, LayerPlan, Place, Plan, Problem
+from stic.compiler.plan import Claim, LayerPlan, Plan, Problem
 from stic.runtime.format import BLOCK, FULL
+from stic.runtime.gpu_format import Place
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ def busy(problem: Problem, costs: Sequence[LayerCost]) -> Busy:
     at = first = kept[0] if kept else "cpu"
     layers = []
     for c in costs:
-        hop = problem.hop_us if c.kept and c.place != at else 0.0
+        hand_over = problem.hand_over_us if c.kept and c.place != at else 0.0
         at = c.place if c.kept else at
-        layers.append(c.compute_us + hop)
-    head = problem.compute.head_us + (problem.hop_us if at == "gpu" else 0.0)
+        layers.append(c.compute_us + hand_over)
+    head = problem.compute.head_us + (problem.hand_over_us if at == "gpu" else 0.0)
     return Busy(problem.cost(first).embed_us, tuple(layers), head)
 
 

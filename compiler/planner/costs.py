@@ -7,7 +7,7 @@ A profile is the JSON that `stic probe` writes:
             "request_us": .., "bytes_per_s": .., "row_us": ..},          with the lanes of extents, or of rows, in use
      "compute": {"threads": 2, "shapes": [{"hidden", "heads_per_slice", "head_dim", "neurons_per_slice", "slices",
                  "rows", "layer_us", "slice_us": {"2": ..}, "embed_us", "head_us", "submit_us", "spread"}, ...]},
-     "gpu": {"device", "driver", "arithmetic", "hop_us", "shapes": [..]}}    where one was measured; shapes as above
+     "gpu": {"device", "driver", "arithmetic", "hand_over_us", "shapes": [..]}}   where one was measured; shapes alike
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Costs:
     measured: bool  # False: at least a part is scaled or estimated, as `notes` say
     notes: tuple[str, ...] = ()
     gpu: ComputeCost | None = None  # the same work on the GPU
-    hop_us: float = 0.0  # handing activations over between CPU and GPU
+    hand_over_us: float = 0.0  # handing activations over between CPU and GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class GpuProfile:
     device: str
     driver: str
     arithmetic: str  # of products: "int8" or "float", as the device's driver allows
-    hop_us: float
+    hand_over_us: float
     shapes: tuple[ShapeProfile, ...]
 
 
@@ -111,7 +111,7 @@ def parse(data: Mapping[str, Any]) -> DeviceProfile:
         raise InputError(f"this is not a device profile: {error!r}; write one with `stic probe`") from error
     shapes = (*profile.shapes, *(profile.gpu.shapes if profile.gpu is not None else ()))
     numbers = [profile.request_us, profile.row_us, *(u for s in shapes for u in _times(s.compute))]
-    numbers.append(profile.gpu.hop_us if profile.gpu is not None else 0.0)
+    numbers.append(profile.gpu.hand_over_us if profile.gpu is not None else 0.0)
     if not (profile.bytes_per_s > 0 and profile.threads > 0 and all(math.isfinite(n) and n >= 0 for n in numbers)):
         raise InputError("this device profile holds a negative or infinite time; measure again with `stic probe`")
     return profile
@@ -124,7 +124,7 @@ def _times(cost: ComputeCost) -> Iterable[float]:
 def _gpu(entry: Mapping[str, Any]) -> GpuProfile:
     shapes = tuple(_shape(shape) for shape in entry["shapes"])
     device, driver, arithmetic = (str(entry[name]) for name in ("device", "driver", "arithmetic"))
-    return GpuProfile(device, driver, arithmetic, float(entry["hop_us"]), shapes)
+    return GpuProfile(device, driver, arithmetic, float(entry["hand_over_us"]), shapes)
 
 
 def _shape(entry: Mapping[str, Any]) -> ShapeProfile:
@@ -200,18 +200,18 @@ def costs(
         )
         notes.append(f"compute times are scaled from {profile.threads} to {threads} threads")
     compute, missing = _fill(compute, bits)
-    gpu, hop_us = None, 0.0
+    gpu, hand_over_us = None, 0.0
     if profile.gpu is not None and profile.gpu.shapes:
         on_gpu, scaled = _nearest(profile.gpu.shapes, shape, slices, rows, f"times on {profile.gpu.device}")
         gpu, also_missing = _fill(on_gpu, bits)
-        missing, hop_us = sorted({*missing, *also_missing}), profile.gpu.hop_us
+        missing, hand_over_us = sorted({*missing, *also_missing}), profile.gpu.hand_over_us
         notes += scaled
     if missing:
         notes.append(f"bits {', '.join(map(str, missing))} were not measured; the next larger ones stand in")
     if not profile.direct:
         notes.append("IO was measured through the page cache (no O_DIRECT); real storage may be slower")
     io = IoCost(profile.request_us, profile.bytes_per_s * derating, REQUEST_BYTES, profile.row_us)
-    return Costs(io, compute, not notes, tuple(notes), gpu, hop_us)
+    return Costs(io, compute, not notes, tuple(notes), gpu, hand_over_us)
 
 
 def _nearest(
@@ -263,7 +263,7 @@ def with_rows(costs: Costs, hidden: int, row_type: str) -> Costs:
     io = replace(costs.io, row_us=costs.io.row_us + more * 1e6 / costs.io.bytes_per_s)
     if costs.gpu is None or row_type == "int8":
         return replace(costs, io=io)
-    return replace(costs, io=io, gpu=replace(costs.gpu, embed_us=costs.compute.embed_us + costs.hop_us))
+    return replace(costs, io=io, gpu=replace(costs.gpu, embed_us=costs.compute.embed_us + costs.hand_over_us))
 
 
 def estimate(
@@ -321,7 +321,13 @@ def costs_from_json(data: Mapping[str, Any]) -> Costs:
         "notes": tuple(data["notes"]),
     }
     found = Costs(**{**data, **fields})
-    times = (found.io.request_us, found.io.row_us, found.hop_us, *_times(found.compute), *(_times(gpu) if gpu else ()))
+    times = (
+        found.io.request_us,
+        found.io.row_us,
+        found.hand_over_us,
+        *_times(found.compute),
+        *(_times(gpu) if gpu else ()),
+    )
     if not (
         found.io.bytes_per_s > 0 and found.io.request_bytes > 0 and all(math.isfinite(t) and t >= 0 for t in times)
     ):

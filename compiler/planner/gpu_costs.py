@@ -41,9 +41,9 @@ def estimate_gpu(gpu: Gpu, shape: Shape, rows: int, bits: tuple[int, ...]) -> tu
 def with_gpu(costs: Costs, gpu: Gpu | None, shape: Shape, rows: int, bits: tuple[int, ...]) -> Costs:
     """`costs` with those of `gpu`, estimated where they were not measured; without any where there is no GPU."""
     if gpu is None:
-        return replace(costs, gpu=None, hop_us=0.0)
+        return replace(costs, gpu=None, hand_over_us=0.0)
     if costs.gpu is not None:
         return costs
-    compute, hop_us = estimate_gpu(gpu, shape, rows, bits)
+    compute, hand_over_us = estimate_gpu(gpu, shape, rows, bits)
     note = f"times on {gpu.name} are estimated from facts, nothing was measured"
-    return replace(costs, gpu=compute, hop_us=hop_us, measured=False, notes=(*costs.notes, note))
+    return replace(costs, gpu=compute, hand_over_us=hand_over_us, measured=False, notes=(*costs.notes, note))

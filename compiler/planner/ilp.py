@@ -268,13 +268,13 @@ def _activations_move(p: Program) -> None:
     """
     problem, depth = p.problem, p.problem.store.layers
     on = [int(problem.place(k) == "gpu") for k in range(depth)]
-    hop, head = nanoseconds(problem.hop_us), nanoseconds(problem.compute.head_us)
+    hand_over, head = nanoseconds(problem.hand_over_us), nanoseconds(problem.compute.head_us)
     embed = [nanoseconds(problem.cost(place).embed_us) for place in PLACES[: 1 + any(on)]]
     kept = [p.y[k][0][0] for k in range(depth)]
     if not problem.elastic or len(set(on)) == 1:
         for k in range(1, depth):
-            p.compute[k] += hop * abs(on[k] - on[k - 1])
-        p.embed, p.head, p.gpu = embed[on[0]], head + hop * on[-1], int(any(on))
+            p.compute[k] += hand_over * abs(on[k] - on[k - 1])
+        p.embed, p.head, p.gpu = embed[on[0]], head + hand_over * on[-1], int(any(on))
         return
     w = [p.bool(f"w{k}") for k in range(-1, depth)]  # w[k + 1]: after layer k
     p.gpu = p.bool("gpu")
@@ -287,10 +287,10 @@ def _activations_move(p: Program) -> None:
         p.model.add(after >= kept[k]) if on[k] else p.model.add(after <= 1 - kept[k])
         # Nothing is kept before the first kept layer.
         p.model.add(w[0] >= kept[k] - sum(kept[:k])) if on[k] else p.model.add(w[0] <= 1 - kept[k] + sum(kept[:k]))
-        p.compute[k] += hop * moved
+        p.compute[k] += hand_over * moved
         if on[k]:
             p.model.add(p.gpu >= kept[k])
-    p.embed, p.head = embed[0] + (embed[1] - embed[0]) * w[0], head + hop * w[-1]
+    p.embed, p.head = embed[0] + (embed[1] - embed[0]) * w[0], head + hand_over * w[-1]
 
 
 def _preload_fits(p: Program) -> None:

@@ -35,13 +35,13 @@ def best_places(problem: Problem, bits: Sequence[tuple[int, ...]]) -> Places:
         step = {}
         for place in PLACES:
             ways = [
-                (us + (problem.hop_us if before != place else 0.0), count, path)
+                (us + (problem.hand_over_us if before != place else 0.0), count, path)
                 for before, (us, count, path) in paths.items()
             ] or [(problem.cost(place).embed_us, 0, ())]
             us, count, path = min(ways)
             step[place] = (us + problem.cost(place).of_layer(layer), count + (place == "gpu"), (*path, place))
         paths = step
-    ends = [(us + (problem.hop_us if place == "gpu" else 0.0), n, path) for place, (us, n, path) in paths.items()]
+    ends = [(us + (problem.hand_over_us if place == "gpu" else 0.0), n, path) for place, (us, n, path) in paths.items()]
     found = min(ends)[2] if ends else ()
     return (found[:1] or ("cpu",)) * (len(bits) - len(found)) + found  # layers left out at the start
 
@@ -85,7 +85,7 @@ def _never_pays(problem: Problem) -> bool:
     """Whether nothing is faster on the GPU: then every plan is at least as good with all layers on the CPU."""
     cpu, gpu = problem.compute, problem.cost("gpu")
     slices = all(cpu.slice_us[b] <= gpu.slice_us[b] for b in problem.bits)
-    return slices and cpu.layer_us <= gpu.layer_us and cpu.embed_us <= gpu.embed_us + problem.hop_us
+    return slices and cpu.layer_us <= gpu.layer_us and cpu.embed_us <= gpu.embed_us + problem.hand_over_us
 
 
 def _better(plan: Plan, other: Plan, problem: Problem) -> bool:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from stic.compiler.plan import LayerPlan, Place, Plan
+from stic.compiler.plan import LayerPlan, Plan
 from stic.compiler.quantities import format_bytes, format_time, quote_bytes, quote_time
 from stic.compiler.report.drawing import HAND_OVER, Kind, Span, Strip
 from stic.compiler.report.sweep import Point, on_front
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
+from stic.runtime.gpu_format import Place
 from stic.runtime.trace import GPU, Trace
 
 if TYPE_CHECKING:  # the module brings the tokenizer and the process pool with it
@@ -195,7 +196,7 @@ def print_device(console: Console, data: Mapping[str, Any]) -> None:
     if (gpu := data.get("gpu")) is not None:
         console.print(
             f"{gpu['device']}, driver {gpu['driver']}, {gpu['arithmetic']} arithmetic;"
-            f" {format_time(gpu['hop_us'])} to hand activations over"
+            f" {format_time(gpu['hand_over_us'])} to hand activations over"
         )
         for shape in gpu["shapes"]:
             _print_shape(console, shape, "on the GPU")

@@ -75,20 +75,20 @@ extern "C" {
 /* Gaps are left so that a new status can stand beside its kin. */
 typedef enum stic_status {
   STIC_OK = 0,
-  STIC_INVALID_ARGUMENT = 10,   /* a null pointer, a negative number, an option out of range */
-  STIC_INPUT_LENGTH = 11,       /* no tokens, or more than the package was compiled for */
-  STIC_TOKEN_RANGE = 12,        /* a token id or type that the model does not have */
-  STIC_OUTPUT_CAPACITY = 13,    /* the output array is too small */
-  STIC_NO_PLAN = 14,            /* the package has no plan for this deadline and memory */
-  STIC_BUSY = 20,               /* another call on this session is under way */
-  STIC_WRONG_PROCESS = 21,      /* the session was opened before a fork */
-  STIC_PACKAGE_MISSING = 30,    /* a file of the package cannot be opened */
-  STIC_PACKAGE_CORRUPT = 31,    /* truncated, a checksum that does not match, or contents that make no sense */
-  STIC_PACKAGE_VERSION = 32,    /* written by a newer stic */
-  STIC_UNSUPPORTED_CPU = 40,    /* compiled for another architecture, or for instructions this CPU lacks */
-  STIC_KERNELS = 41,            /* kernels.so or kernels.cl cannot be loaded or lacks a kernel */
-  STIC_GPU = 45,                /* no OpenCL, a device that refuses the package, or one that failed in a run */
-  STIC_IO = 50,                 /* the operating system failed to read */
+  STIC_INVALID_ARGUMENT = 10, /* a null pointer, a negative number, an option out of range */
+  STIC_INPUT_LENGTH = 11,     /* no tokens, or more than the package was compiled for */
+  STIC_TOKEN_RANGE = 12,      /* a token id or type that the model does not have */
+  STIC_OUTPUT_CAPACITY = 13,  /* the output array is too small */
+  STIC_NO_PLAN = 14,          /* the package has no plan for this deadline and memory */
+  STIC_BUSY = 20,             /* another call on this session is under way */
+  STIC_WRONG_PROCESS = 21,    /* the session was opened before a fork */
+  STIC_PACKAGE_MISSING = 30,  /* a file of the package cannot be opened */
+  STIC_PACKAGE_CORRUPT = 31,  /* truncated, a checksum that does not match, or contents that make no sense */
+  STIC_PACKAGE_VERSION = 32,  /* written by a newer stic */
+  STIC_UNSUPPORTED_CPU = 40,  /* compiled for another architecture, or for instructions this CPU lacks */
+  STIC_KERNELS = 41,          /* kernels.so or kernels.cl cannot be loaded or lacks a kernel */
+  STIC_GPU = 45,              /* no OpenCL, a device that refuses the package, or one that failed in a run */
+  STIC_IO = 50,               /* the operating system failed to read */
   STIC_OUT_OF_MEMORY = 60,
   STIC_OUT_OF_THREADS = 61
 } stic_status;
@@ -97,24 +97,24 @@ typedef struct stic_session stic_session;
 
 /* How to open a session. Start from STIC_OPTIONS_DEFAULT and change what matters. */
 typedef struct stic_options {
-  uint32_t struct_bytes;     /* sizeof(stic_options); see "Versions" above */
-  uint32_t threads;          /* compute threads, the caller's included; 0: as planned, which is also the most */
-  uint32_t lanes;            /* IO threads that read weights; 0: as planned, which is also the most */
-  uint32_t buffered;         /* 1: read through the page cache even where O_DIRECT works */
-  uint64_t io_bytes_per_s;   /* emulate storage of this bandwidth; 0: the storage as it is */
-  uint32_t gpu;              /* stic_gpu_use */
-  uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic: 0, as the device has a product of int8; 1; 2, even without one */
-  uint32_t deadline_us;      /* open with the best plan that meets these two, as stic_session_set_budget chooses it; */
-  uint64_t memory_bytes;     /* both 0: with the default plan */
+  uint32_t struct_bytes;      /* sizeof(stic_options); see "Versions" above */
+  uint32_t threads;           /* compute threads, the caller's included; 0: as planned, which is also the most */
+  uint32_t lanes;             /* IO threads that read weights; 0: as planned, which is also the most */
+  uint32_t buffered;          /* 1: read through the page cache even where O_DIRECT works */
+  uint64_t io_bytes_per_s;    /* emulate storage of this bandwidth; 0: the storage as it is */
+  uint32_t gpu;               /* stic_gpu_use */
+  uint32_t gpu_arithmetic;    /* stic_gpu_arithmetic: 0, as the device has a product of int8; 1; 2, even without one */
+  uint32_t deadline_us;       /* open with the best plan that meets these two, as stic_session_set_budget chooses it; */
+  uint64_t memory_bytes;      /* both 0: with the default plan */
   uint64_t io_requests_per_s; /* emulate storage that serves no more requests than this; 0: as many as there are */
 } stic_options;
 #define STIC_OPTIONS_DEFAULT {(uint32_t)sizeof(stic_options), 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* What to do with layers that are planned for a GPU. */
 typedef enum stic_gpu_use {
-  STIC_GPU_AUTO = 0,         /* run them there; on the CPU where that fails and the plan still holds */
-  STIC_GPU_OFF = 1,          /* run them on the CPU */
-  STIC_GPU_REQUIRED = 2      /* run them there or not at all */
+  STIC_GPU_AUTO = 0,    /* run them there; on the CPU where that fails and the plan still holds */
+  STIC_GPU_OFF = 1,     /* run them on the CPU */
+  STIC_GPU_REQUIRED = 2 /* run them there or not at all */
 } stic_gpu_use;
 
 /* How a GPU multiplies quantised weights. */
@@ -125,13 +125,13 @@ typedef enum stic_gpu_arithmetic {
 
 /* What a package is. */
 typedef struct stic_info {
-  uint32_t struct_bytes;     /* set by the caller: sizeof(stic_info) */
+  uint32_t struct_bytes; /* set by the caller: sizeof(stic_info) */
   uint32_t hidden;
   uint32_t layers;
-  uint32_t slices;           /* slices per layer of the whole model */
+  uint32_t slices; /* slices per layer of the whole model */
   uint32_t vocabulary;
-  uint32_t types;            /* token types; 0: the model has none */
-  uint32_t max_length;       /* tokens of the longest input */
+  uint32_t types;      /* token types; 0: the model has none */
+  uint32_t max_length; /* tokens of the longest input */
   uint32_t output_features;
   uint32_t output_per_token; /* 1: features for each token; 0: for the whole input */
   uint32_t threads;          /* as opened */
@@ -144,42 +144,42 @@ typedef struct stic_info {
 
 /* A plan of the package. */
 typedef struct stic_plan {
-  uint32_t struct_bytes;     /* set by the caller: sizeof(stic_plan) */
-  uint32_t deadline_us;      /* that it was made for; 0: none */
-  uint32_t predicted_us;     /* what it predicts for the longest input */
+  uint32_t struct_bytes; /* set by the caller: sizeof(stic_plan) */
+  uint32_t deadline_us;  /* that it was made for; 0: none */
+  uint32_t predicted_us; /* what it predicts for the longest input */
   uint32_t reserved;
-  uint64_t claimed_bytes;    /* memory that it claims */
-  uint64_t preload_bytes;    /* of it, what it keeps of shards between runs */
-  double quality;            /* more is better; comparable among the plans of one package only */
+  uint64_t claimed_bytes; /* memory that it claims */
+  uint64_t preload_bytes; /* of it, what it keeps of shards between runs */
+  double quality;         /* more is better; comparable among the plans of one package only */
 } stic_plan;
 
 /* What the session holds, and what the last run did. */
 typedef struct stic_stats {
-  uint32_t struct_bytes;     /* set by the caller: sizeof(stic_stats) */
-  uint32_t direct;           /* 1: reads bypass the page cache */
-  uint32_t emulated;         /* 1: slower storage is emulated (stic_options.io_bytes_per_s, io_requests_per_s) */
-  uint32_t gpu_layers;       /* that run on the GPU */
-  uint64_t arena_bytes;      /* of the active plan, as are peak_bytes and claimed_bytes */
+  uint32_t struct_bytes;      /* set by the caller: sizeof(stic_stats) */
+  uint32_t direct;            /* 1: reads bypass the page cache */
+  uint32_t emulated;          /* 1: slower storage is emulated (stic_options.io_bytes_per_s, io_requests_per_s) */
+  uint32_t gpu_layers;        /* that run on the GPU */
+  uint64_t arena_bytes;       /* of the active plan, as are peak_bytes and claimed_bytes */
   uint64_t bookkeeping_bytes; /* index, tables made from it, trace */
-  uint64_t stack_bytes;      /* that the threads which the session started may touch */
-  uint64_t gpu_bytes;        /* of memory objects beside the weights, which count as part of the arena */
-  uint64_t peak_bytes;       /* the sum of the four above */
+  uint64_t stack_bytes;       /* that the threads which the session started may touch */
+  uint64_t gpu_bytes;         /* of memory objects beside the weights, which count as part of the arena */
+  uint64_t peak_bytes;        /* the sum of the four above */
   uint64_t claimed_bytes;
-  uint64_t resident_bytes;   /* of the preload buffer that is loaded now */
-  uint64_t runs;             /* completed since open */
-  uint64_t run_us;           /* last run, from call to output */
-  uint64_t stall_us;         /* of it, compute waiting for IO */
-  uint64_t io_bytes;         /* read in the last run */
+  uint64_t resident_bytes; /* of the preload buffer that is loaded now */
+  uint64_t runs;           /* completed since open */
+  uint64_t run_us;         /* last run, from call to output */
+  uint64_t stall_us;       /* of it, compute waiting for IO */
+  uint64_t io_bytes;       /* read in the last run */
   uint64_t io_requests;
-  uint32_t gpu_builds;       /* programs compiled from source since open; 0: taken from the cache beside the package */
-  uint32_t gpu_arithmetic;   /* stic_gpu_arithmetic; 0: no GPU */
-  uint32_t plan;             /* number of the active plan */
-  uint32_t reserved;         /* 0 */
+  uint32_t gpu_builds;     /* programs compiled from source since open; 0: taken from the cache beside the package */
+  uint32_t gpu_arithmetic; /* stic_gpu_arithmetic; 0: no GPU */
+  uint32_t plan;           /* number of the active plan */
+  uint32_t reserved;       /* 0 */
 } stic_stats;
 
 /* What an event of the trace is about. */
 typedef enum stic_event_kind {
-  STIC_EVENT_STALL = 0,      /* compute waited for `layer`'s extents (layer -1: for embedding rows) */
+  STIC_EVENT_STALL = 0, /* compute waited for `layer`'s extents (layer -1: for embedding rows) */
   STIC_EVENT_EMBED = 1,
   STIC_EVENT_QUANTIZE = 2,
   STIC_EVENT_QKV = 3,
@@ -199,14 +199,14 @@ typedef enum stic_event_kind {
 enum { STIC_TRACK_COMPUTE = -1, STIC_TRACK_GPU = -2 };
 
 typedef struct stic_event {
-  uint32_t kind;             /* stic_event_kind */
-  int32_t layer;             /* -1: none */
-  int32_t track;             /* STIC_TRACK_COMPUTE, STIC_TRACK_GPU, or the IO lane */
+  uint32_t kind;                /* stic_event_kind */
+  int32_t layer;                /* -1: none */
+  int32_t track;                /* STIC_TRACK_COMPUTE, STIC_TRACK_GPU, or the IO lane */
   uint16_t level, first, count; /* of the extent, where there is one */
   uint16_t reserved;
-  uint32_t bytes;            /* that were read */
-  uint64_t submit_ns;        /* when the lane took the request; it may then have waited for its place in memory */
-  uint64_t begin_ns;         /* all times count from the start of the run */
+  uint32_t bytes;     /* that were read */
+  uint64_t submit_ns; /* when the lane took the request; it may then have waited for its place in memory */
+  uint64_t begin_ns;  /* all times count from the start of the run */
   uint64_t end_ns;
 } stic_event;
 

@@ -50,10 +50,12 @@ static uint64_t run_lanes(reads *work, lane *lanes, uint64_t most_ns, stic_error
   work->stop_ns = start + most_ns;
   for (uint32_t i = 0; i < work->lanes; i++) {
     lanes[i] = (lane){.work = work, .number = i, .buffer = stic_map(work->bytes)};
-    if (!lanes[i].buffer) stic_fail(error, STIC_OUT_OF_MEMORY, "no memory for reads of %u bytes", work->bytes);
+    if (!lanes[i].buffer)
+      stic_fail(error, STIC_OUT_OF_MEMORY, "no memory for reads of %u bytes", work->bytes);
     else if (pthread_create(&lanes[i].thread, NULL, read_lane, &lanes[i]))
       stic_fail(error, STIC_OUT_OF_THREADS, "the system starts no more threads");
-    else lanes[i].started = true;
+    else
+      lanes[i].started = true;
   }
   for (uint32_t i = 0; i < work->lanes; i++) {
     if (lanes[i].started) pthread_join(lanes[i].thread, NULL);

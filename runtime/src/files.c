@@ -115,8 +115,8 @@ stic_status stic_files_verify(const char *directory, const stic_file *file, uint
   }
   close(source.file);
   if (!status)
-    STIC_REQUIRE(file_checksum, crc == file->crc,
-                 "%s is corrupt (its checksum does not match): copy the package again", file->name);
+    STIC_REQUIRE(file_checksum, crc == file->crc, "%s is corrupt (its checksum does not match): copy the package again",
+                 file->name);
   return status;
 }
 

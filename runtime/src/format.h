@@ -108,14 +108,14 @@ typedef struct STIC_PACKED stic_header {
   uint32_t regions_at;
   uint64_t arena_bytes, claimed_bytes;
   uint32_t deadline_us, predicted_us;
-  uint32_t load_first; /* 1: read everything before computing anything */
-  uint32_t interleave; /* columns of a row that lie together in a block: 4 or 8 */
-  uint64_t cores;      /* bit i: compute threads should run on processor i; 0: on any */
-  uint32_t gpu_at;     /* in index.bin; 0: no GPU part */
+  uint32_t load_first;      /* 1: read everything before computing anything */
+  uint32_t interleave;      /* columns of a row that lie together in a block: 4 or 8 */
+  uint64_t cores;           /* bit i: compute threads should run on processor i; 0: on any */
+  uint32_t gpu_at;          /* in index.bin; 0: no GPU part */
   uint32_t plans_at, plans; /* in index.bin; 0: no plan family */
-  uint32_t row_lanes;  /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
-  uint32_t padding;    /* token id + 1 that positions skip; 0: none */
-  uint32_t row_type;   /* of embedding rows: STIC_ROW_INT8 or STIC_ROW_FLOAT16 */
+  uint32_t row_lanes;       /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
+  uint32_t padding;         /* token id + 1 that positions skip; 0: none */
+  uint32_t row_type;        /* of embedding rows: STIC_ROW_INT8 or STIC_ROW_FLOAT16 */
 } stic_header;
 
 typedef struct STIC_PACKED stic_file {

@@ -9,7 +9,8 @@ enum { PATIENCE_NS = 1000000000 };
 
 /* Memory for weights: the driver's; where storage cannot be read past the page cache into it, the arena's; where that
  * cannot be shared, the driver's again, read through the page cache. */
-static stic_status place_weights(stic_gpu *gpu, const char *path, uint8_t *arena, stic_source *shards, stic_error *error) {
+static stic_status place_weights(stic_gpu *gpu, const char *path, uint8_t *arena, stic_source *shards,
+                                 stic_error *error) {
   stic_status status = stic_gpu_take_weights(gpu, NULL, shards, error);
   if (!status) return status;
   if (stic_fill(arena, (size_t)stic_weights_bytes(gpu->package)) &&

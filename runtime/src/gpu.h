@@ -46,8 +46,8 @@ typedef struct stic_gpu_layer_end {
 } stic_gpu_layer_end;
 
 typedef struct stic_gpu {
-  bool on;             /* else nothing below is set, except `device_text` */
-  bool lost;           /* a command failed: no run can succeed any more */
+  bool on;               /* else nothing below is set, except `device_text` */
+  bool lost;             /* a command failed: no run can succeed any more */
   char device_text[560]; /* the device and its driver, or why there is none */
   const stic_opencl *cl;
   const stic_package *package;
@@ -57,16 +57,16 @@ typedef struct stic_gpu {
 
   /* gpu_device.c */
   cl_device_id device;
-  char key[1024];      /* device, driver and versions: what a compiled program depends on */
-  uint32_t version;    /* of OpenCL, 10 * major + minor */
+  char key[1024];   /* device, driver and versions: what a compiled program depends on */
+  uint32_t version; /* of OpenCL, 10 * major + minor */
   stic_gpu_limits limits;
-  uint32_t dot;        /* STIC_DOT: 0 float arithmetic, else what multiplies int8 */
-  bool may_be_float;   /* int8 was not asked for */
+  uint32_t dot;      /* STIC_DOT: 0 float arithmetic, else what multiplies int8 */
+  bool may_be_float; /* int8 was not asked for */
   cl_context context;
   cl_command_queue queue, mappings;
 
   /* gpu_program.c */
-  uint32_t builds;     /* programs compiled from source */
+  uint32_t builds; /* programs compiled from source */
   struct {
     cl_kernel kernel;
     const stic_launch *launch;
@@ -83,7 +83,7 @@ typedef struct stic_gpu {
   cl_event *wait_list; /* [extents] */
 
   /* gpu_codes.c */
-  uint32_t *entries;   /* [layers][matrices][slices][12], what `codes` holds */
+  uint32_t *entries;      /* [layers][matrices][slices][12], what `codes` holds */
   _Atomic uint8_t *stale; /* [layers] 1: changed since it was written to `codes` */
 
   /* A run. */

@@ -81,8 +81,7 @@ cl_program stic_gpu_cache_read(stic_gpu *gpu, const char *path, const char *opti
   uint8_t *binary = load(file, key, &size);
   if (!binary) return NULL;
   const unsigned char *bytes = binary;
-  cl_program program =
-      gpu->cl->CreateProgramWithBinary(gpu->context, 1, &gpu->device, &size, &bytes, &loaded, &code);
+  cl_program program = gpu->cl->CreateProgramWithBinary(gpu->context, 1, &gpu->device, &size, &bytes, &loaded, &code);
   free(binary);
   if (code || !program) return NULL;
   /* Of a binary this links at most. */
@@ -106,7 +105,9 @@ static void save(const char *file, const char *key, const uint8_t *binary, size_
   const int fd = mkstemp(temporary);
   if (fd < 0) return;
   const size_t key_bytes = strlen(key);
-  cache_header header = {.key_bytes = key_bytes, .binary_bytes = size, .key_crc = stic_crc32(0, key, key_bytes),
+  cache_header header = {.key_bytes = key_bytes,
+                         .binary_bytes = size,
+                         .key_crc = stic_crc32(0, key, key_bytes),
                          .binary_crc = stic_crc32(0, binary, size)};
   memcpy(header.magic, magic, sizeof magic);
   const bool written = write_all(fd, &header, sizeof header) && write_all(fd, key, key_bytes) &&

@@ -97,8 +97,8 @@ static stic_status ask(stic_gpu *gpu, uint32_t arithmetic, stic_error *error) {
     if ((status = STIC_CL(gpu, GetDeviceInfo(gpu->device, numbers[i].what, numbers[i].size, numbers[i].place, NULL))))
       return status;
   if (l->align_bits > 8 * STIC_BLOCK)
-    return stic_fail(error, STIC_GPU, "%s wants parts of memory objects to start at multiples of %u bytes, not %u", name,
-                     l->align_bits / 8, STIC_BLOCK);
+    return stic_fail(error, STIC_GPU, "%s wants parts of memory objects to start at multiples of %u bytes, not %u",
+                     name, l->align_bits / 8, STIC_BLOCK);
   char *extensions = calloc(MOST_EXTENSIONS_BYTES, 1);
   if (!extensions) return stic_fail(error, STIC_OUT_OF_MEMORY, "no memory for the list of the GPU's extensions");
   text_of(cl, gpu->device, CL_DEVICE_EXTENSIONS, extensions, MOST_EXTENSIONS_BYTES);

@@ -38,8 +38,8 @@ stic_status stic_gpu_give(stic_gpu *gpu, const float *x, uint32_t n, stic_error 
   const stic_status status = write(gpu, STIC_GPU_Y, x, count * sizeof *x, error);
   if (status) return status;
   stic_gpu_begin_stage(gpu, STIC_EVENT_HAND_OVER, -1);
-  return stic_gpu_launch(gpu, STIC_KERNEL_narrow, (uint32_t[]){(uint32_t)count, 1}, objects, (int32_t[]){(int32_t)count},
-                         error);
+  return stic_gpu_launch(gpu, STIC_KERNEL_narrow, (uint32_t[]){(uint32_t)count, 1}, objects,
+                         (int32_t[]){(int32_t)count}, error);
 }
 
 stic_status stic_gpu_fetch(stic_gpu *gpu, float *x, uint32_t n, stic_error *error) {

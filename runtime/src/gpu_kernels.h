@@ -35,8 +35,7 @@
 #include <stdint.h>
 
 /* X(name, memory objects, scalars); products have one kernel for each width of weights. */
-#define STIC_GPU_PRODUCTS(X) \
-  X(b2, 2) X(b3, 3) X(b4, 4) X(b5, 5) X(b6, 6) X(b7, 7) X(b8, 8) X(f16, 16) X(f32, 32)
+#define STIC_GPU_PRODUCTS(X) X(b2, 2) X(b3, 3) X(b4, 4) X(b5, 5) X(b6, 6) X(b7, 7) X(b8, 8) X(f16, 16) X(f32, 32)
 #define STIC_GPU_STAGES(X) \
   X(quantize, 4, 2) \
   X(scores, 2, 6) \

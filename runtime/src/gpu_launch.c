@@ -48,8 +48,8 @@ stic_status stic_gpu_launch(stic_gpu *gpu, uint32_t kernel, const uint32_t units
   const uint64_t before = stic_trace_now(gpu->trace);
   cl_int code = cl->EnqueueNDRangeKernel(gpu->queue, k, 3, NULL, global, local, 0, NULL, &event);
   if (code)
-    return stic_fail(error, STIC_GPU, "kernel %s could not be launched (%s) on %s", launch->name, stic_opencl_error(code),
-                     gpu->device_text);
+    return stic_fail(error, STIC_GPU, "kernel %s could not be launched (%s) on %s", launch->name,
+                     stic_opencl_error(code), gpu->device_text);
   /* The device notes the same moment by its own clock; stic_gpu_end compares them. */
   if (!gpu->first_queued_ns) gpu->first_queued_ns = before + (stic_trace_now(gpu->trace) - before) / 2;
   keep(gpu, event);

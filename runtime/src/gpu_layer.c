@@ -39,9 +39,17 @@ static stic_status run_of_slices(const step *t, const product *p, uint32_t first
   const uint32_t slices = t->kept.slices, rows = package->rows[p->matrix], columns = package->columns[p->matrix];
   const uint32_t own = joined ? 0 : first * rows; /* first of the run's rows among the layer's */
   const cl_mem *regions = gpu->regions, y = regions[STIC_GPU_Y], out = joined ? y : regions[p->target];
-  const cl_mem objects[STIC_GPU_PRODUCT_OBJECTS] = {
-      gpu->weights, gpu->weights, gpu->weights, gpu->codes, gpu->trunk, regions[p->source], regions[STIC_GPU_QUANTIZED],
-      regions[STIC_GPU_TOKEN_SCALE], regions[STIC_GPU_TOKEN_SUM], y, out};
+  const cl_mem objects[STIC_GPU_PRODUCT_OBJECTS] = {gpu->weights,
+                                                    gpu->weights,
+                                                    gpu->weights,
+                                                    gpu->codes,
+                                                    gpu->trunk,
+                                                    regions[p->source],
+                                                    regions[STIC_GPU_QUANTIZED],
+                                                    regions[STIC_GPU_TOKEN_SCALE],
+                                                    regions[STIC_GPU_TOKEN_SUM],
+                                                    y,
+                                                    out};
   const int32_t flags = (joined ? STIC_GPU_JOINED : 0) | (joined && first ? STIC_GPU_ACCUMULATE : 0) |
                         (p->matrix == STIC_UP ? STIC_GPU_ACTIVATED : 0);
   const int32_t scalars[STIC_GPU_PRODUCT_SCALARS] = {
@@ -111,8 +119,8 @@ static stic_status attend(const step *t) {
     const uint32_t left = t->tiles - first, count = left < p->gpu->scores_tiles ? left : p->gpu->scores_tiles;
     const uint32_t units = heads * count;
     const int32_t at = (int32_t)first, queries = (int32_t)count;
-    status = stic_gpu_launch(gpu, STIC_KERNEL_scores, (uint32_t[]){units, t->tiles * STIC_TILE}, (cl_mem[]){qkv, scores},
-                             (int32_t[]){parts, width, qkv_rows, n, at, queries}, t->error);
+    status = stic_gpu_launch(gpu, STIC_KERNEL_scores, (uint32_t[]){units, t->tiles * STIC_TILE},
+                             (cl_mem[]){qkv, scores}, (int32_t[]){parts, width, qkv_rows, n, at, queries}, t->error);
     if (status) break;
     status = stic_gpu_launch(gpu, STIC_KERNEL_softmax, (uint32_t[]){units, 1}, &scores, (int32_t[]){n, (int32_t)units},
                              t->error);
@@ -127,7 +135,8 @@ static stic_status attend(const step *t) {
 static stic_status normalise(const step *t, uint32_t gamma_at, uint32_t beta_at) {
   const stic_gpu *gpu = t->gpu;
   const cl_mem objects[] = {gpu->regions[STIC_GPU_X], gpu->regions[STIC_GPU_Y], gpu->trunk};
-  const int32_t scalars[] = {(int32_t)(gamma_at / sizeof(float)), (int32_t)(beta_at / sizeof(float)), (int32_t)t->tiles};
+  const int32_t scalars[] = {(int32_t)(gamma_at / sizeof(float)), (int32_t)(beta_at / sizeof(float)),
+                             (int32_t)t->tiles};
   stic_gpu_begin_stage(t->gpu, STIC_EVENT_NORM, (int32_t)t->number);
   return stic_gpu_launch(t->gpu, STIC_KERNEL_add_norm, (uint32_t[]){t->tiles, 1}, objects, scalars, t->error);
 }

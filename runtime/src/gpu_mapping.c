@@ -11,8 +11,8 @@ stic_status stic_gpu_open_extent(stic_gpu *gpu, uint32_t extent, stic_error *err
   pthread_mutex_lock(&gpu->mutex);
   if (!gpu->map[extent]) {
     cl_int code;
-    void *address = gpu->cl->EnqueueMapBuffer(gpu->mappings, gpu->weights, 1, use, (size_t)(gpu->shift + e->destination),
-                                              e->bytes, 0, NULL, NULL, &code);
+    void *address = gpu->cl->EnqueueMapBuffer(gpu->mappings, gpu->weights, 1, use,
+                                              (size_t)(gpu->shift + e->destination), e->bytes, 0, NULL, NULL, &code);
     status = stic_gpu_check(gpu, code, "clEnqueueMapBuffer", error);
     if (!status) gpu->map[extent] = address;
     if (!status && address != gpu->base + e->destination)

@@ -25,7 +25,8 @@ static stic_status unmap(stic_gpu *gpu, void *address, stic_error *error) {
 /* Map bytes of the object; *address stays NULL on failure. */
 static stic_status map(stic_gpu *gpu, size_t offset, size_t bytes, void **address, stic_error *error) {
   cl_int code;
-  *address = gpu->cl->EnqueueMapBuffer(gpu->mappings, gpu->weights, 1, CL_MAP_WRITE, offset, bytes, 0, NULL, NULL, &code);
+  *address =
+      gpu->cl->EnqueueMapBuffer(gpu->mappings, gpu->weights, 1, CL_MAP_WRITE, offset, bytes, 0, NULL, NULL, &code);
   if (code) *address = NULL;
   return stic_gpu_check(gpu, code, "clEnqueueMapBuffer", error);
 }
@@ -117,12 +118,15 @@ static stic_status check_sizes(const stic_gpu *gpu, stic_error *error) {
   const struct {
     const char *what;
     uint64_t bytes;
-  } objects[] = {{"weights", stic_weights_bytes(p) + STIC_BLOCK}, {"activations", p->gpu->state_bytes},
+  } objects[] = {{"weights", stic_weights_bytes(p) + STIC_BLOCK},
+                 {"activations", p->gpu->state_bytes},
                  {"trunk.bin", p->trunk->bytes}};
   for (size_t i = 0; i < sizeof objects / sizeof *objects; i++)
     if (objects[i].bytes > gpu->limits.allocation_bytes)
-      return stic_fail(error, STIC_GPU, "%llu bytes of %s are more than %s allocates at once (%llu): compile with less"
-                       " memory", (unsigned long long)objects[i].bytes, objects[i].what, gpu->device_text,
+      return stic_fail(error, STIC_GPU,
+                       "%llu bytes of %s are more than %s allocates at once (%llu): compile with less"
+                       " memory",
+                       (unsigned long long)objects[i].bytes, objects[i].what, gpu->device_text,
                        (unsigned long long)gpu->limits.allocation_bytes);
   const uint64_t all = stic_weights_bytes(p) + STIC_BLOCK + stic_gpu_bytes(gpu);
   if (all > gpu->limits.memory_bytes)
@@ -146,7 +150,8 @@ stic_status stic_gpu_take_memory(stic_gpu *gpu, const void *trunk, stic_error *e
   for (uint32_t r = 0; r < STIC_GPU_REGIONS; r++) {
     const cl_buffer_region place = {(size_t)p->state[r].offset, (size_t)p->state[r].bytes};
     cl_int code;
-    gpu->regions[r] = gpu->cl->CreateSubBuffer(gpu->state, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &place, &code);
+    gpu->regions[r] =
+        gpu->cl->CreateSubBuffer(gpu->state, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &place, &code);
     if (code) gpu->regions[r] = NULL;
     if ((status = stic_gpu_check(gpu, code, "clCreateSubBuffer", error))) return status;
   }

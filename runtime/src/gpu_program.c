@@ -59,7 +59,8 @@ static stic_status refused(stic_gpu *gpu, const char *text, cl_program program, 
                    shown);
 }
 
-static stic_status compile(stic_gpu *gpu, const char *text, const char *options, cl_program *program, stic_error *error) {
+static stic_status compile(stic_gpu *gpu, const char *text, const char *options, cl_program *program,
+                           stic_error *error) {
   cl_int code;
   *program = gpu->cl->CreateProgramWithSource(gpu->context, 1, &text, NULL, &code);
   stic_status status = stic_gpu_check(gpu, code, "clCreateProgramWithSource", error);
@@ -80,12 +81,15 @@ static stic_status check_launch(stic_gpu *gpu, uint32_t number, stic_error *erro
   cl_uint arguments = 0;
   size_t most = 0, items = 1;
   stic_status status;
-  if ((status = STIC_CL(gpu, GetKernelInfo(kernel, CL_KERNEL_NUM_ARGS, sizeof arguments, &arguments, NULL)))) return status;
+  if ((status = STIC_CL(gpu, GetKernelInfo(kernel, CL_KERNEL_NUM_ARGS, sizeof arguments, &arguments, NULL))))
+    return status;
   const cl_uint expected = stic_gpu_kernels[number].objects + stic_gpu_kernels[number].scalars;
   if (arguments != expected)
-    return stic_fail(error, STIC_KERNELS, "kernel %s takes %u arguments, not %u: compile the package again with this stic",
-                     launch->name, arguments, expected);
-  status = STIC_CL(gpu, GetKernelWorkGroupInfo(kernel, gpu->device, CL_KERNEL_WORK_GROUP_SIZE, sizeof most, &most, NULL));
+    return stic_fail(error, STIC_KERNELS,
+                     "kernel %s takes %u arguments, not %u: compile the package again with this stic", launch->name,
+                     arguments, expected);
+  status =
+      STIC_CL(gpu, GetKernelWorkGroupInfo(kernel, gpu->device, CL_KERNEL_WORK_GROUP_SIZE, sizeof most, &most, NULL));
   if (status) return status;
   if (most > limits->group_items) most = limits->group_items;
   for (int axis = 0; axis < 3; axis++) {
@@ -111,13 +115,16 @@ static stic_status make_kernels(stic_gpu *gpu, cl_program program, uint32_t widt
     for (uint32_t i = 0; i < p->gpu->launches; i++)
       if (!strcmp(p->launches[i].name, stic_gpu_kernels[k].name)) gpu->kernels[k].launch = &p->launches[i];
     if (!gpu->kernels[k].launch)
-      return stic_fail(error, STIC_KERNELS, "the package does not say how kernel %s is launched: compile it again with"
-                       " this stic", stic_gpu_kernels[k].name);
+      return stic_fail(error, STIC_KERNELS,
+                       "the package does not say how kernel %s is launched: compile it again with"
+                       " this stic",
+                       stic_gpu_kernels[k].name);
     cl_int code;
     gpu->kernels[k].kernel = gpu->cl->CreateKernel(program, stic_gpu_kernels[k].name, &code);
     if (code)
-      return stic_fail(error, code == CL_INVALID_KERNEL_NAME ? STIC_KERNELS : STIC_GPU, "kernel %s of kernels.cl: %s on %s",
-                       stic_gpu_kernels[k].name, stic_opencl_error(code), gpu->device_text);
+      return stic_fail(error, code == CL_INVALID_KERNEL_NAME ? STIC_KERNELS : STIC_GPU,
+                       "kernel %s of kernels.cl: %s on %s", stic_gpu_kernels[k].name, stic_opencl_error(code),
+                       gpu->device_text);
     if ((status = check_launch(gpu, k, error))) return status;
   }
   return STIC_OK;
@@ -165,7 +172,8 @@ stic_status stic_gpu_make_program(stic_gpu *gpu, const char *path, stic_error *e
   cl_program program;
   char *text = calloc((size_t)file->bytes + 1, 1);
   if (!text)
-    return stic_fail(error, STIC_OUT_OF_MEMORY, "no memory for kernels.cl (%llu bytes)", (unsigned long long)file->bytes);
+    return stic_fail(error, STIC_OUT_OF_MEMORY, "no memory for kernels.cl (%llu bytes)",
+                     (unsigned long long)file->bytes);
   stic_status status = stic_files_verify(path, file, (uint8_t *)text, error);
   if (!status) status = find_program(gpu, path, text, widths, &program, error);
   free(text);

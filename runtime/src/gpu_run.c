@@ -58,7 +58,9 @@ static int64_t device_time(const stic_gpu *gpu, cl_event event, cl_uint what) {
   return gpu->cl->GetEventProfilingInfo(event, what, sizeof time, &time, NULL) ? 0 : (int64_t)time;
 }
 
-static uint64_t bounded(int64_t ns, uint64_t latest) { return ns < 0 ? 0 : (uint64_t)ns < latest ? (uint64_t)ns : latest; }
+static uint64_t bounded(int64_t ns, uint64_t latest) {
+  return ns < 0 ? 0 : (uint64_t)ns < latest ? (uint64_t)ns : latest;
+}
 
 void stic_gpu_end(stic_gpu *gpu, stic_status status, uint64_t run_ns) {
   /* Both clocks have noted when the first kernel was enqueued, which puts the device's on the host's, exact to half the
@@ -72,8 +74,12 @@ void stic_gpu_end(stic_gpu *gpu, stic_status status, uint64_t run_ns) {
     if (!status) {
       const uint64_t begin = bounded(device_time(gpu, stage->first, CL_PROFILING_COMMAND_START) - ahead, run_ns);
       const uint64_t end = bounded(device_time(gpu, stage->last, CL_PROFILING_COMMAND_END) - ahead, run_ns);
-      stic_trace_add(gpu->trace, (stic_event){.kind = stage->kind, .layer = stage->layer, .track = STIC_TRACK_GPU,
-                                              .submit_ns = begin, .begin_ns = begin, .end_ns = end < begin ? begin : end});
+      stic_trace_add(gpu->trace, (stic_event){.kind = stage->kind,
+                                              .layer = stage->layer,
+                                              .track = STIC_TRACK_GPU,
+                                              .submit_ns = begin,
+                                              .begin_ns = begin,
+                                              .end_ns = end < begin ? begin : end});
     }
     if (stage->last != stage->first) gpu->cl->ReleaseEvent(stage->last);
     gpu->cl->ReleaseEvent(stage->first);

@@ -109,8 +109,7 @@ stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error) 
   pthread_mutex_init(&io->mutex, NULL);
   for (uint32_t i = 0; i < io->row_lanes; i++) {
     io->contexts[i] = (struct stic_lane){io, i};
-    const stic_status status =
-        stic_thread_start(&io->handles[i], stack_bytes, stic_lane_body, &io->contexts[i], error);
+    const stic_status status = stic_thread_start(&io->handles[i], stack_bytes, stic_lane_body, &io->contexts[i], error);
     if (status) return status;
     io->started++;
   }

@@ -11,8 +11,8 @@
 
 /* What of a resident extent is in the preload buffer. */
 typedef struct stic_present {
-  uint32_t begin, end;         /* bytes of it that need not be read: whole blocks, the records inside verified */
-  uint32_t first, last;        /* slices first..last-1: records that are there whole, and verified */
+  uint32_t begin, end;  /* bytes of it that need not be read: whole blocks, the records inside verified */
+  uint32_t first, last; /* slices first..last-1: records that are there whole, and verified */
 } stic_present;
 
 /* What a lane touches of its stack, at most. It has a larger one, since some systems start no thread with less. */
@@ -22,35 +22,35 @@ struct stic_io {
   /* Set before stic_io_start. */
   const stic_package *package;
   uint8_t *arena;
-  uint8_t *weights;            /* what destinations of extents count from: the arena, unless a GPU shares the weights */
-  stic_gpu *gpu;               /* for extents in memory that it shares; may be off */
+  uint8_t *weights; /* what destinations of extents count from: the arena, unless a GPU shares the weights */
+  stic_gpu *gpu;    /* for extents in memory that it shares; may be off */
   stic_trace *trace;
   stic_source shards, embeddings;
-  uint32_t lanes, row_lanes;   /* that read extents; that read rows, and so all of them */
+  uint32_t lanes, row_lanes;            /* that read extents; that read rows, and so all of them */
   uint64_t bytes_per_s, requests_per_s; /* emulated; 0: no limit */
-  _Atomic uint32_t *left;      /* [extents] bytes not yet read in this pass */
-  stic_present *present;       /* [resident extents] */
-  stic_present *spare;         /* as long: what is present once the plan is changed */
-  uint32_t *by_layer;          /* [resident extents] sorted by layer */
-  uint32_t *order;             /* [extents] what this pass reads */
-  uint32_t *tokens;            /* [max_length] positions of the input, sorted by token id */
-  _Atomic uint32_t *pending;   /* [layers] extents of the layer that this pass has not finished */
+  _Atomic uint32_t *left;               /* [extents] bytes not yet read in this pass */
+  stic_present *present;                /* [resident extents] */
+  stic_present *spare;                  /* as long: what is present once the plan is changed */
+  uint32_t *by_layer;                   /* [resident extents] sorted by layer */
+  uint32_t *order;                      /* [extents] what this pass reads */
+  uint32_t *tokens;                     /* [max_length] positions of the input, sorted by token id */
+  _Atomic uint32_t *pending;            /* [layers] extents of the layer that this pass has not finished */
 
   /* The pass. */
-  pthread_mutex_t mutex;       /* guards the cursors, `device_free_ns` and `error` */
+  pthread_mutex_t mutex;            /* guards the cursors, `device_free_ns` and `error` */
   uint32_t ordered, extent, offset; /* extents in `order`; the next one; bytes of it already handed out */
-  uint32_t rows, row;          /* tokens whose rows are read; the next one */
-  const int32_t *ids;          /* of the input */
+  uint32_t rows, row;               /* tokens whose rows are read; the next one */
+  const int32_t *ids;               /* of the input */
   uint64_t device_free_ns;
   _Atomic uint32_t rows_pending;
-  _Atomic uint32_t computed;   /* layers computed in this run */
-  _Atomic uint32_t active;     /* lanes at work */
+  _Atomic uint32_t computed; /* layers computed in this run */
+  _Atomic uint32_t active;   /* lanes at work */
   _Atomic bool failed, stop;
   _Atomic uint64_t bytes, requests;
-  stic_error error;            /* valid if `failed` */
-  stic_word pass;              /* changes when a pass begins */
-  stic_word progress;          /* changes when compute may go on */
-  stic_word gate;              /* changes when a waiting lane may go on */
+  stic_error error;   /* valid if `failed` */
+  stic_word pass;     /* changes when a pass begins */
+  stic_word progress; /* changes when compute may go on */
+  stic_word gate;     /* changes when a waiting lane may go on */
 
   uint32_t started;
   pthread_t handles[STIC_MOST_LANES];

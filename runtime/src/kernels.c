@@ -7,9 +7,19 @@
 #include "platform.h"
 
 static const char *const architectures[] = {"x86_64", "aarch64"};
-static const char *const features[] = {
-    "AVX2", "FMA", "F16C", "AVX-512F", "AVX-512BW", "AVX-512VL", "AVX-512 VNNI", "AVX-512 VBMI", "Advanced SIMD",
-    "the dot product extension", "GFNI", "AVX-VNNI", "the 8-bit matrix multiply extension"};
+static const char *const features[] = {"AVX2",
+                                       "FMA",
+                                       "F16C",
+                                       "AVX-512F",
+                                       "AVX-512BW",
+                                       "AVX-512VL",
+                                       "AVX-512 VNNI",
+                                       "AVX-512 VBMI",
+                                       "Advanced SIMD",
+                                       "the dot product extension",
+                                       "GFNI",
+                                       "AVX-VNNI",
+                                       "the 8-bit matrix multiply extension"};
 _Static_assert(sizeof features / sizeof *features == STIC_FEATURES, "one name a feature");
 
 stic_status stic_kernels_check_cpu(const stic_package *package, stic_error *error) {
@@ -32,7 +42,8 @@ static stic_status find(void *library, const char *name, void *function, stic_er
   void *symbol = dlsym(library, name);
   memcpy(function, &symbol, sizeof symbol); /* ISO C has no cast from object to function pointer */
   if (!symbol)
-    return stic_fail(error, STIC_KERNELS, "kernels.so has no function %s: compile the package again with this stic", name);
+    return stic_fail(error, STIC_KERNELS, "kernels.so has no function %s: compile the package again with this stic",
+                     name);
   return STIC_OK;
 }
 
@@ -56,12 +67,10 @@ stic_status stic_kernels_load(const stic_package *package, const char *path, sti
   const struct {
     const char *name;
     void *function;
-  } quantized[] = {{"stic_outliers", &k->outliers},
-                   {"stic_dot", &k->dot},
-                   {"stic_dot_activated", &k->dot_activated},
-                   {"stic_rows_outliers", &k->rows_outliers},
-                   {"stic_rows_finish", &k->rows_finish},
-                   {"stic_rows_finish_activated", &k->rows_finish_activated}};
+  } quantized[] = {
+      {"stic_outliers", &k->outliers},           {"stic_dot", &k->dot},
+      {"stic_dot_activated", &k->dot_activated}, {"stic_rows_outliers", &k->rows_outliers},
+      {"stic_rows_finish", &k->rows_finish},     {"stic_rows_finish_activated", &k->rows_finish_activated}};
   stic_status status;
   for (size_t i = 0; i < sizeof always / sizeof *always; i++)
     if ((status = find(k->library, always[i].name, always[i].function, error))) return status;

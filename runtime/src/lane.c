@@ -6,8 +6,8 @@
 #include "io.h"
 
 typedef struct {
-  bool rows;              /* else an extent */
-  uint32_t first, end;    /* rows: in `tokens` */
+  bool rows;           /* else an extent */
+  uint32_t first, end; /* rows: in `tokens` */
   uint32_t extent, offset;
   uint32_t bytes;
 } request;
@@ -65,8 +65,8 @@ static uint64_t emulated_ns(const stic_io *io, uint32_t bytes) {
 }
 
 /* Read as fast as the storage, or as the storage that is emulated: one that serves one request at a time. */
-static stic_status read_paced(stic_io *io, const stic_source *source, const char *name, uint64_t offset,
-                              uint32_t bytes, uint8_t *to, stic_error *error) {
+static stic_status read_paced(stic_io *io, const stic_source *source, const char *name, uint64_t offset, uint32_t bytes,
+                              uint8_t *to, stic_error *error) {
   const uint64_t takes_ns = emulated_ns(io, bytes);
   uint64_t done_ns = 0;
   if (takes_ns) {
@@ -118,8 +118,8 @@ static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_pr
     const uint8_t *record = io->weights + e->destination + at;
     if (at >= present.begin && at + r->bytes <= present.end) continue;
     STIC_REQUIRE(record_checksum, stic_crc32(0, record, r->bytes) == r->crc,
-                 "shards.bin is corrupt at layer %u, slice %u, level %u (checksum): copy the package again", e->layer, s,
-                 e->level);
+                 "shards.bin is corrupt at layer %u, slice %u, level %u (checksum): copy the package again", e->layer,
+                 s, e->level);
     if (stic_record_check(p, e->level, record, r->bytes, error)) {
       stic_error_prefix(error, "shards.bin");
       return STIC_PACKAGE_CORRUPT;
@@ -139,8 +139,17 @@ static bool wait_for_place(stic_io *io, int32_t wait_layer) {
 
 static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, stic_error *error) {
   const stic_extent *e = &io->package->extents[r->extent];
-  stic_event event = {STIC_EVENT_READ, e->layer, (int32_t)lane, e->level, e->first, e->count, 0,
-                      r->bytes,        stic_trace_now(io->trace), 0, 0};
+  stic_event event = {STIC_EVENT_READ,
+                      e->layer,
+                      (int32_t)lane,
+                      e->level,
+                      e->first,
+                      e->count,
+                      0,
+                      r->bytes,
+                      stic_trace_now(io->trace),
+                      0,
+                      0};
   if (!wait_for_place(io, e->wait_layer)) return STIC_OK;
   event.begin_ns = stic_trace_now(io->trace);
   stic_status status = io->gpu->on ? stic_gpu_open_extent(io->gpu, r->extent, error) : STIC_OK;

@@ -57,7 +57,8 @@ static stic_status load(stic_error *error) {
     named = name;
     dlclose(library);
   }
-  if (missing) return stic_fail(error, STIC_GPU, "%s has no function %s: is it a library of OpenCL 1.2?", named, missing);
+  if (missing)
+    return stic_fail(error, STIC_GPU, "%s has no function %s: is it a library of OpenCL 1.2?", named, missing);
   if (chosen) return stic_fail(error, STIC_GPU, "$STIC_OPENCL names %s, which cannot be loaded", chosen);
   return stic_fail(error, STIC_GPU, "no OpenCL library was found (set STIC_OPENCL to the path of one)");
 }

@@ -46,14 +46,15 @@ static const struct {
 };
 
 static stic_status check_header(const stic_header *h, size_t size, stic_error *error) {
-  STIC_REQUIRE(magic, size >= sizeof *h && !memcmp(h->magic,
-               "STICPKG", 8), "index.bin does not start with a stic header");
+  STIC_REQUIRE(magic, size >= sizeof *h && !memcmp(h->magic, "STICPKG", 8),
+               "index.bin does not start with a stic header");
   if (h->major != STIC_MAJOR || h->minor > STIC_MINOR)
-    return stic_fail(error, STIC_PACKAGE_VERSION,
-                     "the package has format %u.%u and this engine reads %d.0 to %d.%d: compile it again, or update stic",
-                     h->major, h->minor, STIC_MAJOR, STIC_MAJOR, STIC_MINOR);
-  STIC_REQUIRE(index_size, h->index_bytes == size,
-               "index.bin has %zu bytes of %u: copy the package again", size, h->index_bytes);
+    return stic_fail(
+        error, STIC_PACKAGE_VERSION,
+        "the package has format %u.%u and this engine reads %d.0 to %d.%d: compile it again, or update stic", h->major,
+        h->minor, STIC_MAJOR, STIC_MAJOR, STIC_MINOR);
+  STIC_REQUIRE(index_size, h->index_bytes == size, "index.bin has %zu bytes of %u: copy the package again", size,
+               h->index_bytes);
   static const uint8_t zeros[4];
   const size_t at = offsetof(stic_header, index_crc);
   uint32_t crc = stic_crc32(stic_crc32(0, h, at), zeros, 4);
@@ -68,23 +69,21 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
   }
   STIC_REQUIRE(full_bits, h->full_bits == 0 || h->full_bits == 16 || h->full_bits == 32, "index.bin: full_bits is %u",
                h->full_bits);
-  STIC_REQUIRE(request_blocks, h->request_bytes % STIC_BLOCK == 0,
-               "index.bin: request_bytes %u is not whole blocks", h->request_bytes);
-  STIC_REQUIRE(stack_pages, h->stack_bytes % STIC_BLOCK == 0,
-               "index.bin: stack_bytes %u is not whole pages", h->stack_bytes);
+  STIC_REQUIRE(request_blocks, h->request_bytes % STIC_BLOCK == 0, "index.bin: request_bytes %u is not whole blocks",
+               h->request_bytes);
+  STIC_REQUIRE(stack_pages, h->stack_bytes % STIC_BLOCK == 0, "index.bin: stack_bytes %u is not whole pages",
+               h->stack_bytes);
   STIC_REQUIRE(row_fits, h->row_stride >= stic_row_checked(h) + 4,
-               "index.bin: an embedding row does not fit row_stride %u",
-               h->row_stride);
+               "index.bin: an embedding row does not fit row_stride %u", h->row_stride);
   STIC_REQUIRE(row_straddles, h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
                "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
   STIC_REQUIRE(row_alignment, h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
-  STIC_REQUIRE(interleave, h->interleave == 4 || h->interleave == 8,
-               "index.bin: interleave is %u, neither 4 nor 8", h->interleave);
-  STIC_REQUIRE(padding, h->padding <= h->vocabulary,
-               "index.bin: the padding is token %u of %u", h->padding - 1, h->vocabulary);
-  STIC_REQUIRE(row_lanes, h->row_lanes == 0 || h->row_lanes >= h->lanes,
-               "index.bin: %u lanes read rows and %u extents", h->row_lanes,
-               h->lanes);
+  STIC_REQUIRE(interleave, h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8",
+               h->interleave);
+  STIC_REQUIRE(padding, h->padding <= h->vocabulary, "index.bin: the padding is token %u of %u", h->padding - 1,
+               h->vocabulary);
+  STIC_REQUIRE(row_lanes, h->row_lanes == 0 || h->row_lanes >= h->lanes, "index.bin: %u lanes read rows and %u extents",
+               h->row_lanes, h->lanes);
   STIC_REQUIRE(family, h->plans ? h->plans > 1 && h->gpu_at == 0 : h->plans_at == 0,
                "index.bin: a plan family needs several plans, and none on a GPU");
   return STIC_OK;
@@ -108,8 +107,8 @@ static stic_status place_tables(stic_package *p, stic_error *error) {
   };
   for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
     const uint64_t end = tables[i].at + tables[i].count * tables[i].item;
-    STIC_REQUIRE(table_place, tables[i].at % 8 == 0 && end <= h->index_bytes,
-                 "index.bin: table %s lies outside it", tables[i].name);
+    STIC_REQUIRE(table_place, tables[i].at % 8 == 0 && end <= h->index_bytes, "index.bin: table %s lies outside it",
+                 tables[i].name);
     *tables[i].place = p->index + tables[i].at;
   }
   p->plans = h->plans ? h->plans : 1;
@@ -177,12 +176,8 @@ static stic_status find_files(stic_package *p, stic_error *error) {
     const struct {
       const char *name;
       const stic_file **place;
-    } known[] = {{"trunk.bin", &p->trunk},
-                 {"embeddings.bin", &p->embeddings},
-                 {"shards.bin", &p->shards},
-                 {"kernels.so", &p->kernels},
-                 {"kernels.cl", &p->program},
-                 {"plan.json", &plan}};
+    } known[] = {{"trunk.bin", &p->trunk},    {"embeddings.bin", &p->embeddings}, {"shards.bin", &p->shards},
+                 {"kernels.so", &p->kernels}, {"kernels.cl", &p->program},        {"plan.json", &plan}};
     for (size_t k = 0; k < sizeof known / sizeof *known; k++)
       if (!strcmp(f->name, known[k].name)) *known[k].place = f;
   }
@@ -212,8 +207,7 @@ static stic_status check_bits(const stic_package *p, stic_error *error) {
                                          : bits >= 2 && bits <= 8;
       STIC_REQUIRE(shard_bits, fits, "index.bin: layer %u slice %u has %u bits", l, s, bits);
       STIC_REQUIRE(shard_order, s == 0 || bits <= stic_bits(p, l, s - 1),
-                   "index.bin: layer %u slice %u has more bits than slice %u",
-                   l, s, s - 1);
+                   "index.bin: layer %u slice %u has more bits than slice %u", l, s, s - 1);
     }
   }
   return STIC_OK;
@@ -228,8 +222,9 @@ static stic_status check_records(const stic_package *p, stic_error *error) {
         if (r->bytes == 0) continue;
         const stic_layout *layout = &p->layouts[level];
         STIC_REQUIRE(record,
-                     (level != STIC_FULL || h->full_bits) && r->offset % STIC_ALIGN == 0 && r->bytes % STIC_ALIGN == 0 &&
-                         r->offset <= p->shards->bytes && r->bytes <= p->shards->bytes - r->offset &&
+                     (level != STIC_FULL || h->full_bits) && r->offset % STIC_ALIGN == 0 &&
+                         r->bytes % STIC_ALIGN == 0 && r->offset <= p->shards->bytes &&
+                         r->bytes <= p->shards->bytes - r->offset &&
                          (layout->has_outliers ? r->bytes >= layout->end : r->bytes == layout->end),
                      "index.bin: the record of layer %u level %u slice %u does not fit", l, level, s);
       }
@@ -274,8 +269,7 @@ stic_status stic_package_parse(const void *index, size_t size, stic_package *pac
   if ((status = place_tables(package, error))) return status;
   lay_out(package);
   STIC_REQUIRE(attention_width, package->attention_width <= 4096,
-               "index.bin: a slice has %u attention features, more than 4096",
-               package->attention_width);
+               "index.bin: a slice has %u attention features, more than 4096", package->attention_width);
   if ((status = find_files(package, error))) return status;
   if ((status = check_records(package, error))) return status;
   if ((status = check_head(package, error))) return status;

@@ -10,50 +10,50 @@
 
 /* Where the parts of a record of one level are, by matrix. */
 typedef struct stic_layout {
-  uint32_t planes;               /* of this level, in each matrix */
-  uint32_t plane_at[4][8];       /* [0] is the weight at full precision */
+  uint32_t planes;         /* of this level, in each matrix */
+  uint32_t plane_at[4][8]; /* [0] is the weight at full precision */
   uint32_t table_at[4];
-  uint32_t blocks_at[4];         /* where `has_outliers` */
-  uint32_t end;                  /* the record's size without outliers; they start here */
+  uint32_t blocks_at[4]; /* where `has_outliers` */
+  uint32_t end;          /* the record's size without outliers; they start here */
   bool has_outliers;
 } stic_layout;
 
 enum { STIC_MOST_LANES = 16, STIC_MOST_LAYERS = 256, STIC_MOST_PLANS = 64, STIC_MOST_EXTENTS = 1 << 20 };
 
 typedef struct stic_package {
-  const uint8_t *index;          /* index.bin, not owned; the tables point into it */
+  const uint8_t *index; /* index.bin, not owned; the tables point into it */
   const stic_header *header;
   const stic_file *files;
-  const stic_layer *layers;      /* where each is in the trunk; what is kept of it says `kept` */
-  const stic_record *records;    /* (layers, STIC_LEVELS, slices) */
+  const stic_layer *layers;   /* where each is in the trunk; what is kept of it says `kept` */
+  const stic_record *records; /* (layers, STIC_LEVELS, slices) */
   const stic_dense *dense;
   const stic_region *region_table;
-  const stic_plan_entry *family; /* NULL: the header's plan is the only one */
-  uint32_t plans;                /* at least 1 */
+  const stic_plan_entry *family;                          /* NULL: the header's plan is the only one */
+  uint32_t plans;                                         /* at least 1 */
   const stic_file *trunk, *embeddings, *shards, *kernels; /* entries of `files` */
-  const stic_gpu_part *gpu;      /* NULL: no layer is placed on a GPU, and what follows is not set */
-  const stic_file *program;      /* kernels.cl */
+  const stic_gpu_part *gpu; /* NULL: no layer is placed on a GPU, and what follows is not set */
+  const stic_file *program; /* kernels.cl */
   const stic_launch *launches;
-  const uint8_t *places;         /* (layers) STIC_ON_CPU or STIC_ON_GPU */
-  const stic_region *state;      /* (STIC_GPU_REGIONS) in the state buffer */
+  const uint8_t *places;    /* (layers) STIC_ON_CPU or STIC_ON_GPU */
+  const stic_region *state; /* (STIC_GPU_REGIONS) in the state buffer */
   /* What the plan that is selected says. */
   uint32_t number;
   stic_plan_entry plan;
-  const uint8_t *bits;           /* (layers, slices) */
+  const uint8_t *bits; /* (layers, slices) */
   const stic_extent *extents;
   stic_region regions[STIC_REGIONS];
   struct stic_kept {
-    uint32_t slices, full;       /* kept, and of them at full precision; 0, 0: the layer is left out */
+    uint32_t slices, full; /* kept, and of them at full precision; 0, 0: the layer is left out */
   } kept[STIC_MOST_LAYERS];
-  uint32_t most_slices;          /* kept of any layer */
+  uint32_t most_slices; /* kept of any layer */
 
-  uint32_t padded_hidden;        /* HP */
-  uint32_t attention_width;      /* A */
-  uint32_t ffn_width;            /* FP */
-  uint32_t tiles;                /* of the longest input */
-  uint32_t row_lanes;            /* IO lanes that read embedding rows */
-  uint32_t staging_bytes;        /* each one's buffer for a row read */
-  uint32_t rows[4], columns[4];  /* of the matrices of a shard */
+  uint32_t padded_hidden;       /* HP */
+  uint32_t attention_width;     /* A */
+  uint32_t ffn_width;           /* FP */
+  uint32_t tiles;               /* of the longest input */
+  uint32_t row_lanes;           /* IO lanes that read embedding rows */
+  uint32_t staging_bytes;       /* each one's buffer for a row read */
+  uint32_t rows[4], columns[4]; /* of the matrices of a shard */
   stic_layout layouts[STIC_LEVELS];
 } stic_package;
 
@@ -81,7 +81,8 @@ static inline uint64_t stic_extra_floats(const stic_package *p) { return (uint64
 /* A thread's share of region `scratch`: those, then what attention keeps for T keys and D features of a head, padded. */
 static inline uint64_t stic_scratch_bytes(const stic_package *p) {
   const uint64_t keys = (uint64_t)p->tiles * STIC_TILE, width = stic_pad(p->header->head_dim, STIC_TILE);
-  return 4 * (stic_extra_floats(p) + keys * (STIC_TILE + 1) + 2 * width) + 2 * keys * width + STIC_TILE * (keys + width);
+  return 4 * (stic_extra_floats(p) + keys * (STIC_TILE + 1) + 2 * width) + 2 * keys * width +
+         STIC_TILE * (keys + width);
 }
 
 /* Parse index.bin, `size` bytes that must outlive the result, and select its first plan. Reads nothing else; changes
@@ -132,8 +133,8 @@ static inline uint64_t stic_row_checked(const stic_header *h) {
 stic_status stic_row_check(const stic_package *package, const uint8_t *row, int32_t id, stic_error *error);
 
 /* The outliers of one matrix in a record that was checked: its block starts and its entries (position, fp16 bits). */
-const uint32_t *stic_record_outliers(const stic_package *package, uint32_t level, const uint8_t *record, uint32_t matrix,
-                                     const uint16_t **entries);
+const uint32_t *stic_record_outliers(const stic_package *package, uint32_t level, const uint8_t *record,
+                                     uint32_t matrix, const uint16_t **entries);
 
 /* Whether so many floats of 16 or 32 bits are numbers. */
 bool stic_finite(const void *numbers, uint64_t count, uint32_t bits);

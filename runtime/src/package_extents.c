@@ -7,25 +7,28 @@
 static stic_status check_place(const stic_package *p, uint32_t i, stic_error *error) {
   const stic_header *h = p->header;
   const stic_extent *e = &p->extents[i];
-  const stic_region *region =
-      &p->regions[i < p->plan.resident_extents ? STIC_REGION_PRELOAD : STIC_REGION_WORKING];
-  STIC_REQUIRE(extent_shard, e->layer < h->layers && e->level < STIC_LEVELS && e->count >= 1 &&
+  const stic_region *region = &p->regions[i < p->plan.resident_extents ? STIC_REGION_PRELOAD : STIC_REGION_WORKING];
+  STIC_REQUIRE(extent_shard,
+               e->layer < h->layers && e->level < STIC_LEVELS && e->count >= 1 &&
                    (uint32_t)e->first + e->count <= h->slices,
                "index.bin: extent %u names a shard that does not exist", i);
-  STIC_REQUIRE(extent_file, e->bytes > 0 && e->bytes % STIC_BLOCK == 0 && e->file_offset % STIC_BLOCK == 0 &&
+  STIC_REQUIRE(extent_file,
+               e->bytes > 0 && e->bytes % STIC_BLOCK == 0 && e->file_offset % STIC_BLOCK == 0 &&
                    e->file_offset <= p->shards->bytes && e->bytes <= p->shards->bytes - e->file_offset,
                "index.bin: extent %u lies outside shards.bin", i);
-  STIC_REQUIRE(extent_memory, e->destination % STIC_BLOCK == 0 && e->destination >= region->offset &&
+  STIC_REQUIRE(extent_memory,
+               e->destination % STIC_BLOCK == 0 && e->destination >= region->offset &&
                    e->destination - region->offset <= region->bytes &&
                    e->bytes <= region->bytes - (e->destination - region->offset),
                "index.bin: extent %u lies outside its memory region", i);
-  STIC_REQUIRE(extent_waits, e->wait_layer >= -1 && e->wait_layer < (int32_t)e->layer &&
+  STIC_REQUIRE(extent_waits,
+               e->wait_layer >= -1 && e->wait_layer < (int32_t)e->layer &&
                    ((i >= p->plan.resident_extents && !p->plan.load_first) || e->wait_layer == -1),
                "index.bin: extent %u waits for layer %d, but is itself of layer %u", i, e->wait_layer, e->layer);
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
     const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
-    STIC_REQUIRE(extent_records, r->bytes > 0 && r->offset >= e->file_offset &&
-                     r->offset + r->bytes <= e->file_offset + e->bytes,
+    STIC_REQUIRE(extent_records,
+                 r->bytes > 0 && r->offset >= e->file_offset && r->offset + r->bytes <= e->file_offset + e->bytes,
                  "index.bin: extent %u does not hold slice %u", i, s);
   }
   return STIC_OK;
@@ -40,8 +43,7 @@ static stic_status check_overlap(const stic_package *p, uint32_t first, uint32_t
     const uint64_t block = (e->destination - region_offset) / STIC_BLOCK;
     for (uint64_t b = block; b < block + e->bytes / STIC_BLOCK; b++) {
       STIC_REQUIRE(extent_overwrites, (int32_t)owners[b] - 1 <= e->wait_layer,
-                   "index.bin: extent %u overwrites layer %u before its time",
-                   i, owners[b] - 1);
+                   "index.bin: extent %u overwrites layer %u before its time", i, owners[b] - 1);
       owners[b] = (uint16_t)(e->layer + 1);
     }
   }
@@ -91,7 +93,8 @@ stic_status stic_package_check_extents(const stic_package *p, stic_error *error)
   STIC_REQUIRE(extents_resident, p->plan.resident_extents <= p->plan.extents,
                "index.bin: more resident extents than extents");
   const uint64_t blocks = (stic_pad(p->regions[STIC_REGION_PRELOAD].bytes, STIC_BLOCK) +
-                           stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK)) / STIC_BLOCK;
+                           stic_pad(p->regions[STIC_REGION_WORKING].bytes, STIC_BLOCK)) /
+                          STIC_BLOCK;
   uint16_t *owners = calloc(blocks + 1, sizeof *owners);
   uint8_t *read = calloc((size_t)h->layers * STIC_LEVELS * h->slices, 1);
   const stic_status status = owners && read

@@ -13,14 +13,13 @@ static stic_status place_tables(stic_package *p, stic_error *error) {
                "index.bin: the GPU part lies outside it");
   p->gpu = (const stic_gpu_part *)(p->index + h->gpu_at);
   const stic_gpu_part *g = p->gpu;
-  STIC_REQUIRE(gpu_fields,
-               (g->storage_bits == 16 || g->storage_bits == 32) && g->style < STIC_GPU_STYLES && g->fallback <= 1,
-               "index.bin: the GPU part has %u-bit storage, style %u, fallback %u", g->storage_bits, g->style, g->fallback);
+  STIC_REQUIRE(
+      gpu_fields, (g->storage_bits == 16 || g->storage_bits == 32) && g->style < STIC_GPU_STYLES && g->fallback <= 1,
+      "index.bin: the GPU part has %u-bit storage, style %u, fallback %u", g->storage_bits, g->style, g->fallback);
   for (size_t i = 0; i < sizeof g->reserved / sizeof *g->reserved; i++)
     STIC_REQUIRE(gpu_reserved, g->reserved[i] == 0, "index.bin: a reserved field of the GPU part is set");
   STIC_REQUIRE(gpu_launches, g->launches <= MOST_LAUNCHES,
-               "index.bin: the GPU part has %u launches, at most %u are allowed",
-               g->launches, MOST_LAUNCHES);
+               "index.bin: the GPU part has %u launches, at most %u are allowed", g->launches, MOST_LAUNCHES);
   STIC_REQUIRE(gpu_tables,
                g->launches_at % 4 == 0 && g->launches_at + g->launches * (uint64_t)sizeof(stic_launch) <= end &&
                    g->places_at % 4 == 0 && g->places_at + (uint64_t)h->layers <= end && g->state_at % 4 == 0 &&
@@ -45,8 +44,7 @@ static stic_status check_launches(const stic_package *p, stic_error *error) {
                  "index.bin: the name of GPU launch %u is empty, has no end, or cannot be read", i);
     for (uint32_t other = 0; other < i; other++)
       STIC_REQUIRE(launch_twice, strcmp(launch->name, p->launches[other].name),
-                   "index.bin: kernel %s is launched in two ways",
-                   launch->name);
+                   "index.bin: kernel %s is launched in two ways", launch->name);
     uint64_t items = 1;
     for (int axis = 0; axis < 3; axis++) {
       STIC_REQUIRE(launch_axes,
@@ -84,14 +82,14 @@ static bool may_share(uint32_t a, uint32_t b) {
 static stic_status check_state(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
   const stic_gpu_part *g = p->gpu;
-  const uint64_t lanes = (uint64_t)p->tiles * STIC_TILE, stored = lanes * (g->storage_bits / 8), slices = p->most_slices;
+  const uint64_t lanes = (uint64_t)p->tiles * STIC_TILE, stored = lanes * (g->storage_bits / 8),
+                 slices = p->most_slices;
   const uint64_t attention = slices * p->attention_width, ffn = slices * p->ffn_width;
   uint64_t widest = p->padded_hidden, sum = 0;
   if (attention > widest) widest = attention;
   if (ffn > widest) widest = ffn;
   STIC_REQUIRE(gpu_scores, g->scores_tiles >= 1 && g->scores_tiles <= p->tiles,
-               "index.bin: room for the scores of %u query tiles",
-               g->scores_tiles);
+               "index.bin: room for the scores of %u query tiles", g->scores_tiles);
   const uint64_t needed[STIC_GPU_REGIONS] = {
       [STIC_GPU_X] = p->padded_hidden * stored,
       [STIC_GPU_Y] = p->padded_hidden * lanes * 4,
@@ -107,7 +105,8 @@ static stic_status check_state(const stic_package *p, stic_error *error) {
   };
   for (uint32_t r = 0; r < STIC_GPU_REGIONS; r++) {
     const stic_region *region = &p->state[r];
-    STIC_REQUIRE(state_place, region->offset % STIC_BLOCK == 0 && region->offset <= g->state_bytes &&
+    STIC_REQUIRE(state_place,
+                 region->offset % STIC_BLOCK == 0 && region->offset <= g->state_bytes &&
                      region->bytes <= g->state_bytes - region->offset && region->bytes >= needed[r] &&
                      region->bytes <= needed[r] + STIC_BLOCK && needed[r] < (uint64_t)1 << 31,
                  "index.bin: GPU region %u has %llu bytes and needs %llu", r, (unsigned long long)region->bytes,
@@ -115,7 +114,8 @@ static stic_status check_state(const stic_package *p, stic_error *error) {
     sum += region->bytes + STIC_BLOCK;
     for (uint32_t other = 0; other < r; other++) {
       const stic_region *b = &p->state[other];
-      STIC_REQUIRE(state_apart, may_share(r, other) || region->offset + region->bytes <= b->offset ||
+      STIC_REQUIRE(state_apart,
+                   may_share(r, other) || region->offset + region->bytes <= b->offset ||
                        b->offset + b->bytes <= region->offset,
                    "index.bin: GPU regions %u and %u overlap", r, other);
     }

@@ -4,8 +4,8 @@
 static stic_status check_disjoint(const stic_package *p, stic_error *error) {
   /* What was checked before use (and is then trusted as offsets and indices) must stay as it was checked. The other
    * regions hold numbers only, and a memory plan may let them share bytes. */
-  static const uint8_t trusted[] = {STIC_REGION_TRUNK, STIC_REGION_PRELOAD, STIC_REGION_TABLE, STIC_REGION_WORKING,
-                                    STIC_REGION_STAGING, STIC_REGION_IDS, STIC_REGION_TYPES};
+  static const uint8_t trusted[] = {STIC_REGION_TRUNK,   STIC_REGION_PRELOAD, STIC_REGION_TABLE, STIC_REGION_WORKING,
+                                    STIC_REGION_STAGING, STIC_REGION_IDS,     STIC_REGION_TYPES};
   for (size_t i = 0; i < sizeof trusted; i++) {
     const stic_region *a = &p->regions[trusted[i]];
     for (uint32_t other = 0; other < STIC_REGIONS; other++) {
@@ -64,7 +64,8 @@ stic_status stic_package_check_memory(const stic_package *p, stic_error *error) 
   for (uint32_t r = 0; r < STIC_REGIONS; r++) {
     const stic_region *region = &p->regions[r];
     const uint32_t align = read_into[r] && region->bytes ? STIC_BLOCK : STIC_ALIGN;
-    STIC_REQUIRE(region_place, region->offset % align == 0 && region->offset <= p->plan.arena_bytes &&
+    STIC_REQUIRE(region_place,
+                 region->offset % align == 0 && region->offset <= p->plan.arena_bytes &&
                      region->bytes <= p->plan.arena_bytes - region->offset,
                  "index.bin: memory region %u lies outside the arena", r);
     STIC_REQUIRE(region_size, region->bytes >= least[r] && region->bytes <= most[r] + STIC_BLOCK,

@@ -97,8 +97,8 @@ stic_status stic_package_check_plans(const stic_package *p, stic_error *error) {
                  "index.bin: plan %u has load_first %u, a reserved field that is set, or no finite quality", i,
                  e.load_first);
     extents += e.extents;
-    STIC_REQUIRE(plan_extents, extents <= STIC_MOST_EXTENTS,
-                 "index.bin: its plans have more than %d extents", STIC_MOST_EXTENTS);
+    STIC_REQUIRE(plan_extents, extents <= STIC_MOST_EXTENTS, "index.bin: its plans have more than %d extents",
+                 STIC_MOST_EXTENTS);
   }
   STIC_REQUIRE(plan_repeats, !p->family || repeats_header(p),
                "index.bin: the first plan of its family is not the header's");
@@ -119,7 +119,8 @@ static stic_status check_resident(const stic_package *p, stic_error *error) {
       STIC_REQUIRE(resident_together, r[s].offset == end, "index.bin: the records of resident extent %u are apart", i);
       end += r[s].bytes;
     }
-    STIC_REQUIRE(resident_exact, e->file_offset == r->offset / STIC_BLOCK * STIC_BLOCK &&
+    STIC_REQUIRE(resident_exact,
+                 e->file_offset == r->offset / STIC_BLOCK * STIC_BLOCK &&
                      e->file_offset + e->bytes == stic_pad(end, STIC_BLOCK),
                  "index.bin: resident extent %u is not exactly its records", i);
   }
@@ -131,11 +132,11 @@ stic_status stic_package_check_family(const stic_package *p, stic_error *error) 
   const uint64_t behind = preload->offset + stic_pad(preload->bytes, STIC_BLOCK);
   STIC_REQUIRE(family_weights,
                preload->offset % STIC_BLOCK == 0 && preload->offset == p->region_table[STIC_REGION_PRELOAD].offset &&
-                   working->offset == behind &&
-                   p->plan.arena_bytes == behind + stic_pad(working->bytes, STIC_BLOCK),
+                   working->offset == behind && p->plan.arena_bytes == behind + stic_pad(working->bytes, STIC_BLOCK),
                "index.bin: the arena does not end with the weights");
   for (uint32_t r = 0; r < STIC_REGIONS; r++)
-    STIC_REQUIRE(family_regions, r == STIC_REGION_PRELOAD || r == STIC_REGION_WORKING ||
+    STIC_REQUIRE(family_regions,
+                 r == STIC_REGION_PRELOAD || r == STIC_REGION_WORKING ||
                      p->regions[r].offset + p->regions[r].bytes <= preload->offset,
                  "index.bin: memory region %u does not lie before the weights", r);
   return check_resident(p, error);

@@ -16,9 +16,9 @@ typedef struct stic_pool {
   uint32_t started;
   pthread_t handles[STIC_MOST_THREADS];
   int32_t ids[STIC_MOST_THREADS]; /* for stic_keep_off */
-  uint64_t cores;    /* bit set of the processors to compute on; 0: any */
-  stic_cpus allowed; /* to the workers */
-  stic_cpus callers; /* processors of the caller, while it is `moved` */
+  uint64_t cores;                 /* bit set of the processors to compute on; 0: any */
+  stic_cpus allowed;              /* to the workers */
+  stic_cpus callers;              /* processors of the caller, while it is `moved` */
   bool moved;
   int kept_off; /* processor that the workers keep off; -1: none */
   stic_item run;

@@ -22,7 +22,8 @@ stic_status stic_row_check(const stic_package *p, const uint8_t *row, int32_t id
   const bool halves = p->header->row_type == STIC_ROW_FLOAT16;
   const uint8_t *numbers = halves ? row : row + checked - sizeof(float);
   STIC_REQUIRE(row_scale, stic_finite(numbers, halves ? p->header->hidden : 1, halves ? 16 : 32),
-               "the row of token %d in embeddings.bin holds a number that is not finite: compile the package again", id);
+               "the row of token %d in embeddings.bin holds a number that is not finite: compile the package again",
+               id);
   return STIC_OK;
 }
 
@@ -30,10 +31,10 @@ stic_status stic_record_check(const stic_package *p, uint32_t level, const uint8
                               stic_error *error) {
   const stic_layout *layout = &p->layouts[level];
   for (int m = 0; m < STIC_MATRICES && level == STIC_FULL; m++)
-    STIC_REQUIRE(weight_finite,
-                 stic_finite(record + layout->plane_at[m][0], (uint64_t)p->rows[m] * p->columns[m],
-                             p->header->full_bits),
-                 "a weight at full precision is not a finite number");
+    STIC_REQUIRE(
+        weight_finite,
+        stic_finite(record + layout->plane_at[m][0], (uint64_t)p->rows[m] * p->columns[m], p->header->full_bits),
+        "a weight at full precision is not a finite number");
   if (level == STIC_FULL) return STIC_OK;
   for (int m = 0; m < STIC_MATRICES; m++) /* the dot products have room for magnitudes of 127 */
     STIC_REQUIRE(code_table, !memchr(record + layout->table_at[m], 0x80, (size_t)1 << stic_bits_of_level(level)),
@@ -43,8 +44,8 @@ stic_status stic_record_check(const stic_package *p, uint32_t level, const uint8
     const uint32_t *starts = (const uint32_t *)(const void *)(record + layout->blocks_at[m]);
     const uint32_t blocks = p->rows[m] / STIC_TILE, count = starts[blocks], limit = STIC_TILE * p->columns[m];
     STIC_REQUIRE(outlier_start, starts[0] == 0, "outlier blocks do not start at 0");
-    for (uint32_t b = 0; b < blocks; b++) STIC_REQUIRE(outlier_blocks, starts[b] <= starts[b + 1],
-                                                       "outlier blocks run backwards");
+    for (uint32_t b = 0; b < blocks; b++)
+      STIC_REQUIRE(outlier_blocks, starts[b] <= starts[b + 1], "outlier blocks run backwards");
     STIC_REQUIRE(outlier_room, at + 4 * (uint64_t)count <= size, "outliers run past the record's end");
     const uint16_t *entries = (const uint16_t *)(const void *)(record + at);
     for (uint32_t b = 0; b < blocks; b++)

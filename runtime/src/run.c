@@ -6,16 +6,18 @@
 
 #include "session.h"
 
-static stic_status check_input(stic_session *s, const int32_t *ids, const int32_t *types, int32_t n, const float *output,
-                               size_t capacity) {
+static stic_status check_input(stic_session *s, const int32_t *ids, const int32_t *types, int32_t n,
+                               const float *output, size_t capacity) {
   const stic_header *h = s->package.header;
   stic_error *error = &s->error;
   if (!ids || !output) return stic_fail(error, STIC_INVALID_ARGUMENT, "stic_session_run was given a null pointer");
   if (n < 1) return stic_fail(error, STIC_INPUT_LENGTH, "the input has no tokens");
   if ((uint32_t)n > h->max_length)
-    return stic_fail(error, STIC_INPUT_LENGTH,
-                     "input of %d tokens; this package was compiled for at most %u: shorten the input, or compile with a"
-                     " larger --max-length", n, h->max_length);
+    return stic_fail(
+        error, STIC_INPUT_LENGTH,
+        "input of %d tokens; this package was compiled for at most %u: shorten the input, or compile with a"
+        " larger --max-length",
+        n, h->max_length);
   if (capacity < stic_session_output_size(s, n))
     return stic_fail(error, STIC_OUTPUT_CAPACITY, "the output has room for %zu floats of %zu", capacity,
                      stic_session_output_size(s, n));
@@ -24,7 +26,8 @@ static stic_status check_input(stic_session *s, const int32_t *ids, const int32_
     if (ids[t] < 0 || (uint32_t)ids[t] >= h->vocabulary)
       return stic_fail(error, STIC_TOKEN_RANGE, "token %d has id %d; the vocabulary has %u", t, ids[t], h->vocabulary);
     if (types && (types[t] < 0 || types[t] >= kinds))
-      return stic_fail(error, STIC_TOKEN_RANGE, "token %d has type %d; the model has types below %d", t, types[t], kinds);
+      return stic_fail(error, STIC_TOKEN_RANGE, "token %d has type %d; the model has types below %d", t, types[t],
+                       kinds);
   }
   return STIC_OK;
 }
@@ -71,7 +74,8 @@ static stic_status hand_over(stic_session *s, uint32_t l, bool to_gpu, uint32_t 
 /* A GPU takes int8 rows, and positions as they follow one another; others are embedded here and handed over. */
 static stic_status embed(stic_session *s, bool on_gpu, uint32_t n) {
   if (on_gpu && s->package.header->row_type == STIC_ROW_INT8 && !stic_holds_padding(s, n))
-    return stic_gpu_embed(&s->gpu, stic_region_at(s, STIC_REGION_ROWS), stic_region_at(s, STIC_REGION_TYPES), n, &s->error);
+    return stic_gpu_embed(&s->gpu, stic_region_at(s, STIC_REGION_ROWS), stic_region_at(s, STIC_REGION_TYPES), n,
+                          &s->error);
   stic_compute_embedding(s, n);
   return on_gpu ? hand_over(s, 0, true, n) : STIC_OK;
 }
@@ -162,7 +166,8 @@ stic_status stic_session_run(stic_session *s, const int32_t *ids, const int32_t 
   if (atomic_exchange(&s->busy, true)) return STIC_BUSY;
   stic_status status;
   if (s->process != getpid())
-    status = stic_fail(&s->error, STIC_WRONG_PROCESS, "the session was opened by another process: open one after the fork");
+    status =
+        stic_fail(&s->error, STIC_WRONG_PROCESS, "the session was opened by another process: open one after the fork");
   else if (!(status = check_input(s, ids, types, n, output, capacity)))
     status = run(s, ids, types, (uint32_t)n, output);
   stic_pool_leave(&s->pool);

@@ -136,9 +136,9 @@ static void destroy(stic_session *s) {
   stic_files_close(&s->io.embeddings);
   stic_kernels_unload(&s->kernels);
   if (s->arena) stic_unmap(s->arena, (size_t)s->reserved_bytes);
-  void *const memory[] = {s->trace.events, s->record_at,   s->codes,    (void *)s->io.left,    s->io.present,
-                          s->io.spare,     s->io.by_layer, s->io.order, s->io.tokens,          (void *)s->io.pending,
-                          s->gpu.stages,   s->gpu.ends,    s->gpu.map,  s->gpu.ready,          s->gpu.wait_list,
+  void *const memory[] = {s->trace.events, s->record_at,         s->codes,    (void *)s->io.left, s->io.present,
+                          s->io.spare,     s->io.by_layer,       s->io.order, s->io.tokens,       (void *)s->io.pending,
+                          s->gpu.stages,   s->gpu.ends,          s->gpu.map,  s->gpu.ready,       s->gpu.wait_list,
                           s->gpu.entries,  (void *)s->gpu.stale, s->index};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
   free(s);
@@ -253,7 +253,9 @@ stic_status stic_session_stats(const stic_session *s, stic_stats *stats) {
                             .emulated = s->emulated,
                             .gpu_layers = gpu_layers,
                             .gpu_builds = s->gpu.builds,
-                            .gpu_arithmetic = !s->gpu.on ? 0 : s->gpu.dot ? STIC_INT8_ARITHMETIC : STIC_FLOAT_ARITHMETIC,
+                            .gpu_arithmetic = !s->gpu.on   ? 0
+                                              : s->gpu.dot ? STIC_INT8_ARITHMETIC
+                                                           : STIC_FLOAT_ARITHMETIC,
                             .plan = s->package.number,
                             .arena_bytes = s->package.plan.arena_bytes,
                             .bookkeeping_bytes = s->bookkeeping_bytes,

@@ -13,8 +13,8 @@
 typedef struct stic_codes {
   const uint8_t *planes[8];
   const int8_t *table;
-  const uint16_t *entries;      /* outliers: position, float16 */
-  const uint32_t *starts; /* first entry of each block of 16 rows */
+  const uint16_t *entries; /* outliers: position, float16 */
+  const uint32_t *starts;  /* first entry of each block of 16 rows */
   uint32_t bits;
   int32_t dense; /* the table's value under every outlier */
 } stic_codes;
@@ -51,7 +51,8 @@ static inline void *stic_trunk_at(const stic_session *s, uint64_t offset) {
 
 /* Note a stage of compute that began at begin_ns. */
 static inline void stic_stage_done(stic_session *s, uint32_t kind, int32_t layer, uint64_t begin_ns) {
-  const stic_event event = {kind, layer, STIC_TRACK_COMPUTE, 0, 0, 0, 0, 0, begin_ns, begin_ns, stic_trace_now(&s->trace)};
+  const stic_event event = {kind,     layer,    STIC_TRACK_COMPUTE,       0, 0, 0, 0, 0,
+                            begin_ns, begin_ns, stic_trace_now(&s->trace)};
   stic_trace_add(&s->trace, event);
 }
 

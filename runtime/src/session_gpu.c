@@ -50,7 +50,8 @@ stic_status stic_session_open_gpu(stic_session *s, const char *path, const stic_
     if (!may_fall_back(s, options, status)) return status;
     snprintf(gpu->device_text, sizeof gpu->device_text, "on the CPU, because %s", s->error.text);
   } else {
-    snprintf(gpu->device_text, sizeof gpu->device_text, "on the CPU, because the GPU is switched off (stic_options.gpu)");
+    snprintf(gpu->device_text, sizeof gpu->device_text,
+             "on the CPU, because the GPU is switched off (stic_options.gpu)");
   }
   s->io.weights = s->arena;
   if (!stic_fill(s->arena, (size_t)stic_weights_bytes(p)))

@@ -58,8 +58,8 @@ stic_status stic_session_set_budget(stic_session *s, uint32_t deadline_us, uint6
   uint32_t chosen = 0;
   stic_status status;
   if (s->process != getpid())
-    status = stic_fail(&s->error, STIC_WRONG_PROCESS,
-                       "the session was opened by another process: open one after the fork");
+    status =
+        stic_fail(&s->error, STIC_WRONG_PROCESS, "the session was opened by another process: open one after the fork");
   else
     status = stic_package_choose(&s->package, deadline_us, memory_bytes, &chosen, &s->error);
   if (!status && chosen != s->package.number) status = change_to(s, chosen);

@@ -97,21 +97,36 @@ static arguments parse(int argc, char **argv) {
     } else {
       const char *value = i + 1 < argc ? argv[++i] : NULL;
       if (!value) misuse("a value is missing after ", name);
-      if (!strcmp(name, "--ids")) a.ids = value;
-      else if (!strcmp(name, "--types")) a.types = value;
-      else if (!strcmp(name, "--ids-file")) a.ids_file = value;
-      else if (!strcmp(name, "--trace")) a.trace = value;
-      else if (!strcmp(name, "--output")) a.output = value;
-      else if (!strcmp(name, "--runs")) a.runs = number(value, name, 1000000);
-      else if (!strcmp(name, "--threads")) a.options.threads = (uint32_t)number(value, name, 1024);
-      else if (!strcmp(name, "--lanes")) a.options.lanes = (uint32_t)number(value, name, 1024);
-      else if (!strcmp(name, "--io-limit")) a.options.io_bytes_per_s = number(value, name, (uint64_t)1 << 40);
-      else if (!strcmp(name, "--io-requests")) a.options.io_requests_per_s = number(value, name, 1000000000);
-      else if (!strcmp(name, "--deadline-us")) a.options.deadline_us = (uint32_t)number(value, name, UINT32_MAX);
-      else if (!strcmp(name, "--memory-bytes")) a.options.memory_bytes = number(value, name, UINT64_MAX);
-      else if (!strcmp(name, "--gpu-use")) a.options.gpu = choice(value, name, uses, 3);
-      else if (!strcmp(name, "--gpu-arithmetic")) a.options.gpu_arithmetic = choice(value, name, arithmetics, 3);
-      else misuse("unknown option ", name);
+      if (!strcmp(name, "--ids"))
+        a.ids = value;
+      else if (!strcmp(name, "--types"))
+        a.types = value;
+      else if (!strcmp(name, "--ids-file"))
+        a.ids_file = value;
+      else if (!strcmp(name, "--trace"))
+        a.trace = value;
+      else if (!strcmp(name, "--output"))
+        a.output = value;
+      else if (!strcmp(name, "--runs"))
+        a.runs = number(value, name, 1000000);
+      else if (!strcmp(name, "--threads"))
+        a.options.threads = (uint32_t)number(value, name, 1024);
+      else if (!strcmp(name, "--lanes"))
+        a.options.lanes = (uint32_t)number(value, name, 1024);
+      else if (!strcmp(name, "--io-limit"))
+        a.options.io_bytes_per_s = number(value, name, (uint64_t)1 << 40);
+      else if (!strcmp(name, "--io-requests"))
+        a.options.io_requests_per_s = number(value, name, 1000000000);
+      else if (!strcmp(name, "--deadline-us"))
+        a.options.deadline_us = (uint32_t)number(value, name, UINT32_MAX);
+      else if (!strcmp(name, "--memory-bytes"))
+        a.options.memory_bytes = number(value, name, UINT64_MAX);
+      else if (!strcmp(name, "--gpu-use"))
+        a.options.gpu = choice(value, name, uses, 3);
+      else if (!strcmp(name, "--gpu-arithmetic"))
+        a.options.gpu_arithmetic = choice(value, name, arithmetics, 3);
+      else
+        misuse("unknown option ", name);
     }
   }
   if (!a.package) misuse("no package given", "");
@@ -188,8 +203,10 @@ static void print_json_string(const char *text) {
 static void print_output(const float *output, size_t size, bool json) {
   const size_t shown = json || size <= 8 ? size : 8;
   for (size_t i = 0; i < shown; i++) {
-    if (json && !isfinite(output[i])) printf("%snull", i ? "," : "");
-    else printf("%s%.9g", i ? (json ? "," : " ") : "", (double)output[i]);
+    if (json && !isfinite(output[i]))
+      printf("%snull", i ? "," : "");
+    else
+      printf("%s%.9g", i ? (json ? "," : " ") : "", (double)output[i]);
   }
   if (shown < size) printf(" ... (%zu numbers)", size);
 }
@@ -220,8 +237,10 @@ static void print_costs(const stic_session *session, uint64_t *times, uint64_t r
            (unsigned long long)runs, info.threads, info.lanes, median, p95, info.predicted_us, stall, read, requests,
            stats.direct ? "true" : "false", stats.emulated ? "true" : "false", peak, claimed, rss);
   } else {
-    if (stats.gpu_layers) printf("%u layers on %s\n", stats.gpu_layers, device);
-    else if (*device) printf("%s\n", device);
+    if (stats.gpu_layers)
+      printf("%u layers on %s\n", stats.gpu_layers, device);
+    else if (*device)
+      printf("%s\n", device);
     if (info.plans > 1) printf("plan %u of %u, counted from 0\n", stats.plan, info.plans);
     printf("%llu runs: median %llu us, 95 %% within %llu us, predicted %u us; stalled %llu us\n"
            "read %llu bytes in %llu requests, %s%s\n"

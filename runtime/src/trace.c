@@ -61,7 +61,9 @@ stic_status stic_trace_save(const stic_trace *trace, const char *path, uint32_t 
   const uint32_t kept = stic_trace_kept(trace);
   bool gpu = false;
   for (uint32_t i = 0; i < kept; i++) gpu = gpu || trace->events[i].track == STIC_TRACK_GPU;
-  if (gpu) fprintf(file, ",\n{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"GPU\"}}", GPU_ROW);
+  if (gpu)
+    fprintf(file, ",\n{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"GPU\"}}",
+            GPU_ROW);
   for (uint32_t i = 0; i < kept; i++) {
     const stic_event *e = &trace->events[i];
     fprintf(file, ",\n{\"ph\":\"X\",\"pid\":1,\"tid\":%d,\"name\":\"%s\",\"cat\":\"%s\",\"ts\":%.3f,\"dur\":%.3f",

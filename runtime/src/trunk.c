@@ -29,11 +29,12 @@ static tensor of_layer(const stic_package *p, uint32_t layer, uint32_t i) {
   const stic_layer *l = &p->layers[layer];
   const uint64_t width = p->padded_hidden, slices = p->header->slices;
   const uint64_t qkv = slices * p->rows[STIC_QKV], up = slices * p->rows[STIC_UP];
-  const tensor all[LAYER_TENSORS] = {
-      {l->qkv_scale_at, qkv, 32},         {l->qkv_bias_at, qkv, 32},         {l->out_scale_at, width, 32},
-      {l->out_bias_at, width, 32},        {l->attention_gamma_at, width, 32}, {l->attention_beta_at, width, 32},
-      {l->up_scale_at, up, 32},           {l->up_bias_at, up, 32},           {l->down_scale_at, width, 32},
-      {l->down_bias_at, width, 32},       {l->ffn_gamma_at, width, 32},      {l->ffn_beta_at, width, 32}};
+  const tensor all[LAYER_TENSORS] = {{l->qkv_scale_at, qkv, 32},         {l->qkv_bias_at, qkv, 32},
+                                     {l->out_scale_at, width, 32},       {l->out_bias_at, width, 32},
+                                     {l->attention_gamma_at, width, 32}, {l->attention_beta_at, width, 32},
+                                     {l->up_scale_at, up, 32},           {l->up_bias_at, up, 32},
+                                     {l->down_scale_at, width, 32},      {l->down_bias_at, width, 32},
+                                     {l->ffn_gamma_at, width, 32},       {l->ffn_beta_at, width, 32}};
   return all[i];
 }
 

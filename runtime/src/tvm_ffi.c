@@ -157,8 +157,8 @@ EXPORT __tvm_ffi_stic_trace(void *self, const stic_ffi_any *a, int32_t n, stic_f
   size_t count;
   (void)self;
   stic_session *session = n == 2 ? find(&a[0]) : NULL;
-  if (!session || (a[1].type_index != STIC_FFI_NONE &&
-                   !stic_ffi_take_tensor(&a[1], STIC_FFI_CODE_UINT, 8, &room, &bytes)))
+  if (!session ||
+      (a[1].type_index != STIC_FFI_NONE && !stic_ffi_take_tensor(&a[1], STIC_FFI_CODE_UINT, 8, &room, &bytes)))
     return stic_ffi_misused(usage);
   if ((uintptr_t)room % _Alignof(stic_event)) return stic_ffi_misused(usage);
   const stic_status status = stic_session_trace(session, room, (size_t)bytes / sizeof(stic_event), &count);
@@ -189,9 +189,15 @@ EXPORT __tvm_ffi_stic_stat(void *self, const stic_ffi_any *a, int32_t n, stic_ff
   const struct {
     const char *name;
     uint64_t value;
-  } known[] = {{"run_us", s.run_us},         {"stall_us", s.stall_us},           {"io_bytes", s.io_bytes},
-               {"io_requests", s.io_requests}, {"peak_bytes", s.peak_bytes},     {"claimed_bytes", s.claimed_bytes},
-               {"runs", s.runs},             {"resident_bytes", s.resident_bytes}, {"direct", s.direct}};
+  } known[] = {{"run_us", s.run_us},
+               {"stall_us", s.stall_us},
+               {"io_bytes", s.io_bytes},
+               {"io_requests", s.io_requests},
+               {"peak_bytes", s.peak_bytes},
+               {"claimed_bytes", s.claimed_bytes},
+               {"runs", s.runs},
+               {"resident_bytes", s.resident_bytes},
+               {"direct", s.direct}};
   for (size_t i = 0; i < sizeof known / sizeof *known; i++)
     if (!strcmp(name, known[i].name)) return stic_ffi_return(result, (int64_t)known[i].value);
   return stic_ffi_raise("ValueError", STIC_INVALID_ARGUMENT,

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, share
 from stic.schedules.opencl.source import launch, load_real, load_vector, store_real
@@ -62,7 +62,7 @@ def _keys(n: Expr) -> Expr:
     return bind((n + LANES - 1) // LANES * LANES)
 
 
-def scores(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def scores(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(qkv: S, scores: f32, heads_per_slice, width, qkv_rows, n, first_tile, query_tiles): scores (heads, query_tiles,
     keys, 16) of `query_tiles` tiles of queries from `first_tile` on, keys = pad16(n). Units: heads * query_tiles; keys.
 
@@ -107,7 +107,7 @@ def scores(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
     return Kernel(kernel(launch_.name, [*pointers, *((name, "scalar") for name in names)], body), launch_)
 
 
-def softmax(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def softmax(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(scores: f32, n, count): in place softmax over keys 0 .. n-1 of `count` units (keys, 16); later keys become 0."""
     launch_, width = Launch("stic_softmax", (ITEMS,), (1,), LOCAL_BYTES), _QUERIES
 
@@ -142,7 +142,7 @@ def softmax(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
     return Kernel(kernel(launch_.name, arguments, body), launch_)
 
 
-def values(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def values(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(scores: f32, qkv: S, context: S, heads_per_slice, width, qkv_rows, context_rows, n, first_tile, query_tiles):
     weighted sums of values, scores as softmax leaves them. Units: heads * query_tiles; features of a head.
 

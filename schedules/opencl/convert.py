@@ -19,7 +19,7 @@ import tvm_ffi
 from tvm import te, tirx
 from tvm.s_tir import dlight
 
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.source import TARGET
 from stic.schedules.shape import KernelShape
@@ -66,7 +66,7 @@ def _launch(host: Any) -> Any:
     return call
 
 
-def widen(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def widen(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(x: S, y: f32, count): y = x. A unit is an element."""
     count = tirx.Var("count", "int32")
     x = te.placeholder((count,), _bits(storage), "x")
@@ -77,7 +77,7 @@ def widen(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
     return by_dlight("stic_widen", [x, te.compute((count,), value, "y")], count)
 
 
-def narrow(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def narrow(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(y: f32, x: S, count): x = y, rounded to nearest even. A unit is an element."""
     count = tirx.Var("count", "int32")
     y = te.placeholder((count,), "float32", "y")
@@ -88,5 +88,5 @@ def narrow(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
     return by_dlight("stic_narrow", [y, te.compute((count,), value, "x")], count)
 
 
-def _bits(storage: Storage) -> str:
+def _bits(storage: GpuPrecision) -> str:
     return "uint16" if storage == "float16" else "float32"

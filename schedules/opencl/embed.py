@@ -7,7 +7,7 @@ values, of which every layer multiplies each with 12 H weights.
 
 from __future__ import annotations
 
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.opencl.norm import layer_norm
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, WIDTH, share
@@ -16,7 +16,7 @@ from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, Buffer, Expr, T, bind, bits, cast, kernel, load, local, pick, store
 
 
-def embed(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def embed(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(rows: u8, types: i32, trunk: f32, trunk: f16, x: S, n, row_stride, position_at, token_type_at, gamma_at,
     beta_at): word row * its scale + position row + type row, then LayerNorm. A unit is a tile.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.cpu.unpack import WIDTHS
 from stic.schedules.opencl import gemm_adreno, gemm_mali
 from stic.schedules.opencl.gemv import gemv
@@ -30,7 +30,7 @@ def _few_tokens(style: Style, product: Product) -> Kernel:
 RULES: tuple[tuple[Rule, ...], ...] = ((_adreno, _registers), (_few_tokens,))
 
 
-def gemm_kernels(style: Style, shape: KernelShape, storage: Storage, q: int) -> list[Kernel]:
+def gemm_kernels(style: Style, shape: KernelShape, storage: GpuPrecision, q: int) -> list[Kernel]:
     """stic_gemm_* and stic_gemv_* for 2 to 8 bits in both arithmetics, and for float16 and float32 weights.
 
     q: columns of a row that lie together in the planes, 4 or 8.

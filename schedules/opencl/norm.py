@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.opencl.program import Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, WIDTH, Share, share
 from stic.schedules.opencl.source import load_real, load_vector, store_real
@@ -56,7 +56,7 @@ def layer_norm(
             store_real(x, start + (part.strip + hidden) * LANES, f32(0.0, WIDTH), WIDTH)
 
 
-def add_norm(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def add_norm(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(x: S, y: f32, trunk: f32, gamma_at, beta_at, tiles): x, y (tiles, HP, 16). A unit is a tile."""
 
     def body(x: Buffer, y: Buffer, trunk: Buffer, gamma_at: Expr, beta_at: Expr, tiles: Expr) -> None:

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stic.runtime.format import TILE
-from stic.runtime.gpu_format import Storage
+from stic.runtime.gpu_format import GpuPrecision
 from stic.schedules.opencl.program import FLOAT, FLOAT_WEIGHTS, HALF_WEIGHTS, INT8, Kernel, Launch, width_condition
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import Buffer, Expr, T, bind, kernel, pick
@@ -49,7 +49,7 @@ class Product:
     width: int  # 2 to 8 bits, or a key of FULL
     integers: bool  # int8 activations; never at full precision
     q: int  # columns of a row that lie together in the planes
-    storage: Storage
+    storage: GpuPrecision
     shape: KernelShape
 
     @property

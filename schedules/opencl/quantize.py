@@ -12,7 +12,7 @@ codes of a token. A tile is read twice, the second time from the cache: bound by
 
 from __future__ import annotations
 
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.cpu.int8 import LIMIT, ROUND_BITS
 from stic.schedules.opencl.program import INT8, Kernel, Launch
 from stic.schedules.opencl.reduction import ITEMS, LOCAL_BYTES, WIDTH, share
@@ -39,7 +39,7 @@ _GROUP = 4  # features of a token that lie together
 _SMALLEST = 3.74e-37  # 127 / x is infinite below
 
 
-def quantize(style: Style, shape: KernelShape, storage: Storage) -> Kernel:
+def quantize(style: Style, shape: KernelShape, storage: GpuPrecision) -> Kernel:
     """(x: S, xq: i8, token_scale: f32, token_sum: i32, width, tiles): x (tiles, width, 16) -> xq (tiles, width / 4, 16,
     4), token_scale and token_sum (tiles, 16), as `stic.runtime.arithmetic.quantize`. A unit is a tile.
     """

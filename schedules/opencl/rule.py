@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.opencl.attention import scores, softmax, values
 from stic.schedules.opencl.convert import narrow, widen
 from stic.schedules.opencl.embed import embed
@@ -19,7 +19,7 @@ from stic.schedules.opencl.program import Kernel, Program, assemble
 from stic.schedules.opencl.quantize import quantize
 from stic.schedules.shape import KernelShape
 
-EVERY_GPU: tuple[Callable[[Style, KernelShape, Storage], Kernel], ...] = (
+EVERY_GPU: tuple[Callable[[Style, KernelShape, GpuPrecision], Kernel], ...] = (
     embed,
     quantize,
     scores,
@@ -31,7 +31,7 @@ EVERY_GPU: tuple[Callable[[Style, KernelShape, Storage], Kernel], ...] = (
 )
 
 
-def program_for(style: Style, shape: KernelShape, storage: Storage, q: int) -> Program:
+def program_for(style: Style, shape: KernelShape, storage: GpuPrecision, q: int) -> Program:
     """Every kernel of one model for one family of GPUs; the same text for the same arguments.
 
     storage: precision of activations in memory; q: columns of a row that lie together in the weights, 4 or 8.

@@ -11,12 +11,12 @@ from threadpoolctl import threadpool_limits
 
 from stic.compiler.importance.examples import Examples
 from stic.compiler.importance.jobs import Workers
-from stic.compiler.importance.measure import ProfileSettings
+from stic.compiler.importance.measure import ImportanceSettings
 from stic.compiler.inputs import read_model
 from stic.compiler.quantization.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
 
-SETTINGS = ProfileSettings(bits=(2, 3, 4, 8, 16), tokens=60, plans=12)
+SETTINGS = ImportanceSettings(bits=(2, 3, 4, 8, 16), tokens=60, plans=12)
 ONE = Workers(jobs=1)
 
 

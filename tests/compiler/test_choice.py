@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler import stage_cache
 from stic.compiler.choice import Trial, assignment, best_plan, trial_on
 from stic.compiler.importance.evaluate import Evaluator
 from stic.compiler.importance.examples import built_in_examples
 from stic.compiler.importance.jobs import LossJob
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import Importance, ProfileSettings
+from stic.compiler.importance.measure import Importance, ImportanceSettings
 from stic.compiler.inputs import read_model
 from stic.compiler.plan import Budget, LayerPlan, Plan, Problem, Proof, SubmodelPath
 from stic.compiler.planner import solve
-from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.quantization.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
 from stic.compiler.stages import Decided, Solver
@@ -28,7 +28,7 @@ from tests.compiler.profiling import ONE, one_thread
 __all__ = ["one_thread"]
 
 GEOMETRY = Geometry("tiny", Shape(128, 1, 32, 128), 2, 4, 200)  # as many layers and slices as the model
-SETTINGS = ProfileSettings(bits=(2, 3, 4, 5, 6, 8), tokens=200, max_length=16)
+SETTINGS = ImportanceSettings(bits=(2, 3, 4, 5, 6, 8), tokens=200, max_length=16)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.options import ShardOptions
 from stic.compiler.plan import Budget, ComputeCost, IoCost, LayerPlan, Plan, Problem, Proof
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, with_rows
-from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.simulate import check, simulate
 from stic.runtime.errors import InputError
 from stic.runtime.format import BLOCK, Shape
@@ -75,7 +75,9 @@ def test_widths_that_are_none(asked: int) -> None:
 @pytest.mark.parametrize(("hidden", "narrow"), [(64, 0), (2046, 0), (2047, 1), (4088, 1), (4089, 0)])
 def test_rows_of_more_blocks_take_longer(hidden: int, narrow: int) -> None:
     compute = ComputeCost(1.0, {4: 1.0}, 7.0, 1.0)
-    costs = Costs(IoCost(50.0, 4096e6, 1 << 18, 20.0), compute, True, gpu=replace(compute, embed_us=2.0), hop_us=3.0)
+    costs = Costs(
+        IoCost(50.0, 4096e6, 1 << 18, 20.0), compute, True, gpu=replace(compute, embed_us=2.0), hand_over_us=3.0
+    )
     same = with_rows(costs, hidden, "int8")
     assert (same.io, same.compute, same.gpu) == (costs.io, costs.compute, costs.gpu)
     wide = with_rows(costs, hidden, "float16")

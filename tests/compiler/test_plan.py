@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.planner_study.synthetic import DEVICES, MINILM, problem_of
 from stic.compiler.plan import Budget, IoCost, LayerPlan, Plan, Proof, SubmodelPath, dumps, from_json, to_json
-from stic.compiler.planner.synthetic import DEVICES, MINILM, problem_of
 from stic.runtime.errors import InputError
 
 PLAN = Plan(

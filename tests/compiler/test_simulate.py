@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.simulate import EMBEDDING, HEAD, ReplayError, check, simulate
 from stic.runtime.format import Shape
 

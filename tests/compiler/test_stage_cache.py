@@ -8,9 +8,9 @@ import pytest
 from stic.compiler import stage_cache
 from stic.compiler.cache.digests import digest
 from stic.compiler.inputs import read_model
+from stic.compiler.offers import QUANTIZERS, Quantizer
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Budget, Plan, Problem, Proof
-from stic.compiler.quantization.quantize import QUANTIZERS, Quantizer
 from stic.compiler.sharding import shard
 from stic.compiler.stage_cache import quantized_model, solved
 from stic.compiler.stages import Decided, Replays

@@ -53,8 +53,8 @@ static cl_mem create(cl_context context, cl_bitfield flags, size_t bytes, void *
   return object;
 }
 
-static void *map(cl_command_queue queue, cl_mem object, cl_bool blocking, cl_bitfield flags, size_t offset, size_t bytes,
-                 cl_uint count, const cl_event *wait, cl_event *event, cl_int *code) {
+static void *map(cl_command_queue queue, cl_mem object, cl_bool blocking, cl_bitfield flags, size_t offset,
+                 size_t bytes, cl_uint count, const cl_event *wait, cl_event *event, cl_int *code) {
   void *(*next)(cl_command_queue, cl_mem, cl_bool, cl_bitfield, size_t, size_t, cl_uint, const cl_event *, cl_event *,
                 cl_int *);
   *(void **)&next = real("clEnqueueMapBuffer");
@@ -70,7 +70,8 @@ static cl_int unmap(cl_command_queue queue, cl_mem object, void *address, cl_uin
                     cl_event *event) {
   cl_int (*next)(cl_command_queue, cl_mem, void *, cl_uint, const cl_event *, cl_event *);
   *(void **)&next = real("clEnqueueUnmapMemObject");
-  return next(queue, object, object == weights && address == altered.given ? altered.real : address, count, wait, event);
+  return next(queue, object, object == weights && address == altered.given ? altered.real : address, count, wait,
+              event);
 }
 
 static cl_int info(cl_device_id device, cl_uint what, size_t size, void *place, size_t *needed) {

@@ -18,7 +18,7 @@
 
 /* 0: neither a number nor one of them, but an array or a structure */
 #define KIND(number) \
-  _Generic((number), uint16_t : 'u', uint32_t : 'u', uint64_t : 'u', int32_t : 'i', double : 'f', default : 0)
+  _Generic((number), uint16_t: 'u', uint32_t: 'u', uint64_t: 'u', int32_t: 'i', double: 'f', default: 0)
 #define NUMBER(name) printf("%s %lld\n", #name, (long long)(name));
 #define FIELD(structure, name) \
   printf("%s.%s %zu %zu %d\n", #structure, #name, offsetof(structure, name), sizeof(((structure *)0)->name), \

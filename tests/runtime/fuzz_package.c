@@ -26,7 +26,8 @@ static void walk_plan(const stic_package *p) {
     }
   for (uint32_t i = 0; i < p->plan.extents; i++) sum += p->extents[i].destination;
   for (uint32_t l = 0; p->gpu && l < p->header->layers; l++) sum += p->places[l];
-  for (uint32_t i = 0; p->gpu && i < p->gpu->launches; i++) sum += strlen(p->launches[i].name) + p->launches[i].local[0];
+  for (uint32_t i = 0; p->gpu && i < p->gpu->launches; i++)
+    sum += strlen(p->launches[i].name) + p->launches[i].local[0];
   for (uint32_t r = 0; p->gpu && r < STIC_GPU_REGIONS; r++) sum += p->state[r].offset;
 }
 
@@ -38,7 +39,8 @@ static void walk(stic_package *p) {
     walk_plan(p);
   }
   uint32_t number = 0;
-  if (!stic_package_choose(p, p->plan.deadline_us, p->plan.claimed_bytes, &number, &error) && number >= p->plans) abort();
+  if (!stic_package_choose(p, p->plan.deadline_us, p->plan.claimed_bytes, &number, &error) && number >= p->plans)
+    abort();
 }
 
 static void try_record(const stic_package *p, const uint8_t *data, size_t size) {
@@ -72,7 +74,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   stic_package package;
   if (size < sizeof header) return 0;
   memcpy(&header, data, sizeof header);
-  const size_t index_bytes = header.index_bytes < size && header.index_bytes >= sizeof header ? header.index_bytes : size;
+  const size_t index_bytes =
+      header.index_bytes < size && header.index_bytes >= sizeof header ? header.index_bytes : size;
   uint8_t *index = malloc(index_bytes); /* of exactly this size, so that one byte too far is seen */
   if (!index) return 0;
   memcpy(index, data, index_bytes);

@@ -44,8 +44,9 @@ static cl_int serial_Finish(cl_command_queue queue) { return execute("clFinish",
 static void *serial_EnqueueMapBuffer(cl_command_queue queue, cl_mem object, cl_bool blocking, cl_bitfield flags,
                                      size_t offset, size_t bytes, cl_uint count, const cl_event *wait, cl_event *event,
                                      cl_int *code) {
-  NEXT(void *, EnqueueMapBuffer, (cl_command_queue, cl_mem, cl_bool, cl_bitfield, size_t, size_t, cl_uint,
-                                  const cl_event *, cl_event *, cl_int *));
+  NEXT(void *, EnqueueMapBuffer,
+       (cl_command_queue, cl_mem, cl_bool, cl_bitfield, size_t, size_t, cl_uint, const cl_event *, cl_event *,
+        cl_int *));
   pthread_mutex_lock(&mutex);
   void *address = next(queue, object, blocking, flags, offset, bytes, count, wait, event, code);
   mapped += address != NULL;
@@ -70,8 +71,9 @@ static cl_int serial_EnqueueUnmapMemObject(cl_command_queue queue, cl_mem object
 static cl_int serial_EnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kernel, cl_uint axes, const size_t *offset,
                                           const size_t *global, const size_t *local, cl_uint count,
                                           const cl_event *wait, cl_event *event) {
-  NEXT(cl_int, EnqueueNDRangeKernel, (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *,
-                                      const size_t *, cl_uint, const cl_event *, cl_event *));
+  NEXT(cl_int, EnqueueNDRangeKernel,
+       (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *, const size_t *, cl_uint, const cl_event *,
+        cl_event *));
   pthread_mutex_lock(&mutex);
   launched = queue;
   const cl_int code = next(queue, kernel, axes, offset, global, local, count, wait, event);

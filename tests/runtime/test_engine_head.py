@@ -8,11 +8,12 @@ import pytest
 
 from stic.compiler.device.synthetic import synthetic
 from stic.compiler.model import Array, Dense, Head, HeadActivation, Linear
+from stic.compiler.offers import Quantizer
 from stic.compiler.package.assembly import Planned, assemble_package, collect
 from stic.compiler.package.kernels import generate
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
-from stic.compiler.quantization.quantize import Quantizer, quantize
+from stic.compiler.quantization.quantize import quantize
 from stic.compiler.sharding import Geometry, shard
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference

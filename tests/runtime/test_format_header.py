@@ -36,7 +36,7 @@ from stic.runtime.format import (
     row_stride,
     scratch_bytes,
 )
-from stic.runtime.gpu_format import GPU_REGIONS, GPU_STYLES, PLACES, STORAGE_BITS
+from stic.runtime.gpu_format import GPU_REGIONS, GPU_STYLES, PLACES, PRECISION_BITS
 from stic.runtime.native import FLAGS, engine_sources
 from stic.targets import target
 from stic.targets.target import load
@@ -226,7 +226,7 @@ def test_sizes(program: Path) -> None:
             one["row_lanes"],
             1 << 18,
         )
-        precision = {bits: name for name, bits in STORAGE_BITS.items()}[one["storage_bits"]]
+        precision = {bits: name for name, bits in PRECISION_BITS.items()}[one["storage_bits"]]
         states.append(gpu_state(z, precision))
         lines.append([*one.values(), states[-1].scores_tiles])
         wanted.append(

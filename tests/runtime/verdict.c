@@ -29,7 +29,8 @@ static stic_status check_records(const stic_package *p, const uint8_t *shards, s
   for (uint32_t i = 0; i < count && !status; i++) {
     const stic_record *r = &p->records[i];
     if (!r->bytes) continue;
-    STIC_REQUIRE(record_checksum, stic_crc32(0, shards + r->offset, r->bytes) == r->crc, "record %u has a wrong checksum", i);
+    STIC_REQUIRE(record_checksum, stic_crc32(0, shards + r->offset, r->bytes) == r->crc,
+                 "record %u has a wrong checksum", i);
     status = stic_record_check(p, i / p->header->slices % STIC_LEVELS, shards + r->offset, r->bytes, error);
   }
   return status;

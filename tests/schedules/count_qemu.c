@@ -30,29 +30,28 @@ static unsigned marks;
 static FILE *counts;
 
 static void translated(plugin_id id, struct block *block) {
-    (void)id;
-    qemu_plugin_register_vcpu_tb_exec_inline(block, ADD_U64, &executed, qemu_plugin_tb_n_insns(block));
+  (void)id;
+  qemu_plugin_register_vcpu_tb_exec_inline(block, ADD_U64, &executed, qemu_plugin_tb_n_insns(block));
 }
 
 static void called(plugin_id id, unsigned vcpu, int64_t number, uint64_t descriptor, uint64_t b, uint64_t c, uint64_t d,
                    uint64_t e, uint64_t f, uint64_t g, uint64_t h) {
-    (void)id, (void)vcpu, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
-    if (number != SYS_CLOSE || (int)descriptor != MARK)
-        return;
-    if (marks++ % 2 == 1) {
-        fprintf(counts, "%llu\n", (unsigned long long)(executed - at_mark));
-        fflush(counts);
-    }
-    at_mark = executed;
+  (void)id, (void)vcpu, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
+  if (number != SYS_CLOSE || (int)descriptor != MARK) return;
+  if (marks++ % 2 == 1) {
+    fprintf(counts, "%llu\n", (unsigned long long)(executed - at_mark));
+    fflush(counts);
+  }
+  at_mark = executed;
 }
 
 int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv) {
-    (void)info;
-    if (argc != 1 || strncmp(argv[0], "counts=", 7) != 0 || (counts = fopen(argv[0] + 7, "w")) == NULL) {
-        fprintf(stderr, "count_qemu: usage: -plugin count_qemu.so,counts=FILE\n");
-        return 1;
-    }
-    qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
-    qemu_plugin_register_vcpu_syscall_cb(id, called);
-    return 0;
+  (void)info;
+  if (argc != 1 || strncmp(argv[0], "counts=", 7) != 0 || (counts = fopen(argv[0] + 7, "w")) == NULL) {
+    fprintf(stderr, "count_qemu: usage: -plugin count_qemu.so,counts=FILE\n");
+    return 1;
+  }
+  qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+  qemu_plugin_register_vcpu_syscall_cb(id, called);
+  return 0;
 }

@@ -18,29 +18,29 @@ void mark(void);
 static volatile unsigned long long executed;
 
 static void step(int signal) {
-    (void)signal;
-    executed++;
+  (void)signal;
+  executed++;
 }
 
 void mark(void) {
-    static FILE *counts;
-    static int counting;
-    if (counting) {
-        __asm__ volatile(FLAGS("andq $~0x100, (%%rsp)") ::: "cc", "memory");
-        counting = 0;
-        fprintf(counts, "%llu\n", executed);
-        fflush(counts);
-        return;
+  static FILE *counts;
+  static int counting;
+  if (counting) {
+    __asm__ volatile(FLAGS("andq $~0x100, (%%rsp)")::: "cc", "memory");
+    counting = 0;
+    fprintf(counts, "%llu\n", executed);
+    fflush(counts);
+    return;
+  }
+  if (counts == NULL) {
+    struct sigaction action = {.sa_handler = step};
+    const char *name = getenv("STIC_COUNTS");
+    if (name == NULL || (counts = fopen(name, "w")) == NULL || sigaction(SIGTRAP, &action, NULL) != 0) {
+      fprintf(stderr, "count_x86: STIC_COUNTS must name a file that can be written\n");
+      exit(2);
     }
-    if (counts == NULL) {
-        struct sigaction action = {.sa_handler = step};
-        const char *name = getenv("STIC_COUNTS");
-        if (name == NULL || (counts = fopen(name, "w")) == NULL || sigaction(SIGTRAP, &action, NULL) != 0) {
-            fprintf(stderr, "count_x86: STIC_COUNTS must name a file that can be written\n");
-            exit(2);
-        }
-    }
-    counting = 1;
-    executed = 0;
-    __asm__ volatile(FLAGS("orq $0x100, (%%rsp)") ::: "cc", "memory");
+  }
+  counting = 1;
+  executed = 0;
+  __asm__ volatile(FLAGS("orq $0x100, (%%rsp)")::: "cc", "memory");
 }

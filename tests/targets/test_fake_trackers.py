@@ -16,7 +16,7 @@ import pytest
 from stic.compiler import cli
 from stic.runtime.errors import TargetError
 from stic.targets import tracker
-from stic.targets.rpc import Place, lease
+from stic.targets.rpc import DeviceAddress, lease
 
 MAGIC = struct.pack("<i", 0x2F271)
 LIMIT_S = 0.5  # in place of CONNECT_S
@@ -218,7 +218,7 @@ def test_a_lease_at_a_fake_tracker() -> None:
     with (
         fake_tracker(SUMMARIES["queue: number"]) as address,
         pytest.raises(TargetError, match="no RPC tracker answers"),
-        lease(Place(address, "phone")),
+        lease(DeviceAddress(address, "phone")),
     ):
         pass
 

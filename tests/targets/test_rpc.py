@@ -17,7 +17,7 @@ import pytest
 from stic.runtime.errors import TargetError
 from stic.targets.connection import Connection, DeviceLost, DeviceRefused
 from stic.targets.remote_device import remote_device
-from stic.targets.rpc import Place, lease
+from stic.targets.rpc import DeviceAddress, lease
 from stic.targets.target import load
 from stic.targets.tracker import Tracker
 from tests.rpc_devices import RpcDevices
@@ -26,10 +26,10 @@ HOST = load("host")
 
 
 @pytest.fixture
-def here(rpc_devices: RpcDevices) -> Iterator[Place]:
+def here(rpc_devices: RpcDevices) -> Iterator[DeviceAddress]:
     """The device `here`, which must be free afterwards."""
     rpc_devices.wait_until("the device", lambda: rpc_devices.free("here") == 1)
-    yield Place(rpc_devices.address, "here")
+    yield DeviceAddress(rpc_devices.address, "here")
     rpc_devices.wait_until("giving the device back", lambda: rpc_devices.free("here") == 1)
 
 
@@ -40,7 +40,7 @@ def _gone(process: int) -> bool:
         return True
 
 
-def test_a_lease_is_taken_and_given_back(here: Place, rpc_devices: RpcDevices) -> None:
+def test_a_lease_is_taken_and_given_back(here: DeviceAddress, rpc_devices: RpcDevices) -> None:
     with lease(here) as device:
         assert rpc_devices.free("here") == 0
         child = device._process.pid
@@ -50,7 +50,7 @@ def test_a_lease_is_taken_and_given_back(here: Place, rpc_devices: RpcDevices) -
     assert _gone(child)
 
 
-def test_a_lease_is_given_back_after_an_error(here: Place) -> None:
+def test_a_lease_is_given_back_after_an_error(here: DeviceAddress) -> None:
     with pytest.raises(ZeroDivisionError), lease(here):
         raise ZeroDivisionError
 
@@ -116,7 +116,7 @@ def test_what_is_no_tracker(answer: bytes) -> None:
 def test_an_unknown_key(rpc_devices: RpcDevices) -> None:
     with (
         pytest.raises(TargetError, match="has no device 'phone'; it has here"),
-        lease(Place(rpc_devices.address, "phone")),
+        lease(DeviceAddress(rpc_devices.address, "phone")),
     ):
         pass
 
@@ -138,7 +138,7 @@ def test_a_device_that_is_not_where_the_tracker_says() -> None:
     device.close()
 
 
-def test_the_second_client_waits_for_its_turn(here: Place) -> None:
+def test_the_second_client_waits_for_its_turn(here: DeviceAddress) -> None:
     shown: list[str] = []
     waiting = threading.Event()
 
@@ -160,30 +160,30 @@ def test_the_second_client_waits_for_its_turn(here: Place) -> None:
     assert got == [True] and set(shown) == {"waiting for device here (in use)"}
 
 
-def test_waiting_has_an_end(here: Place) -> None:
+def test_waiting_has_an_end(here: DeviceAddress) -> None:
     with (
         lease(here),
         pytest.raises(TargetError, match=r"in use for 1 s: .*--wait"),
-        lease(Place(here.tracker, here.key, wait_s=1)),
+        lease(DeviceAddress(here.tracker, here.key, wait_s=1)),
     ):
         pass
 
 
-def test_what_the_device_raises_leaves_it_usable(here: Place) -> None:
+def test_what_the_device_raises_leaves_it_usable(here: DeviceAddress) -> None:
     with lease(here) as device:
         with pytest.raises(DeviceRefused, match=r"cannot find file /nowhere\.so"):
             device.load_module("/nowhere.so")
         assert device.ask_global("target.llvm_get_system_triple")
 
 
-def test_a_file_that_is_no_library(here: Place) -> None:
+def test_a_file_that_is_no_library(here: DeviceAddress) -> None:
     with lease(here) as device:
         device.upload(b"no library", "engine.so")
         with pytest.raises(DeviceRefused, match="Failed to load dynamic shared library"):
             device.load_module("engine.so")
 
 
-def test_a_frozen_device_is_given_up_and_comes_back(here: Place, rpc_devices: RpcDevices) -> None:
+def test_a_frozen_device_is_given_up_and_comes_back(here: DeviceAddress, rpc_devices: RpcDevices) -> None:
     group = rpc_devices.running["here"].pid
     silence = r"gave no answer for 1 s while serving .*frozen.*--timeout"
     with pytest.raises(DeviceLost, match=silence), lease(here) as device:
@@ -195,18 +195,18 @@ def test_a_frozen_device_is_given_up_and_comes_back(here: Place, rpc_devices: Rp
             os.killpg(group, signal.SIGCONT)
 
 
-def test_a_device_that_dies_is_noticed(here: Place, rpc_devices: RpcDevices) -> None:
+def test_a_device_that_dies_is_noticed(here: DeviceAddress, rpc_devices: RpcDevices) -> None:
     mortal = rpc_devices.start("mortal")
     with (
         pytest.raises(DeviceLost, match=r"went away while serving .*the connection was closed.*still running"),
-        lease(Place(here.tracker, "mortal")) as device,
+        lease(DeviceAddress(here.tracker, "mortal")) as device,
     ):
         rpc_devices.end(mortal)
         device.ask_global("target.llvm_get_system_triple")
     rpc_devices.wait_until("forgetting the device", lambda: rpc_devices.registered("mortal") == 0)
 
 
-def test_a_tracker_that_starts_again_serves_who_waits(rpc_devices: RpcDevices, here: Place) -> None:
+def test_a_tracker_that_starts_again_serves_who_waits(rpc_devices: RpcDevices, here: DeviceAddress) -> None:
     waiting, got = threading.Event(), threading.Event()
 
     def second() -> None:
@@ -223,7 +223,7 @@ def test_a_tracker_that_starts_again_serves_who_waits(rpc_devices: RpcDevices, h
     assert got.is_set()
 
 
-def test_an_engine_says_what_the_device_is(here: Place, tmp_path: Path) -> None:
+def test_an_engine_says_what_the_device_is(here: DeviceAddress, tmp_path: Path) -> None:
     for _ in range(2):  # the second loads it from the store
         with remote_device(here, HOST, str(tmp_path / "store")) as device:
             assert device.facts.architecture == HOST.arch and not device.facts.missing(HOST.features)
@@ -231,7 +231,7 @@ def test_an_engine_says_what_the_device_is(here: Place, tmp_path: Path) -> None:
     assert len(list((tmp_path / "store").glob("libstic-*.so"))) == 1
 
 
-def test_another_architecture_is_refused_before_anything_is_sent(here: Place, tmp_path: Path) -> None:
+def test_another_architecture_is_refused_before_anything_is_sent(here: DeviceAddress, tmp_path: Path) -> None:
     foreign = load("raspberry-pi-4" if HOST.arch == "x86_64" else "x86-64-v3")
     with pytest.raises(TargetError, match=f"is {HOST.arch}, and code for {foreign.arch} cannot run there"):
         with remote_device(here, foreign, str(tmp_path / "store")):
@@ -239,7 +239,7 @@ def test_another_architecture_is_refused_before_anything_is_sent(here: Place, tm
     assert not (tmp_path / "store").exists()
 
 
-def test_a_folder_that_cannot_be_a_store(here: Place, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_a_store(here: DeviceAddress, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TargetError, match=r"has no folder for packages .*Not a directory.*--directory"):
         with remote_device(here, HOST, str(tmp_path / "file" / "store")):

@@ -94,7 +94,7 @@ STAGES: dict[str, tuple[Callable[[Patch, Path], str], str, str]] = {
     "plan": (
         plan_key,
         "compiler/planner/ilp compiler/planner/__init__ compiler/plan compiler/store runtime/format",
-        "compiler/pipeline compiler/quantization/quantize compiler/planner/synthetic compiler/simulate",
+        "compiler/pipeline compiler/quantization/quantize benchmarks/planner_study/synthetic compiler/simulate",
     ),
     "importance": (
         importance_key,

@@ -30,7 +30,7 @@ def profiles(tmp_path_factory):
         data = {"format": 1, "device": "a board", "io": IO, "compute": {"threads": 2, "shapes": [{**SIZES, **CPU}]}}
         if factor is not None:
             shapes = [{**SIZES, **scaled(CPU, factor)}]
-            what = {"device": "a GPU", "driver": "1.0", "arithmetic": "int8", "hop_us": 10.0, "shapes": shapes}
+            what = {"device": "a GPU", "driver": "1.0", "arithmetic": "int8", "hand_over_us": 10.0, "shapes": shapes}
             data["gpu"] = what
         found[name] = folder / f"{name}.json"
         found[name].write_text(json.dumps(data))

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("tvm", reason="needs apache-tvm")
 
 from stic.targets import storage
-from stic.targets.rpc import Place, lease
+from stic.targets.rpc import DeviceAddress, lease
 from tests.compiler.conftest import Stic
 from tests.compiler.deploying import LIST, device, expected_output, output_of, package, start_stic
 from tests.rpc_devices import RpcDevices
@@ -73,7 +73,7 @@ def test_a_bench_there(stic: Stic, device: list[str], package: Path) -> None:
 
 
 def test_a_second_client_waits(stic: Stic, device: list[str], package: Path, rpc_devices: RpcDevices) -> None:
-    with lease(Place(rpc_devices.address, "here")):
+    with lease(DeviceAddress(rpc_devices.address, "here")):
         status, _, err = stic("deploy", package, *device, "--wait", "1s")
         assert status == 1 and "waiting for device here (in use)" in err and "in use for 1 s" in err
         process = start_stic("deploy", package, *device)

@@ -87,7 +87,7 @@ def test_a_gpu_there_is_measured(stic: Stic, device: list[str], tiny_dir: Path, 
     status, _, err = stic("probe", tiny_dir, *device, *WITH_GPU, "-o", profile)
     assert status == 0, err
     gpu = parse(json.loads(profile.read_text())).gpu
-    assert gpu is not None and gpu.device and gpu.hop_us > 0
+    assert gpu is not None and gpu.device and gpu.hand_over_us > 0
     assert not [path for path in Path(device[-1]).iterdir() if path.is_dir()]
 
 

@@ -30,7 +30,7 @@ def test_layers_are_measured_on_whatever_opencl_finds(tmp_path: Path) -> None:
         pytest.skip(f"needs an OpenCL device, for example PoCL: {error}")
     assert not list(tmp_path.iterdir())
     shape = found["shapes"][0]
-    assert found["device"] and found["arithmetic"] in ("float", "int8") and found["hop_us"] > 0
+    assert found["device"] and found["arithmetic"] in ("float", "int8") and found["hand_over_us"] > 0
     assert (shape["hidden"], shape["slices"], shape["rows"], shape["head_us"] > 0) == (64, 2, 32, True)
     assert shape["embed_us"] > 0 and all(us > 0 for us in shape["slice_us"].values())
     cpu = {**shape, "submit_us": 5.0}

@@ -13,7 +13,7 @@ from stic.compiler.importance.examples import Examples
 from stic.compiler.importance.expansion import output_curvature
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import ProfileSettings, profile
+from stic.compiler.importance.measure import ImportanceSettings, measure_importance
 from stic.compiler.importance.objectives import Objective, loss
 from stic.compiler.importance.scoring import spearman
 from stic.compiler.inputs import read_model
@@ -43,8 +43,8 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_large_models_are_expanded_unless_measuring_is_asked_for(geometry: Geometry, expands: bool) -> None:
-    assert ProfileSettings().expands(geometry) == expands
-    assert not ProfileSettings(exact=True).expands(geometry)
+    assert ImportanceSettings().expands(geometry) == expands
+    assert not ImportanceSettings(exact=True).expands(geometry)
 
 
 @pytest.mark.parametrize("objective", ["kl", "cross entropy", "cosine", "squared"])
@@ -79,34 +79,34 @@ def agree(found: Any, measured: Any) -> None:
 
 
 def test_a_sentence_encoder(encoder: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = profile(encoder, settings=MANY, workers=ONE)
+    measured = measure_importance(encoder, settings=MANY, workers=ONE)
     monkeypatch.setattr(measure, "MEASURED_PRODUCTS", 0)
-    agree(profile(encoder, settings=MANY, workers=ONE), measured)
+    agree(measure_importance(encoder, settings=MANY, workers=ONE), measured)
 
 
 @pytest.mark.parametrize("objective", ["kl", "cross entropy", "squared"])
 def test_a_classifier(objective: Objective, tiny_classifier_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = quantize(shard(read_model(tiny_classifier_dir), 4))
     settings = replace(MANY, objective=objective)
-    measured = profile(classifier, labelled(), settings, workers=ONE)
+    measured = measure_importance(classifier, labelled(), settings, workers=ONE)
     monkeypatch.setattr(measure, "MEASURED_PRODUCTS", 0)
-    agree(profile(classifier, labelled(), settings, workers=ONE), measured)
+    agree(measure_importance(classifier, labelled(), settings, workers=ONE), measured)
 
 
 def test_token_features(encoder: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded = encoder.sharded
     head = replace(sharded.model.head, pooling="tokens")
     by_token = replace(encoder, sharded=replace(sharded, model=replace(sharded.model, head=head)))
-    measured = profile(by_token, settings=MANY, workers=ONE)
+    measured = measure_importance(by_token, settings=MANY, workers=ONE)
     monkeypatch.setattr(measure, "MEASURED_PRODUCTS", 0)
-    agree(profile(by_token, settings=MANY, workers=ONE), measured)
+    agree(measure_importance(by_token, settings=MANY, workers=ONE), measured)
 
 
 @pytest.mark.usefixtures("large")
 def test_an_elastic_model_is_cut_as_before(encoder: QuantizedModel) -> None:
     sharded = encoder.sharded
     stretchy = replace(encoder, sharded=replace(sharded, model=replace(sharded.model, elastic=True)))
-    found = profile(stretchy, settings=SETTINGS, workers=ONE)
+    found = measure_importance(stretchy, settings=SETTINGS, workers=ONE)
     assert found.path is not None and found.presence.any() and found.raw_width is not None
 
 
@@ -115,13 +115,13 @@ def test_an_elastic_model_is_cut_as_before(encoder: QuantizedModel) -> None:
 def test_several_at_once_find_the_same(
     threads: bool, encoder: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = profile(encoder, settings=SETTINGS, workers=ONE)
+    alone = measure_importance(encoder, settings=SETTINGS, workers=ONE)
     monkeypatch.setattr(sharding, "LARGE_BYTES", 0 if threads else 1 << 60)
-    together = profile(encoder, settings=SETTINGS, workers=Workers(jobs=2), cache=tmp_path)
+    together = measure_importance(encoder, settings=SETTINGS, workers=Workers(jobs=2), cache=tmp_path)
     np.testing.assert_array_equal(together.gain, alone.gain)
     (log,) = tmp_path.glob("*.jsonl")
     before = EvaluationLog(tmp_path, log.stem).results
     assert any(name.startswith("expansion") for name in before)
     monkeypatch.setattr(jobs, "_run", lambda *_: pytest.fail("an evaluation was made again"))
-    again = profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path)
+    again = measure_importance(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path)
     np.testing.assert_array_equal(again.gain, alone.gain)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stic.compiler.importance.examples import open_tokenizer
-from stic.compiler.importance.measure import ProfileSettings, profile, sample
+from stic.compiler.importance.measure import ImportanceSettings, measure_importance, sample
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.runtime.errors import InputError
 from tests.compiler.profiling import ONE, SETTINGS, classifier, encoder, labelled, one_thread
@@ -28,19 +28,19 @@ __all__ = ["classifier", "encoder", "one_thread"]
 )
 def test_settings_that_make_no_sense(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ProfileSettings(**options)
+        ImportanceSettings(**options)
 
 
 def test_no_tokenizer(encoder: QuantizedModel) -> None:
     sharded = encoder.sharded
     bare = replace(encoder, sharded=replace(sharded, model=replace(sharded.model, tokenizer=None)))
     with pytest.raises(InputError, match=r"has no tokenizer\.json beside it"):
-        profile(bare, settings=SETTINGS, workers=ONE)
+        measure_importance(bare, settings=SETTINGS, workers=ONE)
 
 
 def test_calibration_with_one_class(classifier: QuantizedModel) -> None:
     with pytest.raises(InputError, match="have the same class"):
-        profile(classifier, replace(labelled(), targets=np.ones(16)), SETTINGS, workers=ONE)
+        measure_importance(classifier, replace(labelled(), targets=np.ones(16)), SETTINGS, workers=ONE)
 
 
 def test_a_sample_has_two_kinds_of_label(tiny_dir: Path) -> None:

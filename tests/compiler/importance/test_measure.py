@@ -18,7 +18,7 @@ from stic.compiler.importance.examples import Examples
 from stic.compiler.importance.file import load, save
 from stic.compiler.importance.jobs import ErrorJob, LossJob, Workers
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import Importance, ProfileSettings, profile
+from stic.compiler.importance.measure import Importance, ImportanceSettings, measure_importance
 from stic.compiler.importance.submodels import submodel_path
 from stic.compiler.options import CompileOptions, ImportanceOptions, ModelOptions, PlannerOptions, TargetOptions
 from stic.compiler.pipeline import plan_model
@@ -40,12 +40,12 @@ def elastic(quantized: QuantizedModel) -> QuantizedModel:
 
 @pytest.fixture(scope="module")
 def found(encoder: QuantizedModel) -> Importance:
-    return profile(encoder, settings=SETTINGS, workers=ONE)
+    return measure_importance(encoder, settings=SETTINGS, workers=ONE)
 
 
 @pytest.fixture(scope="module")
 def stretchy(encoder: QuantizedModel) -> Importance:
-    return profile(elastic(encoder), settings=SETTINGS, workers=ONE)
+    return measure_importance(elastic(encoder), settings=SETTINGS, workers=ONE)
 
 
 def assert_same(a: Importance, b: Importance) -> None:
@@ -75,8 +75,8 @@ def test_gains_rise_and_flatten(found: Importance) -> None:
 
 
 def test_a_profile_repeats_itself(found: Importance, encoder: QuantizedModel) -> None:
-    assert_same(profile(encoder, settings=SETTINGS, workers=ONE), found)
-    other = profile(encoder, settings=replace(SETTINGS, seed=1), workers=ONE)
+    assert_same(measure_importance(encoder, settings=SETTINGS, workers=ONE), found)
+    other = measure_importance(encoder, settings=replace(SETTINGS, seed=1), workers=ONE)
     assert other.key != found.key
 
 
@@ -90,10 +90,10 @@ def test_only_the_ends_the_middle_and_the_operating_level_are_measured(
     found: Importance, encoder: QuantizedModel
 ) -> None:
     settings = replace(SETTINGS, exact=True, plans=0)
-    exact = profile(encoder, settings=settings, workers=ONE)
+    exact = measure_importance(encoder, settings=settings, workers=ONE)
     measured = [SETTINGS.bits.index(bits) for bits in SETTINGS.measured]
     assert SETTINGS.measured == (2, 4, 8, 16) and settings.measured == SETTINGS.bits
-    assert ProfileSettings(bits=(3, 6, 8)).measured == (3, 8)  # 4 bits are not on offer
+    assert ImportanceSettings(bits=(3, 6, 8)).measured == (3, 8)  # 4 bits are not on offer
     assert not np.isnan(exact.raw).any() and exact.evaluations == 1 + 8 * 4
     others = [i for i in range(5) if i not in measured]
     np.testing.assert_array_equal(found.raw[..., measured], exact.raw[..., measured])
@@ -120,7 +120,7 @@ def test_additivity(found: Importance) -> None:
 
 def test_layer_factors_are_checked_on_new_plans(encoder: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stic.compiler.importance.measure.GOOD_RHO", 1.1)
-    again = profile(encoder, settings=SETTINGS, workers=ONE)
+    again = measure_importance(encoder, settings=SETTINGS, workers=ONE)
     assert len(again.additivity) == 2 and all(abs(entry.rho) <= 1 + ROUNDING for entry in again.additivity)
     assert np.mean(again.layer_factor) == pytest.approx(1.0) and min(again.layer_factor) > 0
     assert_rising_and_concave(again.gain, SETTINGS.bits)
@@ -148,7 +148,7 @@ def test_submodels_of_an_elastic_model_are_worth_what_their_gains_leave(
 
     monkeypatch.setattr(measure, "submodel_path", measured)
     monkeypatch.setattr(measure, "GOOD_RHO", 1.1 if factors else -1.1)
-    again = profile(elastic(encoder), settings=SETTINGS, workers=ONE)
+    again = measure_importance(elastic(encoder), settings=SETTINGS, workers=ONE)
     assert (len(again.additivity) == 2) == factors
     assert again.path is not None and stretchy.path is not None and again.path.order == stretchy.path.order
     at_level = again.gain[..., SETTINGS.bits.index(SETTINGS.level)]
@@ -159,10 +159,10 @@ def test_submodels_of_an_elastic_model_are_worth_what_their_gains_leave(
 def test_an_elastic_profile_goes_on_and_counts_its_submodels(
     stretchy: Importance, encoder: QuantizedModel, tmp_path: Path
 ) -> None:
-    assert_same(profile(elastic(encoder), settings=SETTINGS, workers=ONE, cache=tmp_path), stretchy)
+    assert_same(measure_importance(elastic(encoder), settings=SETTINGS, workers=ONE, cache=tmp_path), stretchy)
     before = jobs_in(tmp_path)
     assert sum(name.startswith("loss") for name in before) == stretchy.evaluations
-    assert_same(profile(elastic(encoder), settings=SETTINGS, workers=ONE, cache=tmp_path), stretchy)
+    assert_same(measure_importance(elastic(encoder), settings=SETTINGS, workers=ONE, cache=tmp_path), stretchy)
     assert jobs_in(tmp_path) == before
 
 
@@ -187,29 +187,29 @@ def test_the_path_of_an_elastic_model_is_nothing_to_one_that_is_not(
 
 def test_the_published_ranking(classifier: QuantizedModel) -> None:
     settings = replace(SETTINGS, method="sti", tokens=200)
-    ranked = profile(classifier, labelled(), settings, workers=ONE)
+    ranked = measure_importance(classifier, labelled(), settings, workers=ONE)
     assert ranked.method == "sti" and ranked.level == 2 and ranked.evaluations == 5
     assert sorted(ranked.gain[..., -1].ravel().tolist()) == [0.25, 0.5, 0.75, 1.0]
     assert not ranked.gain[..., 0].any() and not ranked.presence.any()
     assert ranked.rho is None
     assert ranked.metric is not None and 0 <= ranked.metric <= 1
-    plain = profile(classifier, replace(labelled(), kind="unlabelled", targets=None), settings, workers=ONE)
+    plain = measure_importance(classifier, replace(labelled(), kind="unlabelled", targets=None), settings, workers=ONE)
     best = np.unravel_index(plain.gain[..., -1].argmax(), (2, 2))
     assert plain.raw[(*best, -1)] == plain.raw[..., -1].min()
     assert plain.objective == "kl" and plain.metric is None
-    stretchy = profile(elastic(classifier), labelled(), settings, workers=ONE)
+    stretchy = measure_importance(elastic(classifier), labelled(), settings, workers=ONE)
     assert (stretchy.presence > stretchy.gain.sum()).all()
 
 
 def test_labels_give_a_metric(classifier: QuantizedModel) -> None:
     settings = replace(SETTINGS, tokens=1000, plans=4)
-    with_labels = profile(classifier, labelled(), settings, workers=ONE)
+    with_labels = measure_importance(classifier, labelled(), settings, workers=ONE)
     assert with_labels.objective == "cross entropy" and with_labels.metric is not None
     assert with_labels.metric * 16 == pytest.approx(round(with_labels.metric * 16))
     assert with_labels.calibration.startswith("random words: 16 of 16 examples") and "classification" in (
         with_labels.calibration
     )
-    agreement = profile(classifier, labelled(), replace(settings, objective="kl"), workers=ONE)
+    agreement = measure_importance(classifier, labelled(), replace(settings, objective="kl"), workers=ONE)
     assert agreement.objective == "kl" and agreement.metric == with_labels.metric
     assert agreement.key != with_labels.key
 
@@ -217,7 +217,7 @@ def test_labels_give_a_metric(classifier: QuantizedModel) -> None:
 def test_similarity_gives_a_metric(encoder: QuantizedModel) -> None:
     texts = tuple((a, b) for (a, _), (b, _) in zip(labelled().texts, labelled().texts[::-1], strict=True))
     examples = Examples("similarity", texts, np.arange(16.0), "pairs")
-    similar = profile(encoder, examples, replace(SETTINGS, tokens=400, plans=0), workers=ONE)
+    similar = measure_importance(encoder, examples, replace(SETTINGS, tokens=400, plans=0), workers=ONE)
     assert similar.objective == "cosine" and similar.metric is not None and abs(similar.metric) <= 1 + ROUNDING
 
 
@@ -233,7 +233,7 @@ def test_a_stopped_profile_goes_on(
             raise _Stopped
 
     with pytest.raises(_Stopped):
-        profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path, progress=stop)
+        measure_importance(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path, progress=stop)
     before = jobs_in(tmp_path)
     assert 0 < len(before) and len(set(before)) == len(before)
     (log,) = tmp_path.glob("*.jsonl")
@@ -249,7 +249,9 @@ def test_a_stopped_profile_goes_on(
 
     monkeypatch.setattr(jobs, "_run", count)
     steps: list[tuple[int, int]] = []
-    again = profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path, progress=lambda *step: steps.append(step))
+    again = measure_importance(
+        encoder, settings=SETTINGS, workers=ONE, cache=tmp_path, progress=lambda *step: steps.append(step)
+    )
     assert_same(again, found)
     assert not set(ran) & set(before) and len(set(ran)) == len(ran)
     entries = EvaluationLog(tmp_path, log.stem).results
@@ -258,29 +260,29 @@ def test_a_stopped_profile_goes_on(
     assert steps[0][0] > 0 and steps[-1][0] == steps[-1][1] and steps == sorted(steps)
 
     ran.clear()
-    assert_same(profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path), found)
+    assert_same(measure_importance(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path), found)
     assert not ran
 
 
 def test_other_weights_are_other_evaluations(encoder: QuantizedModel, tmp_path: Path) -> None:
     settings = replace(SETTINGS, method="sti", tokens=20)
-    profile(encoder, settings=settings, workers=ONE, cache=tmp_path)
+    measure_importance(encoder, settings=settings, workers=ONE, cache=tmp_path)
     matrices = [[dict(part) for part in layer] for layer in encoder.matrices]
     changed = matrices[0][0]["up"]
     matrices[0][0]["up"] = replace(changed, scale=changed.scale * np.float32(1.5))
     other = replace(encoder, matrices=tuple(tuple(layer) for layer in matrices))
-    profile(other, settings=settings, workers=ONE, cache=tmp_path)
+    measure_importance(other, settings=settings, workers=ONE, cache=tmp_path)
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
 def test_a_cache_that_cannot_be_written(encoder: QuantizedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot keep evaluations in .*name another folder"):
-        profile(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path / "file")
+        measure_importance(encoder, settings=SETTINGS, workers=ONE, cache=tmp_path / "file")
 
 
 def test_two_processes_find_the_same(found: Importance, encoder: QuantizedModel, tmp_path: Path) -> None:
-    assert_same(profile(encoder, settings=SETTINGS, workers=Workers(jobs=2), cache=tmp_path), found)
+    assert_same(measure_importance(encoder, settings=SETTINGS, workers=Workers(jobs=2), cache=tmp_path), found)
     assert len(jobs_in(tmp_path)) == len(set(jobs_in(tmp_path)))
 
 
@@ -293,7 +295,7 @@ def test_a_cluster_finds_the_same(found: Importance, encoder: QuantizedModel, tm
         assert len(workers) == 2
         with distributed.Client(cluster, set_as_default=False) as client:
             assert len({os.getpid(), *client.run(os.getpid).values()}) == 3
-        result = profile(
+        result = measure_importance(
             encoder, settings=SETTINGS, workers=Workers(dask=cluster.scheduler_address), cache=tmp_path / "log"
         )
     assert_same(result, found)
@@ -303,7 +305,7 @@ def test_a_cluster_finds_the_same(found: Importance, encoder: QuantizedModel, tm
 def test_no_such_cluster(encoder: QuantizedModel) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(InputError, match="no Dask scheduler answers at nowhere://"):
-        profile(encoder, settings=SETTINGS, workers=Workers(dask="nowhere://127.0.0.1:1"))
+        measure_importance(encoder, settings=SETTINGS, workers=Workers(dask="nowhere://127.0.0.1:1"))
 
 
 def test_files_read_back(found: Importance, stretchy: Importance, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from stic.compiler.importance.examples import built_in_examples
 from stic.compiler.importance.gain_curves import isotonic
 from stic.compiler.importance.jobs import LossJob
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import ProfileSettings, sample
+from stic.compiler.importance.measure import ImportanceSettings, sample
 from stic.compiler.importance.objectives import agreement_objective
 from stic.compiler.importance.submodels import path_of, submodel_path
 from stic.compiler.inputs import read_model
@@ -34,7 +34,7 @@ def setup(tiny_dir: Path) -> Setup:
     model = replace(read_model(tiny_dir), elastic=True)
     assert model.tokenizer is not None
     quantized = quantize(shard(model, 4))
-    examples, batches = sample(built_in_examples(), model.tokenizer, 16, ProfileSettings(tokens=60))
+    examples, batches = sample(built_in_examples(), model.tokenizer, 16, ImportanceSettings(tokens=60))
     base = uniform_assignment(quantized, BITS)
     return Setup("submodels", quantized, examples, batches, agreement_objective(model), base)
 

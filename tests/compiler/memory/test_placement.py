@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planner_study.synthetic import Geometry, store_of
 from stic.compiler.memory.check import (
     MemoryPlanError,
     verify_extents,
@@ -18,7 +19,6 @@ from stic.compiler.memory.check import (
 from stic.compiler.memory.gpu import SCORES_BYTES, gpu_bytes, gpu_state
 from stic.compiler.memory.placement import Placement, Sizes, fixed_bytes, place_extents, regions
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
-from stic.compiler.planner.synthetic import Geometry, store_of
 from stic.runtime.format import BLOCK, REGIONS, Shape, pad
 from stic.runtime.gpu_format import GPU_REGIONS
 

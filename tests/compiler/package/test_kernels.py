@@ -132,7 +132,7 @@ def test_errors_come_back(
 ) -> None:
     data = b"" if answer is None else pickle.dumps(answer)
     monkeypatch.setattr(
-        kernels.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), status, data, b"what it said")
+        subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), status, data, b"what it said")
     )
     with pytest.raises(kind, match=message):
         kernels.generate_program(SHAPE, "mali", "float16", 4, tmp_path / "kernels.cl")

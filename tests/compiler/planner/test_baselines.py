@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.planner_study.synthetic import BERT_BASE, DEVICES, MINILM, problem_of
 from stic.compiler.plan import Budget
 from stic.compiler.planner import FIXED, PLANNERS, solve
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.planner.synthetic import BERT_BASE, DEVICES, MINILM, problem_of
 from stic.compiler.simulate import check, simulate
 from stic.runtime.errors import InfeasibleError, InputError
 

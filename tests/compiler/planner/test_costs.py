@@ -42,14 +42,14 @@ GPU = {
     "device": "a GPU",
     "driver": "1.0",
     "arithmetic": "int8",
-    "hop_us": 30.0,
+    "hand_over_us": 30.0,
     "shapes": [{**PROFILE["compute"]["shapes"][0], "layer_us": 300.0, "slice_us": {"2": 5.0, "16": 9.0}}],
 }
 
 
 def test_a_gpu_is_measured_beside_the_cpu():
     got = costs(parse({**PROFILE, "gpu": GPU}), SHAPE, 12, 128, 2, bits=(2, 4, 16))
-    assert got.gpu is not None and got.hop_us == 30.0 and got.gpu.layer_us == 300.0
+    assert got.gpu is not None and got.hand_over_us == 30.0 and got.gpu.layer_us == 300.0
     assert got.gpu.slice_us == {2: 5.0, 4: 9.0, 16: 9.0} and got.compute.slice_us[4] == 60.0
     assert got.notes == ("bits 4 were not measured; the next larger ones stand in",)
     assert costs(parse(PROFILE), SHAPE, 12, 128, 2).gpu is None
@@ -62,7 +62,9 @@ def test_times_on_a_gpu_scale_with_the_shape_and_not_with_threads():
     assert one.gpu.slice_us[2] < 5.0 and any("times on a GPU are scaled" in note for note in one.notes)
 
 
-@pytest.mark.parametrize("change", [{"hop_us": -1.0}, {"hop_us": float("nan")}, {"shapes": 3}, {"driver": None}])
+@pytest.mark.parametrize(
+    "change", [{"hand_over_us": -1.0}, {"hand_over_us": float("nan")}, {"shapes": 3}, {"driver": None}]
+)
 def test_a_gpu_s_wrong_numbers_are_refused(change):
     data = {**GPU, **change}
     if data["driver"] is None:
@@ -77,9 +79,13 @@ def test_a_gpu_s_facts_give_an_estimate(name):
     plain = estimate(chosen, SHAPE, 12, 128, 4, 2, bits)
     got = with_gpu(plain, chosen.gpu, SHAPE, 128, bits)
     assert got.gpu is not None and not got.measured and any("estimated" in note for note in got.notes)
-    assert got.gpu.slice_us[2] < got.gpu.slice_us[8] and got.hop_us > 0 and got.gpu.layer_us > 0
+    assert got.gpu.slice_us[2] < got.gpu.slice_us[8] and got.hand_over_us > 0 and got.gpu.layer_us > 0
     longer = with_gpu(plain, chosen.gpu, SHAPE, 256, bits)
-    assert longer.gpu is not None and longer.gpu.slice_us[4] > got.gpu.slice_us[4] and longer.hop_us > got.hop_us
+    assert (
+        longer.gpu is not None
+        and longer.gpu.slice_us[4] > got.gpu.slice_us[4]
+        and longer.hand_over_us > got.hand_over_us
+    )
 
 
 def test_what_was_measured_on_a_gpu_is_not_estimated():

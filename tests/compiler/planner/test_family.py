@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.plan import Budget, LayerPlan, Plan, Problem
 from stic.compiler.planner import greedy, solve
 from stic.compiler.planner.closed_form import claim_of, within
 from stic.compiler.planner.family import Family, plan_family, words
-from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.runtime.errors import InfeasibleError, InputError
 from stic.runtime.format import Shape
 

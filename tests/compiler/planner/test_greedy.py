@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.planner_study.synthetic import BERT_BASE, DEVICES, MINILM, problem_of
 from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.planner import greedy, solve
 from stic.compiler.planner.closed_form import claim_of
-from stic.compiler.planner.synthetic import BERT_BASE, DEVICES, MINILM, problem_of
 from stic.compiler.simulate import check
 from stic.runtime.errors import InfeasibleError
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planner_study.synthetic import BERT_BASE, DEVICES, Geometry, problem_of
 from stic.compiler.memory.check import verify_extents
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.planner import FIXED, PLANNERS, greedy, optimal, solve
 from stic.compiler.planner.closed_form import CostTable, claim, claim_of, objective, within
-from stic.compiler.planner.synthetic import BERT_BASE, DEVICES, Geometry, problem_of
 from stic.compiler.simulate import check, simulate
 from stic.runtime.errors import InfeasibleError
 from stic.runtime.format import Shape

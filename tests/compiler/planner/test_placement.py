@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.plan import Budget, ComputeCost, LayerPlan, Plan, Problem, Proof
 from stic.compiler.planner import placement, solve
 from stic.compiler.planner.closed_form import CostTable, busy, claim_of, objective, within
 from stic.compiler.planner.placement import best_places
-from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.simulate import ReplayError, check, simulate
 from stic.runtime.errors import InfeasibleError
 from stic.runtime.format import BLOCK, Shape
@@ -23,13 +23,13 @@ DEVICE = replace(DEVICES[2], macs_per_s=2e9)  # storage that rarely makes comput
 PLACES = st.sampled_from(("cpu", "gpu"))
 
 
-def problem(elastic=False, hop_us=40.0, gpu=0.5):
+def problem(elastic=False, hand_over_us=40.0, gpu=0.5):
     """A small problem whose GPU takes `gpu` times as long as the CPU."""
     p = problem_of(TINY, DEVICE, 1, Budget(), elastic, length=32, bits=BITS)
     cost = p.compute
     slices = {b: gpu * us for b, us in cost.slice_us.items()}
     there = ComputeCost(gpu * cost.layer_us, slices, gpu * cost.embed_us, cost.head_us)
-    return replace(p, gpu=there, hop_us=hop_us, gpu_bytes=GPU_BYTES)
+    return replace(p, gpu=there, hand_over_us=hand_over_us, gpu_bytes=GPU_BYTES)
 
 
 @st.composite
@@ -68,19 +68,19 @@ def test_replay_equals_the_closed_form(layers, places, read_ahead, overlap, resi
     assert timeline.peak_bytes - simulate(base, p).peak_bytes == (GPU_BYTES if "gpu" in used else 0)
 
 
-@pytest.mark.parametrize(("places", "hops"), [("cccc", 0), ("gggg", 1), ("cgcc", 2), ("gcgc", 3), ("ccgg", 2)])
-def test_every_change_of_place_costs_a_hand_over(places, hops):
+@pytest.mark.parametrize(("places", "hand_overs"), [("cccc", 0), ("gggg", 1), ("cgcc", 2), ("gcgc", 3), ("ccgg", 2)])
+def test_every_change_of_place_costs_a_hand_over(places, hand_overs):
     named = tuple({"c": "cpu", "g": "gpu"}[c] for c in places)
     layers = ((4, 4, 4),) * 4
-    near, far = (compute_us(problem(hop_us=us), layers, named) for us in (0.0, 1000.0))
-    assert far - near == pytest.approx(1000 * hops)
+    near, far = (compute_us(problem(hand_over_us=us), layers, named) for us in (0.0, 1000.0))
+    assert far - near == pytest.approx(1000 * hand_overs)
 
 
 @settings(max_examples=150, deadline=None)
 @given(layers_of(), st.floats(0.2, 3.0), st.sampled_from((0.0, 5.0, 60.0, 5000.0)), st.dictionaries(
     st.sampled_from(BITS), st.floats(0.1, 4.0)))  # fmt: skip
-def test_shortest_paths_are_the_best_of_all_placements(layers, gpu, hop_us, odd):
-    p = problem(gpu=gpu, hop_us=hop_us)
+def test_shortest_paths_are_the_best_of_all_placements(layers, gpu, hand_over_us, odd):
+    p = problem(gpu=gpu, hand_over_us=hand_over_us)
     assert p.gpu is not None
     p = replace(p, gpu=replace(p.gpu, slice_us={b: us * odd.get(b, 1.0) for b, us in p.gpu.slice_us.items()}))
     found = best_places(p, layers)
@@ -109,14 +109,14 @@ def test_planners_take_a_placement_as_given(planner, elastic, places):
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 50), st.tuples(*[PLACES] * 2), st.floats(0.2, 1.5), st.sampled_from((0.0, 300.0, 3000.0)))
-def test_an_elastic_model_s_optimum_is_that_of_all_plans(seed, places, gpu, hop_us):
+def test_an_elastic_model_s_optimum_is_that_of_all_plans(seed, places, gpu, hand_over_us):
     """Left-out layers change which hand-overs there are: the program must count those of the layers kept."""
     tiny = Geometry("two", Shape(64, 1, 16, 64), 2, 2, 500)
     p = problem_of(tiny, DEVICE, seed, Budget(), True, length=32, bits=(2, 8))
     cost = p.compute
     slices = {b: gpu * us for b, us in cost.slice_us.items()}
     there = ComputeCost(gpu * cost.layer_us, slices, gpu * cost.embed_us, cost.head_us)
-    p = replace(p, gpu=there, hop_us=hop_us, gpu_bytes=GPU_BYTES, places=places)
+    p = replace(p, gpu=there, hand_over_us=hand_over_us, gpu_bytes=GPU_BYTES, places=places)
     layers = [(), (2,), (8,), (2, 2), (8, 2), (8, 8)]
     plans = [
         plan_of(pair, places, read_ahead=2, resident=resident)
@@ -145,7 +145,7 @@ def test_a_faster_gpu_gets_the_layers_and_a_slower_one_none():
 
 def test_layers_are_split_where_bits_decide_it():
     """Full precision is fast on this GPU, everything else is not: a plan of both is best in both places."""
-    p = problem(hop_us=1.0)
+    p = problem(hand_over_us=1.0)
     assert p.gpu is not None
     p = replace(p, gpu=replace(p.gpu, slice_us={b: us * (0.1 if b > 8 else 8) for b, us in p.compute.slice_us.items()}))
     assert best_places(p, ((16, 16, 16), (16, 16, 16), (2, 2, 2), (2, 2, 2))) == ("gpu", "gpu", "cpu", "cpu")
@@ -184,7 +184,7 @@ def test_places_need_costs_and_one_for_each_layer():
 
 def test_a_claim_that_forgets_a_hand_over_is_refused():
     p, plan = problem(), plan_of(((4,),) * 4, ("cpu", "gpu", "cpu", "cpu"), resident=True)
-    short = claim_of(plan, replace(p, hop_us=0.0))
+    short = claim_of(plan, replace(p, hand_over_us=0.0))
     with pytest.raises(ReplayError, match="its replay takes"):
         check(plan, p, short)
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from ortools.sat.python import cp_model
 
+from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.plan import Budget
 from stic.compiler.planner.branch import roots
 from stic.compiler.planner.closed_form import CostTable, claim
-from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.runtime.format import Shape
 
 GEOMETRY = Geometry("tiny", Shape(128, 1, 32, 128), 4, 2, 200)

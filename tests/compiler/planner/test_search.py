@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.plan import Budget, SubmodelPath
 from stic.compiler.planner import greedy, optimal
 from stic.compiler.planner.branch import roots
 from stic.compiler.planner.closed_form import CostTable, claim, claim_of, objective
 from stic.compiler.planner.search import Search
-from stic.compiler.planner.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.simulate import check
 from stic.runtime.format import Shape
 

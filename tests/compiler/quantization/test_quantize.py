@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stic.compiler.model import Array, Embeddings, Head, Layer, Linear, Model, Norm
+from stic.compiler.offers import QUANTIZERS
 from stic.compiler.quantization.codebook import LEAVES, Tree, fit_tree
 from stic.compiler.quantization.gobo import OUTLIER_Z, dictionary
 from stic.compiler.quantization.moments import input_moments, random_tokens, tapped_states
 from stic.compiler.quantization.nested import PRIORITY, fit_nested
 from stic.compiler.quantization.quantize import (
-    QUANTIZERS,
     SHARED_SCALE,
     QuantizedModel,
     _damped,

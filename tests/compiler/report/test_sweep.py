@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.planner_study.synthetic import DEVICES, MINILM, problem_of
 from stic.compiler.plan import Budget, Plan
 from stic.compiler.planner.greedy import solve as greedy
-from stic.compiler.planner.synthetic import DEVICES, MINILM, problem_of
 from stic.compiler.progress import silent
 from stic.compiler.report.report import sweep_table
 from stic.compiler.report.sweep import draw, grid_around, on_front, sweep_plans

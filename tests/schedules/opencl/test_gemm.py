@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stic.runtime.arithmetic import activation
 from stic.runtime.blocks import positions
-from stic.runtime.gpu_format import Storage, Style
+from stic.runtime.gpu_format import GpuPrecision, Style
 from stic.schedules.opencl.gemm import gemm_kernels
 from stic.schedules.opencl.product import ACCUMULATE, ACTIVATED, FULL, JOINED, Product
 from stic.schedules.opencl.program import FLOAT_WEIGHTS, HALF_WEIGHTS, Kernel, assemble
@@ -178,7 +178,7 @@ def quantised() -> list[Any]:
     """Every width, style and arithmetic, tiny cases apart; interleaves and storages take turns."""
     products = []
     for width, integers in itertools.product(WIDTHS, (False, True)):
-        storage: Storage = "float32" if (width + integers) % 2 else "float16"
+        storage: GpuPrecision = "float32" if (width + integers) % 2 else "float16"
         product = Product(width, integers, 8 if (width + integers) % 3 == 0 else 4, storage, RELU)
         for style, kind in (("mali", "gemm"), ("adreno", "gemm"), ("mali", "gemv")):  # gemv is one text for both
             name = f"{style}-{kind}-{product.suffix}-{'int8' if integers else 'float'}"

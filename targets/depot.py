@@ -42,7 +42,7 @@ class Sent:
     total_bytes: int
 
 
-class Store:
+class Depot:
     """The store in `folder` of a device; `functions` are those of an engine that was loaded there."""
 
     def __init__(self, device: str, functions: Functions, folder: str) -> None:
@@ -190,7 +190,7 @@ def _folder_name(source: Path) -> str:
     return f"{whole.name}-{hashlib.sha256(f'{platform.node()}:{whole}'.encode()).hexdigest()[:8]}"
 
 
-def open_store(connection: Connection, library: Path, directory: str | None, what: str) -> tuple[Store, Module]:
+def open_store(connection: Connection, library: Path, directory: str | None, what: str) -> tuple[Depot, Module]:
     """Load the engine `library` on a device, from its store if it is there; `what` it was built for, for messages.
 
     Returns the store, in `directory` if that is given, and the engine's functions.
@@ -202,7 +202,7 @@ def open_store(connection: Connection, library: Path, directory: str | None, wha
     for folder in folders:
         with suppress(DeviceRefused):
             engine = connection.load_module(f"{folder}/{name}")
-            return Store(connection.device, engine, folder), engine
+            return Depot(connection.device, engine, folder), engine
     connection.upload(data, name)
     try:
         engine = connection.load_module(name)
@@ -211,7 +211,7 @@ def open_store(connection: Connection, library: Path, directory: str | None, wha
             f"{connection.device} cannot load the engine for {what} ({error.message}): is it a device of another"
             " architecture or system? See --system, and `stic devices` for other keys"
         ) from error
-    store = Store(connection.device, engine, _writable(connection, engine, folders, directory))
+    store = Depot(connection.device, engine, _writable(connection, engine, folders, directory))
     with suppress(DeviceRefused):  # where there is no room, checking for the package's will say so
         store.send(library, f"{store.folder}/{name}")
     return store, engine

@@ -17,8 +17,8 @@ pytest.importorskip("tvm_ffi", reason="needs apache-tvm")
 
 from stic.runtime.errors import TargetError
 from stic.targets.connection import DeviceLost
+from stic.targets.depot import CHUNK, Depot
 from stic.targets.host import HostFunctions
-from stic.targets.store import CHUNK, Store
 
 NAMES = ("index.bin", "shards.bin", "trunk.bin", "empty")
 
@@ -51,8 +51,8 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def _store(tmp_path: Path, functions: HostFunctions | None = None) -> Store:
-    return Store("the device", functions or HostFunctions(), str(tmp_path / "store"))
+def _store(tmp_path: Path, functions: HostFunctions | None = None) -> Depot:
+    return Depot("the device", functions or HostFunctions(), str(tmp_path / "store"))
 
 
 def _same(source: Path, there: str) -> bool:
