@@ -42,8 +42,8 @@ static needs most_of(const stic_package *p) {
 }
 
 /* Events of a run beside its requests and reads of rows: of a layer its stages and a stall; of the rest a stall, the
- * embedding, the head and hand-overs, with room for a few more. A trace keeps MOST_EVENTS, 768 KiB, at most: every session takes
- * that memory, whether anybody reads its trace or not. */
+ * embedding, the head and hand-overs, with room for a few more. A trace keeps MOST_EVENTS, 768 KiB, at most: every
+ * session takes that memory, whether anybody reads its trace or not. */
 enum { EVENTS_OF_LAYER = STIC_STAGES_OF_LAYER + 1, EVENTS_BESIDE_LAYERS = 8, MOST_EVENTS = 1 << 14 };
 
 static stic_status take_bookkeeping(stic_session *s, const stic_options *options) {

@@ -27,7 +27,7 @@
 
 static void print_facts(void) {
 #include "facts.inc"
-  NUMBER(STIC_LANE_STACK_BYTES)
+  printf("lane_stack_bytes %d\n", STIC_LANE_STACK_BYTES);
   NUMBER(MOST_LAUNCHES)
   printf("codes_bytes %zu\n", STIC_CODES_ENTRY * sizeof *((stic_gpu *)0)->entries);
   for (uint32_t level = 0; level < STIC_FULL; level++) printf("level_bits.%u %u\n", level, stic_bits_of_level(level));

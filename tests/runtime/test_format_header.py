@@ -48,30 +48,30 @@ INCLUDED = {f"{name}.c" for name in ("kernels", "package", "package_memory", "pa
 
 # Numbers of format.h; tuples of Python whose indices are enumerators, by what these and their count are called there.
 NUMBERS = {
-    "STIC_MAJOR": package_format.MAJOR,
-    "STIC_MINOR": package_format.MINOR,
-    "STIC_BLOCK": package_format.BLOCK,
-    "STIC_ALIGN": package_format.ALIGN,
-    "STIC_TILE": package_format.TILE,
-    "STIC_LEVELS": LEVELS,
-    "STIC_FULL": FULL,
-    "STIC_MATRICES": len(MATRICES),
+    "MAJOR": package_format.MAJOR,
+    "MINOR": package_format.MINOR,
+    "BLOCK": package_format.BLOCK,
+    "ALIGN": package_format.ALIGN,
+    "TILE": package_format.TILE,
+    "LEVELS": LEVELS,
+    "FULL": FULL,
+    "MATRICES": len(MATRICES),
 }
 ENUMERATIONS = {
-    ("STIC_", None): MATRICES,
-    ("STIC_", "ARCHITECTURES"): ARCHITECTURES,
-    ("STIC_", "ACTIVATIONS"): ("linear", *ACTIVATIONS[1:]),  # no activation is "none" to Python
-    ("STIC_", "GPU_STYLES"): GPU_STYLES,
-    ("STIC_ON_", "PLACES"): PLACES,
-    ("STIC_POOL_", "POOLINGS"): POOLINGS,
-    ("STIC_ROW_", "ROW_TYPES"): ROW_TYPES,
-    ("STIC_HAS_", "FEATURES"): FEATURES,
-    ("STIC_REGION_", "REGIONS"): REGIONS,
-    ("STIC_GPU_", "GPU_REGIONS"): GPU_REGIONS,
+    ("", None): MATRICES,
+    ("", "ARCHITECTURES"): ARCHITECTURES,
+    ("", "ACTIVATIONS"): ("linear", *ACTIVATIONS[1:]),  # no activation is "none" to Python
+    ("", "GPU_STYLES"): GPU_STYLES,
+    ("ON_", "PLACES"): PLACES,
+    ("POOL_", "POOLINGS"): POOLINGS,
+    ("ROW_", "ROW_TYPES"): ROW_TYPES,
+    ("HAS_", "FEATURES"): FEATURES,
+    ("REGION_", "REGIONS"): REGIONS,
+    ("GPU_", "GPU_REGIONS"): GPU_REGIONS,
 }
 ENUMERATORS = {
     f"{prefix}{name.upper()}": value for (prefix, _), names in ENUMERATIONS.items() for value, name in enumerate(names)
-} | {f"STIC_{count}": len(names) for (_, count), names in ENUMERATIONS.items() if count}
+} | {count: len(names) for (_, count), names in ENUMERATIONS.items() if count}
 STRUCTURES = {
     "stic_header": HEADER,
     "stic_file": package_format.FILE,
@@ -87,16 +87,16 @@ STRUCTURES = {
 
 
 def enumerators() -> list[str]:
-    """All enumerators of format.h."""
+    """All enumerators of format.h, without what each begins with."""
     code = re.sub(r"/\*.*?\*/", "", HEADER_TEXT, flags=re.S)
-    return [name for body in re.findall(r"enum \{(.*?)\}", code, re.S) for name in re.findall(r"\bSTIC_\w+", body)]
+    return [name for body in re.findall(r"enum \{(.*?)\}", code, re.S) for name in re.findall(r"\bSTIC_(\w+)", body)]
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tests/runtime/format_header.c with the engine."""
     folder = tmp_path_factory.mktemp("header")
-    lines = [f"NUMBER({name})" for name in enumerators()]
+    lines = [f"NUMBER(STIC_{name})" for name in enumerators()]
     for structure, dtype in STRUCTURES.items():
         lines += [f"STRUCTURE({structure})", *(f"FIELD({structure}, {name})" for name in dtype.names)]
     (folder / "facts.inc").write_text("\n".join(lines) + "\n")
@@ -120,7 +120,7 @@ def below(facts: dict[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[int
 
 
 def test_numbers_and_enumerators(facts: dict[str, tuple[int, ...]]) -> None:
-    assert {name: facts[name][0] for name in enumerators()} == NUMBERS | ENUMERATORS
+    assert {name: facts[f"STIC_{name}"][0] for name in enumerators()} == NUMBERS | ENUMERATORS
 
 
 def test_every_structure_is_compared() -> None:
@@ -147,7 +147,7 @@ def test_limits(facts: dict[str, tuple[int, ...]]) -> None:
 def test_facts_that_no_header_of_the_format_holds(facts: dict[str, tuple[int, ...]]) -> None:
     assert below(facts, "architecture.") == {name: (i,) for i, name in enumerate(ARCHITECTURES)}
     assert below(facts, "level_bits.") == {str(level): (bits,) for level, bits in enumerate(LEVEL_BITS)}
-    assert facts["STIC_LANE_STACK_BYTES"] == (LANE_STACK_BYTES,)
+    assert facts["lane_stack_bytes"] == (LANE_STACK_BYTES,)
     assert facts["MOST_LAUNCHES"] == (gpu_format.MOST_LAUNCHES,)
     assert facts["codes_bytes"] == (gpu_format.CODES_BYTES,)
     assert facts["stic_header.cores"][1] * 8 == target.MOST_CORES
