@@ -234,17 +234,25 @@ def check_extents(
             if not read[layer_, level, slice_]:
                 raise refuse("shard_read", f"no extent reads layer {layer_} level {level} slice {slice_}")
     resident = header.resident_extents
-    _check_overlap(extents[:resident], preload, 0, refuse)
-    _check_overlap(extents[resident:], working, resident, refuse)
+    _check_overlap(extents[:resident], 0, refuse)
+    _check_overlap(extents[resident:], resident, refuse)
 
 
-def _check_overlap(extents: NDArray[Any], region: tuple[int, int], first: int, refuse: Refuse) -> None:
-    """No byte is overwritten before the layer that uses it has been computed."""
-    owners = np.full(pad(region[1], BLOCK) // BLOCK, -1, np.int64)
-    for number, row in enumerate(extents, first):
+def _check_overlap(extents: NDArray[Any], first: int, refuse: Refuse) -> None:
+    """No byte is overwritten before the layer that uses it has been computed.
+
+    The owner of a byte can change only where an extent begins or ends, so what this takes grows with the number of
+    extents, not with the bytes that a plan claims for its region.
+    """
+    begin = extents["destination"].astype(np.uint64)
+    end = begin + extents["bytes"].astype(np.uint64)
+    edges = np.unique(np.concatenate([begin, end]))
+    owners = np.full(len(edges), -1, np.int64)
+    for number, (row, start, stop) in enumerate(
+        zip(extents, np.searchsorted(edges, begin), np.searchsorted(edges, end), strict=True), first
+    ):
         extent = fields(row)
-        start = (extent.destination - region[0]) // BLOCK
-        mine = owners[start : start + extent.bytes // BLOCK]
+        mine = owners[start:stop]
         if np.any(mine > extent.wait_layer):
             raise refuse("extent_overwrites", f"extent {number} overwrites layer {int(mine.max())} before its time")
         mine[:] = extent.layer

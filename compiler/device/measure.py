@@ -93,11 +93,11 @@ def shape_facts(workload: Workload) -> dict[str, Any]:
 def cached(module: str, key: tuple[Any, ...], work: Callable[[], dict[str, Any]], note: Note) -> dict[str, Any]:
     """Return what `work` of `module` measured under `key` on this machine, by this engine and this code, else measure.
 
-    `key` holds the keys of the kernels that are measured. What is not empty is kept, unless the machine was busy: then
-    `note` is told, and the next call measures again.
+    `key` holds the workload and the keys of the measured kernels. What is not empty is kept, unless the machine was
+    busy: then `note` is told, and the next call measures again.
     """
     engine = find_library()  # its path names its content
-    code = code_of(module, known=(generate.__module__,), alone=(__name__,))
+    code = code_of(module, known=(generate.__module__, Workload.__module__), alone=(__name__,))
     name = hashlib.sha256(repr((platform.node(), engine, code, key)).encode()).hexdigest()[:24]
     path = cache_dir() / "profiles" / f"{name}.json"
     try:
