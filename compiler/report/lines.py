@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from stic.compiler.importance.tokens import Pair
 from stic.runtime.errors import InputError
+from stic.runtime.files import whole_file
 
 
 def count_lines(path: Path) -> int:
@@ -69,7 +69,6 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._npy = path.suffix == ".npy"
         self._features = -1
 
@@ -108,22 +107,18 @@ class AnswerFile:
     def __enter__(self) -> AnswerFile:
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder: name a file for the answers")
-        with self._writing():
-            self._file = self._part.open("wb")
+        with self._writing(), ExitStack() as ending:
+            self._file = ending.enter_context(ending.enter_context(whole_file(self.path, parents=False)).open("wb"))
+            self._ending = ending.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            with self._writing():
-                if kind is None and self._npy:
-                    self._file.seek(0)
-                    self._file.write(self._header())
-                if kind is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-                    os.replace(self._part, self.path)
-        finally:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
+        if kind is not None:
+            self._ending.__exit__(kind, error, traceback)
+            return
+        with self._writing(), self._ending:
+            if self._npy:
+                self._file.seek(0)
+                self._file.write(self._header())

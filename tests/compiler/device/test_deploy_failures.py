@@ -215,7 +215,7 @@ def test_a_tracker_that_was_started_again(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--run", "a cat"], "--deploy"),
+        (["--run"], "--deploy"),
         (["--directory", "/data"], "--deploy"),
         (["--key", "x"], "tracker"),
         (["--deploy", "h:1", "--until", "plan"], "--until"),

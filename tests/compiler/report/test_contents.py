@@ -156,5 +156,5 @@ def test_plan_and_timeline_read_back(package):
 
 def test_a_timeline_that_is_none_is_refused(write):
     package = write("odd.stic", timeline=({"kind": "compute"},))
-    with pytest.raises(PackageError, match="no timeline"):
+    with pytest.raises(PackageError, match=r"plan\.json: timeline\[0\] has no layer: copy or compile"):
         contents.predicted_strip(package)
