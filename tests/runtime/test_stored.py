@@ -110,10 +110,9 @@ def test_a_plan_that_reads_what_is_absent(
     records = np.frombuffer(index, RECORD, used.size * LEVELS * len(opened.layers), int(opened.header["records_at"]))
     records.reshape(-1, LEVELS, used.size)[layer, level, int(np.flatnonzero(used)[-1])] = (0, 0, 0)
     (copy / "index.bin").write_bytes(with_header(bytes(index)))
-    with pytest.raises(PackageError, match="no such record"):
-        Package.open(copy)
-    with pytest.raises(PackageError, match="does not hold slice"):
-        Session(copy)
+    for opening in (Package.open, Session):
+        with pytest.raises(PackageError, match="does not hold slice"):
+            opening(copy)
 
 
 def test_asking_the_reader_for_what_is_absent(make_package: Callable[..., Path]) -> None:
