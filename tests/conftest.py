@@ -62,6 +62,15 @@ def _folder(name: str) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def interrupts_reach_python() -> Iterator[None]:
+    """A library that takes SIGINT for itself, as CP-SAT does unless told otherwise, has Ctrl-C kill without a word."""
+    yield
+    status = Path("/proc/self/status").read_text()
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+    assert caught >> (signal.SIGINT - 1) & 1, "this test left SIGINT to another handler than Python's"
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder with sst2/, qnli/, stsb/: evaluation data (optional)."""

@@ -35,6 +35,7 @@ def test_branch_and_bound_agrees_with_cp_sat_where_clocks_run_for_seconds(times,
             model.add(model.get_bool_var_from_proto_index(i) == value)
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
+        solver.parameters.catch_sigint_signal = False
         truth = solver.solve(model)
         found = b.relaxer.solve(b.fixed(), 20, integral=True)
         relaxed = b.relaxer.solve(b.fixed(), 20)
