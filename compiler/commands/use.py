@@ -97,8 +97,8 @@ def eval_command(
       question, sentence, label          classification of a pair
       sentence1, sentence2, label        classification of a pair
       score, sentence1, sentence2        similarity: Spearman of the cosines
-    A model that gives one score ranks: labels 0 and 1 give the area under the ROC curve, other numbers Spearman.
-    Where labels stand each for itself, a row lists its own with commas, and F1 is measured.
+    A model that gives one score ranks: labels 0 and 1 give the area under the ROC curve, other numbers
+    Spearman. Where labels stand each for itself, a row lists its own with commas, and F1 is measured.
     Sentences longer than the package was compiled for are cut.
 
     \b
