@@ -7,7 +7,7 @@ memory) is computed from the plan by `stic.compiler.simulate` and `stic.compiler
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -48,18 +48,35 @@ class IoCost:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockCost:
+    """Microseconds of compute of a block of one shape."""
+
+    block_us: float  # what it costs beyond its slices (norms, quantisation, barriers)
+    slice_us: dict[int, float]  # bits -> unpacking and multiplying one slice, attention included
+
+    def of(self, bits: Sequence[int]) -> float:
+        """Microseconds for a block whose kept slices have these bits."""
+        return self.block_us + sum(self.slice_us[b] for b in bits) if bits else 0.0
+
+    def scaled(self, ratio: float) -> BlockCost:
+        """The same `ratio` times as slow."""
+        return BlockCost(self.block_us * ratio, {b: us * ratio for b, us in self.slice_us.items()})
+
+
+@dataclass(frozen=True, eq=False)
 class ComputeCost:
     """Microseconds of compute for an input of the planned length, on the planned threads or on a GPU."""
 
-    layer_us: float  # what a layer costs beyond its slices (norms, quantisation, barriers)
-    slice_us: dict[int, float]  # bits -> unpacking and multiplying one slice of one layer, attention included
+    blocks: tuple[BlockCost, ...]  # of each shape, as Store.cuts has them
     embed_us: float
     head_us: float
     submit_us: float = 0.0  # waking the pool and returning
 
-    def of_layer(self, bits: Sequence[int]) -> float:
-        """Microseconds for a layer whose kept slices have these bits."""
-        return self.layer_us + sum(self.slice_us[b] for b in bits) if bits else 0.0
+    @property
+    def layer(self) -> BlockCost:
+        """Of a layer of an encoder, whose blocks have one shape."""
+        (layer,) = self.blocks
+        return layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +95,16 @@ class SubmodelPath:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything a planner may know. Bits are ascending; shards are (layer, slice)."""
+    """Everything a planner may know. Bits are ascending; shards are (block, slice).
+
+    Gains and presence are 0 behind the slices of a block.
+    """
 
     store: Store
     bits: tuple[int, ...]  # fidelities on offer, e.g. (2, 3, 4, 5, 6, 8, 16)
-    gain: Gains  # (layers, slices, len(bits)): value of shard at bits[j] over the shard at bits[0]; [..., 0] = 0
-    presence: Gains  # (layers, slices): value of the shard at bits[0] over leaving it out (elastic models)
-    elastic: bool  # may slices and layers be left out?
+    gain: Gains  # (blocks, most slices, len(bits)): value of shard at bits[j] over the shard at bits[0]; [..., 0] = 0
+    presence: Gains  # (blocks, most slices): value of the shard at bits[0] over leaving it out (elastic models)
+    elastic: bool  # may slices and blocks, all of kind layer, be left out?
     io: IoCost
     compute: ComputeCost
     length: int  # tokens planned for
@@ -95,14 +115,21 @@ class Problem:
     gpu: ComputeCost | None = None  # the same work on the GPU beside the CPU; None: there is none. The head stays
     hand_over_us: float = 0.0  # handing activations from the CPU to the GPU, or back
     gpu_bytes: int = 0  # memory that is held once any layer is on the GPU, a multiple of 4096
-    places: tuple[Place, ...] = ()  # where each layer is computed if it is kept; empty: on the CPU, or not decided yet
+    places: tuple[Place, ...] = ()  # where each block is computed if it is kept; empty: on the CPU, or not decided yet
     path: SubmodelPath | None = None  # of an elastic model: planner ilp keeps a prefix of it; None: any slices
     row_type: str = "int8"  # of the word table: one of ROW_TYPES
     table_streamed: bool = False  # the word table may not be resident, even where the budget allows it
+    held: Mapping[int, int] = field(default_factory=dict)  # block -> bits of all its slices, where they are decided
 
     def __post_init__(self) -> None:
-        if self.places and len(self.places) != self.store.layers:
-            raise ValueError(f"{len(self.places)} places for {self.store.layers} layers")
+        if any(bits not in self.bits for bits in self.held.values()):
+            raise ValueError(f"blocks are held at bits {sorted(set(self.held.values()))} that are not on offer")
+        if self.places and len(self.places) != self.store.blocks:
+            raise ValueError(f"{len(self.places)} places for {self.store.blocks} blocks")
+        if self.elastic and any(shape.kind != "layer" for shape in self.store.shapes):
+            raise ValueError("blocks other than layers cannot be left out")
+        if any(len(c.blocks) != len(self.store.cuts) for c in (self.compute, self.gpu) if c is not None):
+            raise ValueError(f"there are costs of other shapes than the {len(self.store.cuts)} of the store")
         if "gpu" in self.places and self.gpu is None:
             raise ValueError("layers are placed on a GPU, but it has no costs")
         if self.path is not None and not self.elastic:
@@ -111,11 +138,11 @@ class Problem:
     @property
     def row_read_bytes(self) -> int:
         """Bytes that are read for an embedding row: whole blocks."""
-        return pad(row_stride(self.store.shape.hidden, self.row_type), BLOCK)
+        return pad(row_stride(self.store.shapes[0].hidden, self.row_type), BLOCK)
 
-    def place(self, layer: int) -> Place:
-        """Where a layer is computed."""
-        return self.places[layer] if self.places else "cpu"
+    def place(self, block: int) -> Place:
+        """Where a block is computed."""
+        return self.places[block] if self.places else "cpu"
 
     def cost(self, place: Place) -> ComputeCost:
         """What computing there costs."""
@@ -125,9 +152,13 @@ class Problem:
             raise ValueError("a layer is placed on a GPU, but it has no costs")
         return self.gpu
 
-    def decided(self, layer: int, bits: tuple[int, ...], resident: tuple[int, ...]) -> LayerPlan:
-        """The decisions for one layer, at its place."""
-        return LayerPlan(bits, resident, self.place(layer) if bits else "cpu")
+    def block_cost(self, block: int, place: Place | None = None) -> BlockCost:
+        """What a block costs there; None: where it is placed."""
+        return self.cost(place or self.place(block)).blocks[self.store.cut_of[block]]
+
+    def decided(self, block: int, bits: tuple[int, ...], resident: tuple[int, ...]) -> LayerPlan:
+        """The decisions for one block, at its place."""
+        return LayerPlan(bits, resident, self.place(block) if bits else "cpu")
 
     @property
     def along_path(self) -> Problem:
@@ -143,7 +174,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Decisions for one layer, by kept slice. An empty layer is left out."""
+    """Decisions for one block, by kept slice. An empty one is left out."""
 
     bits: tuple[int, ...]  # never increasing; 16 or 32 = full precision
     resident: tuple[int, ...]  # bits held in the preload buffer between runs; 0 = none
@@ -197,7 +228,7 @@ class Plan:
     """A planner's answer. Load order is by layer, then level, and within a level by slice."""
 
     planner: str
-    layers: tuple[LayerPlan, ...]
+    layers: tuple[LayerPlan, ...]  # of each block
     table_resident: bool  # the word embedding table stays in memory
     read_ahead: int  # layers whose streamed bytes may be in the working buffer beyond the one in compute
     overlap: bool  # False: load all, then compute (the load-and-exec baseline)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from stic.compiler.model import Array, Layer, Linear, Model
 from stic.runtime.errors import InputError
-from stic.runtime.format import MATRICES, Shape
+from stic.runtime.format import LIMITS, MATRICES, Shape
 
-MAX_COLUMNS = 4096  # an outlier's u16 position spans 16 rows of this many columns
+MAX_COLUMNS = LIMITS["outlier_columns"]
 LARGE_BYTES = 1 << 28  # of float32 weights: from here on, copies are most of the compiler's memory
 LINEARS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
 
@@ -56,7 +56,12 @@ class Geometry:
     @property
     def shape(self) -> Shape:
         """The sizes as the package states them."""
-        return Shape(self.hidden, self.heads_per_slice, self.head_dim, self.neurons_per_slice)
+        return Shape.layer(self.hidden, self.slices, self.heads_per_slice, self.head_dim, self.neurons_per_slice)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shape of each block: they are layers, all cut alike."""
+        return (self.shape,) * self.layers
 
     @property
     def HP(self) -> int:
@@ -76,10 +81,10 @@ class Geometry:
     @property
     def weights_per_shard(self) -> int:
         """Stored weights of one shard, padding included."""
-        return sum(rows * columns for rows, columns in map(self.matrix_shape, MATRICES))
+        return self.shape.weights
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
-        """Return the padded (N, K) of one of MATRICES."""
+        """Return the padded (N, K) of one of a layer's matrices."""
         return self.shape.matrix(name)
 
     def neurons(self, index: int) -> range:
@@ -185,7 +190,7 @@ def _geometry(model: Model, slices: int) -> Geometry:
     if len(shapes) != 1:
         raise InputError(f"{model.name}: the layers differ in width, {sorted(shapes)}; shards need equal layers")
     geometry = Geometry(len(model.layers), model.hidden, model.heads, model.head_dim, model.ffn, slices)
-    widest = max(geometry.matrix_shape(name)[1] for name in MATRICES)
+    widest = max(geometry.matrix_shape(name)[1] for name in MATRICES["layer"])
     if widest > MAX_COLUMNS:
         fitting = [m for m in valid_slices(model.heads) if m > slices]
         hint = f"try more slices ({', '.join(map(str, fitting))})" if fitting else "the model is too wide"
@@ -281,7 +286,7 @@ def assemble(sharded: ShardedModel, matrix: Callable[[int, int, str], Array | No
         query, key, value, output, ffn_in, ffn_out = (np.zeros_like(linear.weight) for linear in linears)
         for index in range(g.slices):
             attention, neurons = _runs(g, index)
-            qkv, out, up, down = (matrix(number, index, name) for name in MATRICES)
+            qkv, out, up, down = (matrix(number, index, name) for name in MATRICES["layer"])
             width, count = g.attention_per_slice, len(g.neurons(index))
             if qkv is not None:
                 for part, whole in enumerate((query, key, value)):

@@ -20,7 +20,7 @@ class Event:
     """Something that keeps the IO lane or the compute threads busy, or keeps compute waiting."""
 
     kind: Literal["io", "compute", "stall"]
-    layer: int  # EMBEDDING, HEAD or a layer
+    layer: int  # EMBEDDING, HEAD or a block
     level: int  # of an io event; else -1
     start_us: float
     end_us: float
@@ -66,14 +66,14 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
     """Replay `plan` on the device that `problem` describes.
 
     Reads are in load order: embedding rows, then extents. An extent starts when the lane is free and its
-    `wait_layer` has been computed. A layer is computed when its own extents have arrived and the layer
+    `wait_block` has been computed. A block is computed when its own extents have arrived and the block
     before it is done; without overlap, when everything has arrived. CPU and GPU take turns: what is computed on the
-    other one than its input begins with handing that over. The embedding is computed where the first kept layer is.
+    other one than its input begins with handing that over. The embedding is computed where the first kept block is.
     """
     placement = place_extents(plan, problem.store)
-    by_layer: list[list[Extent]] = [[] for _ in plan.layers]
+    by_block: list[list[Extent]] = [[] for _ in plan.layers]
     for extent in placement.streamed:
-        by_layer[extent.layer].append(extent)
+        by_block[extent.block].append(extent)
     events: list[Event] = []
     io = _Clock("io", problem.compute.submit_us, events)
     compute = _Clock("compute", problem.compute.submit_us, events)
@@ -81,10 +81,10 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
     done: dict[int, float] = {-1: 0.0}
     steps: list[tuple[float, int]] = [(0.0, 0)]
 
-    def read(layer: int) -> float:
+    def read(block: int) -> float:
         ready = io.now
-        for x in by_layer[layer]:
-            ready = io.run(layer, x.level, done[x.wait_layer], problem.io.extent_us(x.bytes), x.bytes)
+        for x in by_block[block]:
+            ready = io.run(block, x.level, done[x.wait_block], problem.io.extent_us(x.bytes), x.bytes)
             steps.append((events[-1].start_us, x.bytes))
         return ready
 
@@ -98,13 +98,13 @@ def simulate(plan: Plan, problem: Problem) -> Timeline:
     for k, layer in enumerate(plan.layers):
         ready = arrived[k] if not plan.overlap else read(k)
         if layer.bits:
-            cost = problem.cost(layer.place)
-            duration = cost.layer_us + sum(cost.slice_us[b] for b in layer.bits)
+            cost = problem.cost(layer.place).blocks[problem.store.cut_of[k]]
+            duration = cost.block_us + sum(cost.slice_us[b] for b in layer.bits)
             duration += problem.hand_over_us if layer.place != at else 0.0
-            compute.run(k, -1, ready if by_layer[k] else 0.0, duration, place=layer.place)
+            compute.run(k, -1, ready if by_block[k] else 0.0, duration, place=layer.place)
             at = layer.place
         done[k] = compute.now
-        steps.append((compute.now, -sum(x.bytes for x in by_layer[k])))
+        steps.append((compute.now, -sum(x.bytes for x in by_block[k])))
     hand_over_us = problem.hand_over_us if at == "gpu" else 0.0
     latency = compute.run(HEAD, -1, 0.0, problem.compute.head_us + hand_over_us)
 

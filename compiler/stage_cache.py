@@ -114,7 +114,7 @@ def solved(
 
 def pack_codes(model: QuantizedModel) -> Arrays:
     """All matrices end to end, layer by layer, slice by slice."""
-    matrices = [part[name] for layer in model.matrices for part in layer for name in MATRICES]
+    matrices = [part[name] for layer in model.matrices for part in layer for name in MATRICES["layer"]]
     return {
         "codes": joined(m.codes[bits] for m in matrices for bits in sorted(m.codes)),
         "tables": joined(m.luts[bits] for m in matrices for bits in LEVEL_BITS),
@@ -141,6 +141,8 @@ def unpack_codes(arrays: Arrays, sharded: ShardedModel, quantizer: Quantizer) ->
         codes = {bits: cursor.take("codes", n, k) for bits in widths}
         return QuantizedMatrix(codes, tables("tables"), cursor.take("scales", n), outliers, tables("centroids"))
 
-    layers = tuple(tuple({name: matrix(name) for name in MATRICES} for _ in range(g.slices)) for _ in range(g.layers))
+    layers = tuple(
+        tuple({name: matrix(name) for name in MATRICES["layer"]} for _ in range(g.slices)) for _ in range(g.layers)
+    )
     cursor.close()
     return QuantizedModel(sharded, quantizer, layers)

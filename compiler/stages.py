@@ -163,7 +163,8 @@ def gather(
 ) -> Materials:
     """Lay out what every plan shares: the store, the trunk, the embedding rows."""
     threads, lanes = options.threads or target.threads, options.lanes or DEFAULT_LANES
-    return collect(quantized, full_bits, calibration.settings.max_length, threads, lanes, row_type)
+    reading = reading_of(quantized.sharded.model)
+    return collect(quantized, full_bits, calibration.settings.max_length, threads, lanes, row_type, reading)
 
 
 def value(
@@ -201,7 +202,7 @@ def cost(
     costs = device_costs(target, materials, options, bits, folder, tell.tick, tell.note)
     if options.storage is not None:
         costs = paced(costs, options.storage)
-    return with_rows(costs, materials.store.shape.hidden, materials.row_type)
+    return with_rows(costs, materials.sizes.hidden, materials.row_type)
 
 
 def pose(
@@ -213,7 +214,7 @@ def pose(
     margin: float,
 ) -> Problem:
     """Put together all that a planner may know."""
-    elastic = materials.quantized.sharded.model.elastic
+    elastic = materials.contents.elastic
     on_gpu: tuple[Place, ...] = ("gpu",) if target.place == "gpu" else ()
     return Problem(
         store=materials.store,
@@ -233,7 +234,7 @@ def pose(
         hand_over_us=costs.hand_over_us,
         gpu_bytes=0 if costs.gpu is None else materials.gpu_bytes(target.gpu_precision),
         row_type=materials.row_type,
-        places=on_gpu * materials.store.layers,
+        places=on_gpu * materials.store.blocks,
     )
 
 
@@ -297,7 +298,7 @@ def generate(materials: Materials, plan: Plan, target: Target, precision: GpuPre
     kernels.generate(materials.kernel_shape, target, library)
     if not plan.on_gpu or target.gpu is None:
         return Kernels(library, None)
-    shape, style = materials.kernel_shape, target.gpu.style
+    shape, style = materials.encoder_shape, target.gpu.style
     return Kernels(library, kernels.generate_program(shape, style, precision, interleave(target), text))
 
 
@@ -312,12 +313,9 @@ def write(
     tell: Tell,
 ) -> Written:
     """Write the package."""
-    model = materials.quantized.sharded.model
     fallback = _holds_on_cpu(decided.default, decided.problem)
     planned = [_replayed(*one) for one in zip(decided.plans, replays.timelines, strict=True)]
-    parts = assemble_package(
-        materials, planned, target, compiled.library, compiled.program, fallback, reading_of(model), keep_planes
-    )
+    parts = assemble_package(materials, planned, target, compiled.library, compiled.program, fallback, keep_planes)
     write_package(parts, output, tell.tick)
     return Written(output, parts.default.claimed_bytes)
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float32]
 
 _CHAINS = 4  # running sums of a norm
-_LOG2_E, _LOG2_E_LOW = np.float32(1.44269504088896341), np.float32(1.9259629e-8)
+LOG2_E, _LOG2_E_LOW = np.float32(1.44269504088896341), np.float32(1.9259629e-8)
 _ROUND = np.float32(12582912)  # 1.5 * 2**23: adding it rounds to the nearest integer, ties to even
 _TANH_SCALE = -1.5957691216057308 * 1.44269504088896341  # -2 sqrt(2 / pi) log2(e)
 # Polynomials of stic.schedules.cpu.vector_math, lowest power first.
@@ -67,8 +67,8 @@ def exp2(x: Floats) -> Floats:
 def exp(x: Floats) -> Floats:
     """exp(x) for x up to 88; x counts as -87 below."""
     x = np.maximum(x, np.float32(-87))
-    n = fma(x, _LOG2_E, _ROUND) - _ROUND
-    return _two_to(n, fma(x, _LOG2_E_LOW, fma(x, _LOG2_E, -n)))
+    n = fma(x, LOG2_E, _ROUND) - _ROUND
+    return _two_to(n, fma(x, _LOG2_E_LOW, fma(x, LOG2_E, -n)))
 
 
 def gelu(x: Floats) -> Floats:
@@ -94,13 +94,23 @@ def silu(x: Floats) -> Floats:
     return x / (exp(-x) + np.float32(1))
 
 
+def softcap(x: Floats, cap: float) -> Floats:
+    """cap * tanh(x / cap) = cap - 2 cap / (1 + exp(2 x / cap))."""
+    with np.errstate(over="ignore"):
+        exponent = x * np.float32(2 * 1.44269504088896341 / cap)
+    share = np.float32(2 * cap) / (exp2(np.minimum(exponent, np.float32(128))) + np.float32(1))
+    capped: Floats = np.float32(cap) - share
+    return capped
+
+
 def activation(name: str) -> Callable[[Floats], Floats]:
-    """An activation by its name in `stic.runtime.format.ACTIVATIONS`, elementwise."""
+    """An activation by its name in `format.ACTIVATIONS` or `architecture.BLOCK_ACTIVATIONS`, elementwise."""
     functions: dict[str, Callable[[Floats], Floats]] = {
         "none": lambda x: x,
         "gelu": gelu,
         "gelu_tanh": gelu_tanh,
         "relu": lambda x: np.maximum(x, np.float32(0)),
+        "silu": silu,
         "tanh": np.tanh,
     }
     return functions[name]
@@ -122,6 +132,13 @@ def layer_norm(x: Floats, gamma: Floats, beta: Floats, epsilon: float) -> Floats
     spread: Floats = np.sqrt(fma(_sum(centred, True), np.float32(1.0 / len(x)), np.float32(epsilon)))
     inverse = np.float32(1) / spread
     return fma(centred * inverse, gamma[:, None], beta[:, None])
+
+
+def rms_norm(x: Floats, gamma: Floats, epsilon: float) -> Floats:
+    """Divide x (features, tokens) by its root mean square over features; gamma (features,)."""
+    spread: Floats = np.sqrt(fma(_sum(x, True), np.float32(1.0 / len(x)), np.float32(epsilon)))
+    normal: Floats = (x * (np.float32(1) / spread)) * gamma[:, None]
+    return normal
 
 
 def quantize(x: Floats) -> tuple[NDArray[np.int32], Floats]:
@@ -154,7 +171,7 @@ def attention(query: Floats, key: Floats, value: Floats) -> Floats:
     keys, key_scale = quantize(key)
     values, value_scale = quantize(np.ascontiguousarray(value.T))
     scores = (keys.T @ queries).astype(np.float32) * key_scale[:, None]
-    scale = query_scale * _LOG2_E
+    scale = query_scale * LOG2_E
     powers = exp2(fma(scores, scale, -(scores.max(axis=0) * scale)))
     weights = np.rint(fma(powers, np.float32(254), _ROUND - np.float32(127)) - _ROUND).astype(np.int32)
     products = values.T @ weights + 127 * values.sum(axis=0)[:, None]

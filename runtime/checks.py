@@ -18,17 +18,13 @@ from numpy.typing import NDArray
 from stic.runtime.errors import PackageError
 from stic.runtime.format import (
     ALIGN,
-    ARCHITECTURES,
     BLOCK,
-    FEATURES,
     FULL,
+    GROUPS,
     INTERLEAVES,
     LEAST,
     LIMITS,
-    POOLINGS,
-    ROW_TYPES,
-    pad,
-    row_bytes,
+    Shape,
 )
 
 Refuse = Callable[[str, str], PackageError]  # (name of the check, sentence)
@@ -89,19 +85,16 @@ def within(at: Any, size: Any, total: int) -> Any:
     return at + size <= total
 
 
-# Fields of the header: (least, most).
-BOUNDS = {name: (LEAST.get(name, 0), most) for name, most in LIMITS.items()} | {
-    "architecture": (0, len(ARCHITECTURES) - 1),
-    "features": (0, (1 << len(FEATURES)) - 1),
-    "pooling": (0, len(POOLINGS) - 1),
-}
+# Fields of HEADER, MODEL and SHAPE: (least, most).
+BOUNDS = {name: (LEAST.get(name, 0), most) for name, most in LIMITS.items()}
 
 
-def check_bounds(header: SimpleNamespace, refuse: Refuse) -> None:
-    """Check `limits`: fields of the header lie within BOUNDS."""
-    for name, (least, most) in BOUNDS.items():
-        if not least <= getattr(header, name) <= most:
-            raise refuse("limits", f"{name} is {getattr(header, name)}, outside {least} to {most}")
+def check_bounds(structure: SimpleNamespace, refuse: Refuse) -> None:
+    """Check `limits`: fields of a structure lie within BOUNDS."""
+    for name, value in vars(structure).items():
+        if name in BOUNDS and not BOUNDS[name][0] <= value <= BOUNDS[name][1]:
+            least, most = BOUNDS[name]
+            raise refuse("limits", f"{name} is {value}, outside {least} to {most}")
 
 
 HEADER_CHECKS = (
@@ -113,11 +106,6 @@ HEADER_CHECKS = (
     ),
     Check("stack_pages", lambda h: h.stack_bytes % BLOCK == 0, "stack_bytes {p.stack_bytes} is not whole pages"),
     Check(
-        "row_fits",
-        lambda h: h.row_stride >= row_bytes(h.hidden, ROW_TYPES[h.row_type]),
-        "a row does not fit row_stride {p.row_stride}",
-    ),
-    Check(
         "row_straddles",
         lambda h: h.row_stride % BLOCK == 0 or BLOCK % h.row_stride == 0,
         "row_stride {p.row_stride} makes rows straddle blocks",
@@ -126,26 +114,13 @@ HEADER_CHECKS = (
     Check(
         "interleave", lambda h: h.interleave in INTERLEAVES, f"interleave is {{p.interleave}}, not one of {INTERLEAVES}"
     ),
-    Check(
-        "padding",
-        lambda h: h.padding <= h.vocabulary,
-        "padding is {p.padding}, one more than the token, of {p.vocabulary} tokens",
-    ),
+    Check("group", lambda h: h.group in GROUPS, "it has groups of {p.group} columns"),
     Check(
         "row_lanes",
         lambda h: h.row_lanes == 0 or h.row_lanes >= h.lanes,
         "{p.row_lanes} lanes read rows and {p.lanes} extents",
     ),
-    Check(
-        "family",
-        lambda h: h.plans > 1 and h.gpu_at == 0 if h.plans else h.plans_at == 0,
-        "a plan family needs several plans, and none on a GPU",
-    ),
-    Check(
-        "attention_width",
-        lambda h: pad(h.heads_per_slice * h.head_dim, 16) <= 4096,
-        "a slice has {p.heads_per_slice} heads of {p.head_dim} features, together more than 4096",
-    ),
+    Check("family", lambda h: h.plans == 1 or h.gpu_at == 0, "it has several plans, and layers on a GPU"),
 )
 
 
@@ -166,7 +141,7 @@ FILE_CHECKS = (
     Check("file_twice", lambda p, f: [list(f.name).count(name) == 1 for name in f.name], "it lists {r.name!r} twice"),
 )
 
-# p: the header, with `files`, name -> row.
+# p: the fields of HEADER and of MODEL with the bytes of the files `embeddings` and `shards`.
 CONTENT_CHECKS = (
     Check(
         "embedding_rows",
@@ -191,12 +166,13 @@ RECORD_CHECKS = (
     ),
 )
 
-# r: a shard with its `bits` and those `before` it, `kept` slices of its layer and `full` ones; of plan 0 the LAYER's.
+# r: a shard with its `bits` and those `before` it, `kept` slices of its block of `slices`, `full` ones, and whether it
+# is of kind `layer`.
 SHARD_CHECKS = (
     Check(
-        "layer_kept",
-        lambda p, r: (r.told == r.kept) & (r.told_full == r.full),
-        "layer {r.layer} keeps {r.told} slices, {r.told_full} of them full, but {r.kept} and {r.full} have bits",
+        "shard_kept",
+        lambda p, r: (r.kept == r.slices) | r.layer,
+        "block {r.block} keeps {r.kept} slices of {r.slices}, and is no layer",
     ),
     Check(
         "shard_bits",
@@ -205,29 +181,31 @@ SHARD_CHECKS = (
             r.bits == 0,
             np.where(r.slice < r.full, (r.bits == p.full_bits) & (r.bits > 0), (r.bits >= 2) & (r.bits <= 8)),
         ),
-        "layer {r.layer} slice {r.slice} has {r.bits} bits",
+        "block {r.block} slice {r.slice} has {r.bits} bits",
     ),
     Check(
         "shard_order",
         lambda p, r: r.bits <= r.before,
-        "layer {r.layer} slice {r.slice} has more bits than the slice before it",
+        "block {r.block} slice {r.slice} has more bits than the slice before it",
     ),
 )
 
 
-def check_shards(header: SimpleNamespace, layers: NDArray[Any], bits: NDArray[np.uint8], refuse: Refuse) -> None:
-    """The bits (layers, slices) of a plan go together, and with the table LAYER."""
-    layer, number = np.indices(bits.shape)
+def check_shards(header: SimpleNamespace, shapes: tuple[Shape, ...], bits: NDArray[np.uint8], refuse: Refuse) -> None:
+    """The bits of a plan, (blocks, most slices), go together; `shapes` are those of the blocks."""
+    block, number = np.indices(bits.shape)
+    slices = np.array([shape.slices for shape in shapes])
     exact = bits.astype(int)
     before = np.concatenate([np.full((len(bits), 1), 255), exact[:, :-1]], axis=1)
     columns = {
-        "layer": layer,
+        "block": block,
         "slice": number,
         "bits": exact,
         "before": before,
-        "kept": np.sum(bits > 0, axis=1)[layer],
-        "full": np.sum(bits > 8, axis=1)[layer],
-        "told": layers["slices"].astype(object)[layer],
-        "told_full": layers["full"].astype(object)[layer],
+        "slices": slices[block],
+        "kept": np.sum(bits > 0, axis=1)[block],
+        "full": np.sum(bits > 8, axis=1)[block],
+        "layer": np.array([shape.kind == "layer" for shape in shapes])[block],
     }
-    require(SHARD_CHECKS, refuse, header, Rows(**{name: column.reshape(-1) for name, column in columns.items()}))
+    there = number < slices[:, None]
+    require(SHARD_CHECKS, refuse, header, Rows(**{name: column[there] for name, column in columns.items()}))

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stic.runtime.errors import InputError
+
 SUFFIX = ".partial"
 CHUNK_BYTES = 1 << 20
 
@@ -57,6 +59,14 @@ def whole_folder(path: Path, once: bool = False) -> Iterator[Path]:
             _replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file. Raises InputError for one that is not there, or is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

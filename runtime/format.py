@@ -5,7 +5,7 @@ A package is a directory. All numbers are little-endian; CRC means CRC-32 as in 
     index.bin        header and tables, described below
     trunk.bin        what belongs to no shard: norms, biases, scales, positions, head
     embeddings.bin   one row a token id
-    shards.bin       one record per (layer, level, slice)
+    shards.bin       one record per (block, level, slice)
     kernels.so       compiled kernels, plain C functions
     kernels.cl       kernels for a GPU, OpenCL C; only in packages with a GPU part
     plan.json        the plan and its predicted timeline, for people
@@ -14,40 +14,61 @@ A package is a directory. All numbers are little-endian; CRC means CRC-32 as in 
 **index.bin** starts with `HEADER`, whose fields say where the tables are (byte offsets into index.bin) and
 how long:
 
+    model     MODEL    one entry: what is computed
     files     FILE     every other file of the package with its size and CRC. Sizes are checked at open, CRCs
                        before first use, except those of shards.bin and embeddings.bin, which go by record and row
-    layers    LAYER    one a layer: slices kept, slices at full precision, offsets into the trunk
-    bits      uint8    (layers, slices): planned bits of each shard, 0 = left out
-    records   RECORD   (layers, LEVELS, slices): place of each record in shards.bin; bytes 0 = not in this package
-    extents   EXTENT   resident ones first, then streamed ones in load order
-    dense     DENSE    the head's linear maps
-    regions   REGION   one for each of REGIONS: where the engine keeps what inside its one arena
-    plans     PLAN     every plan of a plan family
+    shapes    SHAPE    how a block is cut, and the sizes of its slices; many blocks share one
+    blocks    BLOCK    one a block, in the order of computation: its shape, and offsets into the trunk
+    records   RECORD   for each block in turn (LEVELS, slices): place of each record in shards.bin; bytes 0 = not in
+                       this package
+    dense     DENSE    the head's linear maps, of encoders
+    regions   REGION   one for each of REGIONS: where the engine keeps what inside its one arena; those of
+                       WEIGHT_REGIONS are zeros here, since each plan has its own
+    plans     PLAN     at least one; the first is the plan to run where no budget is given
+    (a plan)  uint8    planned bits of each shard, for each block in turn (slices), 0 = left out
+    (a plan)  EXTENT   resident ones first, then streamed ones in load order
 
 `index_crc` is the CRC of index.bin with that field set to zero. A reader refuses another `major`, and any
-`minor` above its own. A package says the least minor that it needs: 2 with a plan family, 1 with a GPU part, else 0.
+`minor` above its own. A package says the least minor that it needs, which is 0.
 
-**GPU part**, where `gpu_at` is not 0: which layers run on a GPU, and how; see `stic.runtime.gpu_format`.
+**Plans** are of the same model, each for another budget, with its own bits and extents; files, records, the trunk and
+the head serve all. Of a block a plan keeps the first slices, at bits that do not increase; only blocks of kind layer
+may keep fewer than all. What is kept, and what of it at full precision, follows from the bits. All regions but
+`preload` and `working` are the same for all plans. Where there are several plans, a plan family, these two come last,
+in this order, each at the next block: the arena of a plan, which ends with its `working`, is a prefix of that of a
+larger one. A family's resident extents are in ascending order of (block, level), their destinations ascend, and each
+is exactly the blocks of 4096 bytes that its records touch: what two plans keep resident can be moved in place from one
+to another.
 
-**Plan family**, where `plans` is not 0: a table PLAN of so many entries, at least 2, at `plans_at`. Each is a plan of
-the same model for another budget, with its own tables `bits` and `extents`; files, records, the trunk and the head
-serve all. Entry 0 is the plan to run where no budget is given, and repeats the header. A plan's slices kept and slices
-at full precision follow from its bits. All regions but `preload` and `working` are the same for all plans, and these
-two come last, in this order, each at the next block: the arena of a plan, which ends with its `working`, is a prefix of
-that of a larger one. A plan's resident extents are in ascending order of (layer, level), their destinations ascend, and
-each is exactly the blocks that its records touch: what two plans keep resident can be moved in place from one to
-another. A package with a GPU part has no family.
+**GPU part**, where `gpu_at` is not 0: which blocks run on a GPU, and how; see `stic.runtime.gpu_format`. Such a package
+has one plan, and blocks of kind layer.
 
-**Geometry.** pad16(n) rounds up to 16. H = hidden, HP = pad16(H), A = pad16(heads_per_slice * head_dim), FP
-= pad16(neurons_per_slice). A shard has four matrices (N, K), padded with zeros: qkv (3A, HP), rows q | k | v, each
-padded to A; out (HP, A); up (FP, HP); down (HP, FP).
+**Two kinds of models.** An encoder (`causal` = 0) has blocks of kind layer, no groups, and `chunk` = `max_length`. A
+decoder (`causal` = 1) has blocks of the other kinds, of which the last one, and no other, is of kind vocabulary, and a
+store in groups; `max_length` is its context, `chunk` the most tokens that are computed at once.
 
-**Blocks.** Codes are stored as kernels walk through them: 16 rows make a block, and inside it `interleave` = q (4 or
+**Blocks.** pad16(n) rounds up to 16. HP = pad16(hidden), A = pad16(heads_per_slice * head_dim), C =
+pad16(key_heads_per_slice * head_dim), F = pad16(neurons_per_slice), R = pad16(rows_per_slice). Matrices of a slice
+(N, K), padded with zeros, by kind:
+
+    layer          qkv (A + 2C, HP), out (HP, A), up (F, HP), down (HP, F); as many key heads as heads
+    attention      qkv (A + 2C, HP), out (HP, A); heads_per_slice is a multiple of key_heads_per_slice, whose queries
+                   stand together in their order
+    feed_forward   up (2F if gated, else F; HP), down (HP, F)
+    vocabulary     head (R, HP)
+
+Rows of qkv are q | k | v, padded to A, C and C; those of a gated up are gate | up, padded to F each. Fields of SHAPE
+that a kind does not name are 0. The last slices of neurons or of rows may have fewer than others, down to none; the
+vocabulary has `output_features` rows in all. A `parallel` feed-forward block follows an attention block and reads what
+that one read. `rotary` is 1 + the table that queries and keys turn by, 0: they do not turn; `window` the tokens that a
+token attends to, itself included, 0: all before it; `softcap` c > 0 makes scores, or logits, s into c tanh(s / c).
+
+**Codes** are stored as kernels walk through them: 16 rows make a block of rows, and inside it `interleave` = q (4 or
 8) neighbouring columns of a row lie together, (K/q, 16, q). The code of row n and column k is at `position`
 
     (k // q) * 16 * q + (n % 16) * q + k % q
 
-of its block n // 16, and the blocks follow one another (`stic.runtime.blocks`).
+of its block of rows n // 16, and these follow one another (`stic.runtime.blocks`).
 
 **Levels.** Level 0 holds 2 bits, levels 1..6 hold 3..8 bits, level 7 full precision (`full_bits`: 16 or 32; 0 where
 no plan of the package uses it, and then no record is of level 7). In a nested store a shard at b bits reads levels
@@ -58,72 +79,114 @@ alone.
 start, zeros between:
 
     planes    for each matrix in turn, its planes of this level, most significant first, N*K/8 bytes each; code i,
-              counted through the blocks, is bit i%8 of byte i/8
+              counted through the blocks of rows, is bit i%8 of byte i/8
     tables    for each matrix in turn, 2^bits int8: the value of each code, at most 127 in magnitude
-    blocks    (level 0, or any level that is not nested) for each matrix in turn, uint32 (N/16 + 1): first outlier
-              entry of each block of 16 rows, counted from the matrix's first entry
-    outliers  for each matrix in turn its entries {uint16 position in the block; float16 value}, a block's entries
-              in ascending order of position. The code at an outlier is 2^(bits-1)
+
+and then, in level 0 and in any level that is not nested, of a store without groups (`group` = 0)
+
+    blocks    for each matrix in turn, uint32 (N/16 + 1): first outlier entry of each block of 16 rows, counted from the
+              matrix's first entry
+    outliers  for each matrix in turn its entries {uint16 position in the block of rows; float16 value}, a block's
+              entries in ascending order of position. The code at an outlier is 2^(bits-1)
+
+and of a store in groups
+
+    ratios    for each matrix in turn, uint8 (N/16, ceil(K/group), 16)
 
 A record of level 7 holds for each matrix in turn (N, K) float16 or float32, row by row. A record's size is a multiple
-of 64. The stored records of one (layer, level) are neighbouring slices, contiguous in their order, and share no block
+of 64. The stored records of one (block, level) are neighbouring slices, contiguous in their order, and share no block
 of 4096 bytes with other records, so that a range of slices is one read. What no plan of the package reads may be
 absent.
 
-**Arithmetic.** weight[n, k] = scale[n] * table[code[n, k]], except at outliers, where it is the entry's
-value: products take every code as it is, and the outliers then add value - scale[n] * table[2^(bits-1)]. `scale`
-(float32, in the trunk) belongs to a row of a slice for qkv and up, and to a row of the whole layer for out and down.
-`stic.runtime.reference` is the normative use of it.
+**Arithmetic.** Without groups, weight[n, k] = scale[n] * table[code[n, k]], except at outliers, where it is the entry's
+value: products take every code as it is, and the outliers then add value - scale[n] * table[2^(bits-1)]. In groups of
+`group` columns, counted from the slice's first, weight[n, k] = scale[n] * ratio[n, k // group] * table[code[n, k]].
+`scale` (float32, in the trunk) belongs to a row of a slice for qkv, up and head, and to a row of the whole block for
+out and down. `stic.runtime.reference` is the normative use of it.
 
-**Row** of embeddings.bin, `row_stride` bytes apart: H values of `row_type`, zeros to a multiple of 4, for int8 the
-float32 scale that they are multiplied with, uint32 CRC of what precedes. A row never straddles a 4096-byte block unless
-it is longer than one, and then starts at one.
+**Row** of embeddings.bin, `row_stride` bytes apart: H = hidden values of `row_type`, zeros to a multiple of 4, for int8
+the float32 scale that they are multiplied with, uint32 CRC of what precedes. A row never straddles a 4096-byte block
+unless it is longer than one, and then starts at one. What a row says is multiplied by `embedding_multiplier`, which is
+1 in encoders.
 
 **Positions.** Token t has position row t. Where `padding` is not 0, tokens whose id is padding - 1 have position row
 max_length, and row t belongs to the t-th of the others, counted from 0.
 
-**Trunk**: tensors at multiples of 64 bytes. position float16 (max_length, or max_length + 1 where `padding` is not 0,
-HP), token_type float16 (max(types, 1), HP), embedding gamma and beta float32 (HP); per layer float32: qkv_scale,
-qkv_bias (slices, 3A), out_scale, out_bias (HP), up_scale, up_bias (slices, FP), down_scale, down_bias (HP), two norms'
-gamma and beta (HP); head: weight float16 (pad16(out), pad16(in)), bias float32 (pad16(out)).
+**Trunk**: tensors at multiples of 64 bytes; the offset of one that a model does not have is ABSENT. For each field
+`*_at` of MODEL: position float16 (max_length, or max_length + 1 where `padding` is not 0, HP), token_type float16
+(max(types, 1), HP), embedding_gamma, embedding_beta float32 (HP), rotary float32 (rotaries, max_length,
+rotary_features): a row has the cosines of each pair of features, then their sines, times the magnitude. Of BLOCK,
+float32:
 
-Every tensor's numbers are finite, as are a row's scale, weights of level 7 and outliers. Layers that are left out have
-their tensors as well.
+    qkv_, up_, head_ scale, bias              (slices, N)    scales are present where the kind has the matrix
+    out_, down_ scale, bias                   (HP)
+    input_, branch_, post_ gamma, beta        (HP)           norms of what the block reads, of what it adds to the
+                                                             stream, of the stream after that
+    attention_ gamma, beta                    (HP)           of kind layer: of the stream between out and up
+    query_norm_ gamma, beta                   (slices, A)    of queries, before they turn; a norm over all heads has
+    key_norm_ gamma, beta                     (slices, C)    no padding among them
+
+DENSE: weight float16 (pad16(out), pad16(in)), bias float32 (pad16(out)). An encoder has position, token_type and
+embedding_*, and of each of its blocks every bias and the norms attention_ and post_. A decoder has neither token_type
+nor embedding_*, and its blocks have no attention_; position, biases, norms and betas are optional, but there is no beta
+without its gamma, and norms of queries and keys come together. Every tensor's numbers are finite, as are a row's scale,
+weights of level 7 and outliers. Blocks that are left out have their tensors as well.
+
+**Cache** of a decoder: region `cache` holds for each attention block in turn, for each of its key heads in turn, what
+`cache_layout` says: keys (T / 16, head_dim, 16), tokens in the lanes, values (T, pad16(head_dim)), for T =
+pad16(max_length); float16, or int8 and then a float32 scale for each token (T) of keys, and of values.
 
 **Names** of files are printable ASCII without a slash or space, do not start with a dot, and end with zeros; no two are
 the same. Tables of index.bin start at multiples of 8.
 
-**Extent**: slices first .. first+count-1 of one (layer, level), read from `file_offset` (multiple of 4096)
+**Extent**: slices first .. first+count-1 of one (block, level), read from `file_offset` (multiple of 4096)
 for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zeros to one) to arena offset
-`destination` (multiple of 4096). A streamed extent may be read only when layer `wait_layer` has been computed
-(-1: at once), because it reuses that layer's bytes.
+`destination` (multiple of 4096). A streamed extent may be read only when block `wait_block` has been computed
+(-1: at once), because it reuses that block's bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
+from stic.runtime.architecture import NORM_KINDS
+
 MAGIC = b"STICPKG\0"
-# 1: a package may have a GPU part; 2: a plan family; 3: lanes for embedding rows; 4: padding; 5: float16 embedding rows
-MAJOR, MINOR = 2, 5
+MAJOR, MINOR = 3, 0
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
 INTERLEAVES = (4, 8)  # columns of a row that may lie together
+GROUPS = (0, 64)  # columns that may share a ratio; 0: none do
 LEVEL_BITS = (2, 3, 4, 5, 6, 7, 8)
 LEVELS = len(LEVEL_BITS) + 1
 FULL = LEVELS - 1  # level of full precision
-MATRICES = ("qkv", "out", "up", "down")
+ABSENT = 0xFFFFFFFF  # offset of a tensor that a model does not have
 
-ARCHITECTURES = ("x86_64", "aarch64")
+Kind = Literal["layer", "attention", "feed_forward", "vocabulary"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# The matrices of a slice, in the order of a record.
+MATRICES: Mapping[Kind, tuple[str, ...]] = {
+    "layer": ("qkv", "out", "up", "down"),
+    "attention": ("qkv", "out"),
+    "feed_forward": ("up", "down"),
+    "vocabulary": ("head",),
+}
+JOINED = ("out", "down")  # whose columns belong to slices; rows of the others do
+
+MACHINES = ("x86_64", "aarch64")
 Activation = Literal["gelu", "gelu_tanh", "relu"]  # of feed-forward networks
 ACTIVATIONS = ("none", *get_args(Activation), "tanh")  # of the head's linear maps
 Pooling = Literal["tokens", "first", "mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ROW_TYPES = ("int8", "float16")  # of the values of an embedding row
+CacheType = Literal["none", "float16", "int8"]
+CACHES: tuple[CacheType, ...] = get_args(CacheType)
+NORMS = NORM_KINDS
 # Bit i of HEADER.features: an instruction set extension without which the kernels must not run.
 FEATURES = (
     "avx2",
@@ -140,8 +203,16 @@ FEATURES = (
     "avx_vnni",
     "i8mm",
 )
+# Bit i of BLOCK.flags.
+FLAGS = (
+    "parallel",  # a feed-forward block reads what the attention block before it read
+    "whole_head_norm",  # norms of queries and keys are over all heads together, not over each
+    "layer_head_norm",  # these norms are layer norms, not RMS norms
+)
 
-# What the engine keeps in its arena. Tiles = ceil(max_length / 16); S = most slices kept by any layer.
+# What the engine keeps in its arena. Tiles = ceil(chunk / 16); S = slices that a plan keeps of a block; "most" means of
+# any block. G = 1 without groups, else the most groups of a token's features: ceil(HP / group), S * ceil(A / group),
+# S * ceil(F / group). A region that a model has no use for has 0 bytes.
 REGIONS = (
     "trunk",  # trunk.bin
     "preload",  # resident extents
@@ -149,20 +220,24 @@ REGIONS = (
     "working",  # streamed extents
     "x",  # float32 (tiles, HP, 16): hidden states
     "y",  # float32 (tiles, HP, 16): output of a projection
-    "qkv",  # float32 (tiles, S * 3A, 16)
-    "context",  # float32 (tiles, S * A, 16)
-    "ffn",  # float32 (tiles, S * FP, 16)
-    "quantized",  # int8 (tiles, K / q, 16, q), K = max(HP, S * A, S * FP)
-    "token_scale",  # float32 (tiles, 16)
-    "token_sum",  # int32 (tiles, 16)
+    "qkv",  # float32 (tiles, most S * (A + 2C), 16)
+    "context",  # float32 (tiles, most S * A, 16)
+    "ffn",  # float32 (tiles, most S * rows of up, 16)
+    "quantized",  # int8 (tiles, K / q, 16, q), K = most of HP, S * A, S * F
+    "token_scale",  # float32 (tiles, G, 16)
+    "token_sum",  # int32 (tiles, G, 16)
     "panel",  # a thread: 16 * K bytes
     "scratch",  # a thread: sums of outliers, attention's working memory: see `scratch_bytes`
-    "rows",  # embedding rows of the input, (max_length, row_stride)
+    "rows",  # embedding rows of the input, (chunk, row_stride)
     "staging",  # a lane that reads rows: one block-aligned row read
-    "ids",  # int32 (max_length): token ids
-    "types",  # int32 (max_length): token types
+    "ids",  # int32 (chunk): token ids
+    "types",  # int32 (chunk): token types
     "head",  # float32 2 * (widest head layer, 16)
     "output",  # float32: max_length * features, or features
+    "normed",  # of decoders, as those that follow. float32 (tiles, HP, 16): what a block's matrices read
+    "turns",  # float32 (tiles, rotaries, rotary_features, 16): rows of the rotary tables
+    "cache",  # keys and values of all tokens: see `cache_layout`
+    "logits",  # float32 (slices * R) of the vocabulary
 )
 # What a plan decides about; the other regions are the same for all plans of a package.
 WEIGHT_REGIONS = ("preload", "working")
@@ -174,75 +249,88 @@ HEADER = np.dtype(
         ("minor", "<u4"),
         ("index_bytes", "<u4"),
         ("index_crc", "<u4"),
-        ("architecture", "<u4"),  # index into ARCHITECTURES
+        ("machine", "<u4"),  # index into MACHINES
         ("features", "<u4"),  # bit set over FEATURES
-        ("hidden", "<u4"),
-        ("heads_per_slice", "<u4"),
-        ("head_dim", "<u4"),
-        ("slices", "<u4"),
-        ("layers", "<u4"),
-        ("neurons_per_slice", "<u4"),
-        ("vocabulary", "<u4"),
-        ("max_length", "<u4"),  # longest input this package was compiled for, tokens
-        ("types", "<u4"),  # rows of the token type table; 0: the model has none
-        ("row_stride", "<u4"),  # bytes between rows of embeddings.bin
+        ("cores", "<u8"),  # bit i: compute threads should run on processor i; 0: on any
+        ("interleave", "<u4"),  # q, one of INTERLEAVES
+        ("group", "<u4"),  # one of GROUPS
         ("nested", "<u4"),
         ("full_bits", "<u4"),  # 0: no level 7
+        ("row_stride", "<u4"),  # bytes between rows of embeddings.bin
+        ("row_type", "<u4"),  # index into ROW_TYPES
+        ("table_resident", "<u4"),  # 1: embeddings.bin is held in region `table`
+        ("threads", "<u4"),  # compute threads the arena has room for
+        ("lanes", "<u4"),  # IO lanes that read extents
+        ("row_lanes", "<u4"),  # IO lanes that read embedding rows, `lanes` of which read extents; 0: as many
+        ("request_bytes", "<u4"),  # an extent is read in requests of at most this size
+        ("stack_bytes", "<u4"),  # stack of every thread the engine starts
+        ("model_at", "<u4"),  # offsets into index.bin, and lengths
+        ("files_at", "<u4"),
+        ("files", "<u4"),
+        ("shapes_at", "<u4"),
+        ("shapes", "<u4"),
+        ("blocks_at", "<u4"),
+        ("blocks", "<u4"),
+        ("records_at", "<u4"),
+        ("dense_at", "<u4"),
+        ("dense", "<u4"),
+        ("regions_at", "<u4"),
+        ("plans_at", "<u4"),
+        ("plans", "<u4"),
+        ("gpu_at", "<u4"),  # offset of the GPU part (gpu_format.GPU), a multiple of 4; 0: none
+    ]
+)
+MODEL = np.dtype(
+    [
+        ("hidden", "<u4"),
+        ("vocabulary", "<u4"),  # rows of embeddings.bin
+        ("max_length", "<u4"),  # tokens: longest input of an encoder, context of a decoder
+        ("chunk", "<u4"),  # tokens that are computed at once, at most
+        ("causal", "<u4"),  # 1: a decoder
+        ("types", "<u4"),  # rows of the token type table; 0: the model has none
+        ("padding", "<u4"),  # token id + 1 that positions skip; 0: none
         ("pooling", "<u4"),  # index into POOLINGS
         ("normalize", "<u4"),  # 1: the output vector is scaled to length 1
         ("output_features", "<u4"),
-        ("threads", "<u4"),  # compute threads the arena has room for
-        ("lanes", "<u4"),  # IO lanes that read extents
-        ("request_bytes", "<u4"),  # an extent is read in requests of at most this size
-        ("stack_bytes", "<u4"),  # stack of every thread the engine starts
-        ("table_resident", "<u4"),  # 1: embeddings.bin is held in region `table`
+        ("norm", "<u4"),  # index into NORMS: of hidden states
+        ("cache", "<u4"),  # index into CACHES
+        ("rotaries", "<u4"),  # rotary tables
+        ("rotary_features", "<u4"),  # of a head that turn, in every table; an even number
+        ("embedding_multiplier", "<f4"),
         ("position_at", "<u4"),  # offsets into the trunk
         ("token_type_at", "<u4"),
         ("embedding_gamma_at", "<u4"),
         ("embedding_beta_at", "<u4"),
-        ("files_at", "<u4"),  # offsets into index.bin, and lengths
-        ("files", "<u4"),
-        ("layers_at", "<u4"),
-        ("bits_at", "<u4"),
-        ("records_at", "<u4"),
-        ("extents_at", "<u4"),
-        ("extents", "<u4"),
-        ("resident_extents", "<u4"),
-        ("dense_at", "<u4"),
-        ("dense", "<u4"),
-        ("regions_at", "<u4"),
-        ("arena_bytes", "<u8"),
-        ("claimed_bytes", "<u8"),  # the plan's claim: arena, index, stacks, code, what the GPU keeps
-        ("deadline_us", "<u4"),  # 0: none
-        ("predicted_us", "<u4"),
-        ("load_first", "<u4"),  # 1: read everything before computing anything; then no extent waits for a layer
-        ("interleave", "<u4"),  # q, one of INTERLEAVES
-        ("cores", "<u8"),  # bit i: compute threads should run on processor i; 0: on any
-        ("gpu_at", "<u4"),  # offset of the GPU part (gpu_format.GPU), a multiple of 4; 0: none
-        ("plans_at", "<u4"),
-        ("plans", "<u4"),  # of a plan family; 0: the header's plan is the only one
-        ("row_lanes", "<u4"),  # IO lanes that read embedding rows, `lanes` of which read extents; 0: as many
-        ("padding", "<u4"),  # token id + 1 that positions skip; 0: none
-        ("row_type", "<u4"),  # index into ROW_TYPES
+        ("rotary_at", "<u4"),
     ]
 )
 FILE = np.dtype([("name", "S32"), ("bytes", "<u8"), ("crc", "<u4"), ("reserved", "<u4")])
-LAYER = np.dtype(
+SHAPE = np.dtype(
     [
-        ("slices", "<u4"),  # slices kept; 0: the layer is left out
-        ("full", "<u4"),  # the first `full` of them are at full precision
-        ("qkv_scale_at", "<u4"),
-        ("qkv_bias_at", "<u4"),
-        ("out_scale_at", "<u4"),
-        ("out_bias_at", "<u4"),
-        ("attention_gamma_at", "<u4"),
-        ("attention_beta_at", "<u4"),
-        ("up_scale_at", "<u4"),
-        ("up_bias_at", "<u4"),
-        ("down_scale_at", "<u4"),
-        ("down_bias_at", "<u4"),
-        ("ffn_gamma_at", "<u4"),
-        ("ffn_beta_at", "<u4"),
+        ("kind", "<u4"),  # index into KINDS
+        ("slices", "<u4"),
+        ("heads_per_slice", "<u4"),
+        ("key_heads_per_slice", "<u4"),
+        ("head_dim", "<u4"),
+        ("neurons_per_slice", "<u4"),
+        ("gated", "<u4"),
+        ("rows_per_slice", "<u4"),
+    ]
+)
+# What a block has in the trunk, in the order of BLOCK; `<role>_at` is the offset.
+ROLES = (
+    *(f"{matrix}_{part}" for matrix in ("qkv", "out", "up", "down", "head") for part in ("scale", "bias")),
+    *(f"{norm}_{part}" for norm in ("input", "branch", "post", "attention") for part in ("gamma", "beta")),
+    *(f"{norm}_{part}" for norm in ("query_norm", "key_norm") for part in ("gamma", "beta")),
+)
+BLOCK_ENTRY = np.dtype(
+    [
+        ("shape", "<u4"),  # index into table SHAPE
+        ("flags", "<u4"),  # bit set over FLAGS
+        ("window", "<u4"),  # tokens; 0: none
+        ("rotary", "<u4"),  # rotary table + 1; 0: none
+        ("softcap", "<f4"),  # of scores, or of logits; 0: none
+        *((f"{role}_at", "<u4") for role in ROLES),  # offsets into the trunk
     ]
 )
 RECORD = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc", "<u4")])
@@ -251,11 +339,11 @@ EXTENT = np.dtype(
         ("file_offset", "<u8"),
         ("destination", "<u8"),
         ("bytes", "<u4"),
-        ("layer", "<u2"),
+        ("block", "<u2"),
         ("level", "<u2"),
         ("first", "<u2"),
         ("count", "<u2"),
-        ("wait_layer", "<i4"),
+        ("wait_block", "<i4"),
     ]
 )
 DENSE = np.dtype(
@@ -271,70 +359,85 @@ DENSE = np.dtype(
 REGION = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
 PLAN = np.dtype(
     [
-        ("bits_at", "<u4"),  # what the header's fields of these names say of plan 0
+        ("bits_at", "<u4"),  # offsets into index.bin, and lengths
         ("extents_at", "<u4"),
         ("extents", "<u4"),
         ("resident_extents", "<u4"),
-        ("load_first", "<u4"),
-        ("deadline_us", "<u4"),
+        ("load_first", "<u4"),  # 1: read everything before computing anything; then no extent waits for a block
+        ("deadline_us", "<u4"),  # 0: none
         ("predicted_us", "<u4"),
         ("reserved", "<u4"),  # zero
         ("arena_bytes", "<u8"),
-        ("claimed_bytes", "<u8"),
+        ("claimed_bytes", "<u8"),  # the plan's claim: arena, index, stacks, code, what the GPU keeps
         ("preload", REGION),  # the plan's place of these regions
         ("working", REGION),
         ("quality", "<f8"),  # finite; more is better; comparable within a family only
     ]
 )
 
-# Bounds that keep every product of sizes far from overflow; a package beyond them is refused.
+# Bounds that keep every product of sizes far from overflow; a package beyond them is refused. Fields of HEADER, MODEL
+# and SHAPE by their names, and what stands below them.
 LIMITS = {
-    "architecture": len(ARCHITECTURES) - 1,
+    "machine": len(MACHINES) - 1,
     "features": (1 << len(FEATURES)) - 1,
-    "hidden": 4096,
-    "heads_per_slice": 256,
-    "head_dim": 1024,
-    "slices": 256,
-    "layers": 256,
-    "neurons_per_slice": 4096,
-    "vocabulary": 1 << 22,
-    "max_length": 4096,
-    "types": 64,
-    "row_stride": 1 << 15,
-    "row_type": len(ROW_TYPES) - 1,
     "nested": 1,
-    "pooling": len(POOLINGS) - 1,
-    "normalize": 1,
+    "row_stride": 1 << 16,
+    "row_type": len(ROW_TYPES) - 1,
+    "table_resident": 1,
     "threads": 64,
     "lanes": 16,
     "row_lanes": 16,
-    "files": 16,
-    "extents": 1 << 20,  # of all plans together
-    "plans": 64,
-    "dense": 8,
-    "output_features": 1 << 16,
     "request_bytes": 1 << 24,
     "stack_bytes": 1 << 23,
-    "table_resident": 1,
-    "load_first": 1,
+    "files": 16,
+    "shapes": 32,
+    "blocks": 512,
+    "dense": 8,
+    "plans": 64,
+    "hidden": 1 << 14,
+    "vocabulary": 1 << 22,
+    "max_length": 1 << 17,
+    "chunk": 4096,
+    "causal": 1,
+    "types": 64,
+    "pooling": len(POOLINGS) - 1,
+    "normalize": 1,
+    "output_features": 1 << 22,
+    "norm": len(NORMS) - 1,
+    "cache": len(CACHES) - 1,
+    "rotaries": 4,
+    "rotary_features": 1024,
+    "kind": len(KINDS) - 1,
+    "slices": 256,
+    "heads_per_slice": 256,
+    "key_heads_per_slice": 256,
+    "head_dim": 1024,
+    "neurons_per_slice": 1 << 16,
+    "gated": 1,
+    "rows_per_slice": 1 << 16,
+    "dense_features": 1 << 16,  # into and out of a linear map of the head
+    "extents": 1 << 20,  # of all plans together
+    "columns": 1 << 16,  # of a matrix in a store with groups
+    "outlier_columns": 1 << 12,  # of one without: 16 rows of them are what an outlier's position spans
+    "record_bytes": (1 << 31) - 1,
 }
 # The least of these; that of the others is 0.
 LEAST = {
-    "hidden": 1,
-    "heads_per_slice": 1,
-    "head_dim": 1,
-    "slices": 1,
-    "layers": 1,
-    "neurons_per_slice": 1,
-    "vocabulary": 1,
-    "max_length": 1,
     "row_stride": 1,
     "threads": 1,
     "lanes": 1,
-    "files": 5,
-    "output_features": 1,
     "request_bytes": BLOCK,
     "stack_bytes": 1 << 14,  # PTHREAD_STACK_MIN of glibc on x86-64
+    "files": 5,
+    "shapes": 1,
+    "blocks": 1,
+    "plans": 1,
+    "hidden": 1,
+    "vocabulary": 1,
+    "max_length": 1,
+    "chunk": 1,
+    "output_features": 1,
+    "slices": 1,
 }
 
 
@@ -350,13 +453,16 @@ def pad(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def scratch_bytes(max_length: int, head_dim: int) -> int:
+def scratch_bytes(max_length: int, head_dim: int, causal: bool = False) -> int:
     """Bytes of a thread's share of region `scratch`, for T = pad16(max_length) keys and D = pad16(head_dim).
 
-    What outliers add to a block of rows: float32 (T, 16). Then what attention keeps: float32 (T, 16) scores, (T) and
-    (2 D), int8 (T, D) keys, (T, D) values, (T, 16) weights and (D, 16) queries.
+    Of an encoder, what outliers add to a block of rows: float32 (T, 16). Then what attention keeps: float32 (T, 16)
+    scores, (T) and (2 D), int8 (T, D) keys, (T, D) values, (T, 16) weights and (D, 16) queries. Of a decoder what
+    attention over the cache keeps, for 8 queries at a time: float32 (8, T) scores, (8, 16) sums, (8, D) results.
     """
     keys, width = pad(max_length, TILE), pad(head_dim, TILE)
+    if causal:
+        return 4 * 8 * (keys + TILE + width)
     attention = 4 * (keys * (TILE + 1) + 2 * width) + 2 * keys * width + TILE * (keys + width)
     return 4 * keys * TILE + attention
 
@@ -379,46 +485,101 @@ def planes_in(level: int, nested: bool) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """Padded sizes of one shard's matrices."""
+    """How a block is cut, and the padded sizes of a slice's matrices; fields as SHAPE's, and the hidden size."""
 
+    kind: Kind
     hidden: int
-    heads_per_slice: int
-    head_dim: int
-    neurons_per_slice: int
+    slices: int
+    heads_per_slice: int = 0
+    key_heads_per_slice: int = 0
+    head_dim: int = 0
+    neurons_per_slice: int = 0
+    gated: bool = False
+    rows_per_slice: int = 0
+
+    @classmethod
+    def layer(cls, hidden: int, slices: int, heads_per_slice: int, head_dim: int, neurons_per_slice: int) -> Shape:
+        """The shape of an encoder's layer."""
+        return cls("layer", hidden, slices, heads_per_slice, heads_per_slice, head_dim, neurons_per_slice)
 
     @property
     def padded_hidden(self) -> int:
+        """HP."""
         return pad(self.hidden, TILE)
 
     @property
     def attention_width(self) -> int:
+        """A: features of a slice's queries."""
         return pad(self.heads_per_slice * self.head_dim, TILE)
 
     @property
+    def key_width(self) -> int:
+        """C: features of a slice's keys, and of its values."""
+        return pad(self.key_heads_per_slice * self.head_dim, TILE)
+
+    @property
     def ffn_width(self) -> int:
+        """F: features of a slice that `down` reads."""
         return pad(self.neurons_per_slice, TILE)
 
+    @property
+    def head_width(self) -> int:
+        """R: rows of a slice of the vocabulary."""
+        return pad(self.rows_per_slice, TILE)
+
+    @property
+    def qkv_width(self) -> int:
+        """Rows of `qkv`."""
+        return self.attention_width + 2 * self.key_width
+
+    @property
+    def up_width(self) -> int:
+        """Rows of `up`."""
+        return (2 if self.gated else 1) * self.ffn_width
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of a slice's matrices, in the order of a record."""
+        return MATRICES[self.kind]
+
     def matrix(self, name: str) -> tuple[int, int]:
-        """(N, K) of one of MATRICES."""
+        """(N, K) of one of `matrices`."""
         h, a, f = self.padded_hidden, self.attention_width, self.ffn_width
-        return {"qkv": (3 * a, h), "out": (h, a), "up": (f, h), "down": (h, f)}[name]
+        sizes = {
+            "qkv": (self.qkv_width, h),
+            "out": (h, a),
+            "up": (self.up_width, h),
+            "down": (h, f),
+            "head": (self.head_width, h),
+        }
+        return sizes[name]
+
+    def groups(self, name: str, group: int) -> int:
+        """Groups of columns of one of `matrices`."""
+        return -(-self.matrix(name)[1] // group)
+
+    @property
+    def weights(self) -> int:
+        """Stored weights of a slice, padding included."""
+        return sum(rows * columns for rows, columns in map(self.matrix, self.matrices))
 
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Byte offsets inside a record, by matrix in the order of MATRICES."""
+    """Byte offsets inside a record, by matrix in the order of `Shape.matrices`."""
 
     planes: tuple[tuple[int, ...], ...]  # [matrix][plane]; level 7: [matrix][0] is the weight
     tables: tuple[int, ...]  # empty at level 7
+    ratios: tuple[int, ...]  # empty where the record holds no ratios
     blocks: tuple[int, ...]  # empty where the record holds no outliers
     outliers: tuple[int, ...]
     size: int
 
 
 def record_layout(
-    shape: Shape, level: int, nested: bool, full_bits: int = 0, outliers: tuple[int, ...] = (0, 0, 0, 0)
+    shape: Shape, level: int, nested: bool, full_bits: int = 0, outliers: tuple[int, ...] = (), group: int = 0
 ) -> RecordLayout:
-    """Lay out one record; `outliers` counts the entries of each matrix."""
+    """Lay out one record; `outliers` counts the entries of each matrix, empty: there are none."""
     at = 0
 
     def place(size: int) -> int:
@@ -427,17 +588,49 @@ def record_layout(
         at = pad(at + size, ALIGN)
         return start
 
-    sizes = [shape.matrix(name) for name in MATRICES]
+    sizes = [shape.matrix(name) for name in shape.matrices]
     if level == FULL:
         weights = tuple((place(n * k * full_bits // 8),) for n, k in sizes)
-        return RecordLayout(weights, (), (), (), at)
+        return RecordLayout(weights, (), (), (), (), at)
     planes = tuple(tuple(place(n * k // 8) for _ in range(planes_in(level, nested))) for n, k in sizes)
     tables = tuple(place(1 << LEVEL_BITS[level]) for _ in sizes)
     if nested and level > 0:
-        return RecordLayout(planes, tables, (), (), at)
+        return RecordLayout(planes, tables, (), (), (), at)
+    if group:
+        ratios = tuple(place(n * -(-k // group)) for n, k in sizes)
+        return RecordLayout(planes, tables, ratios, (), (), at)
     blocks = tuple(place(4 * (n // TILE + 1)) for n, _ in sizes)
-    entries = tuple(place(4 * count) for count in outliers)
-    return RecordLayout(planes, tables, blocks, entries, at)
+    entries = tuple(place(4 * count) for count in outliers or [0] * len(sizes))
+    return RecordLayout(planes, tables, (), blocks, entries, at)
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Byte offsets inside what the cache holds for one key head; each part starts at a multiple of 64."""
+
+    keys: int  # (T / 16, head_dim, 16)
+    values: int  # (T, pad16(head_dim))
+    key_scales: int  # (T) float32, of int8
+    value_scales: int
+    size: int
+
+
+def cache_layout(max_length: int, head_dim: int, cache: CacheType) -> CacheLayout:
+    """Lay out the cache of one key head, for T = pad16(max_length) tokens."""
+    if cache == "none":
+        return CacheLayout(0, 0, 0, 0, 0)
+    tokens, width = pad(max_length, TILE), 1 if cache == "int8" else 2
+    values = pad(width * tokens * head_dim, ALIGN)
+    key_scales = pad(values + width * tokens * pad(head_dim, TILE), ALIGN)
+    scales = 4 * tokens if cache == "int8" else 0
+    value_scales = key_scales + scales
+    return CacheLayout(0, values, key_scales, value_scales, value_scales + scales)
+
+
+def cache_bytes(shapes: Iterable[Shape], max_length: int, cache: CacheType) -> int:
+    """Bytes of region `cache` for blocks of these shapes."""
+    heads = [(x.slices * x.key_heads_per_slice, x.head_dim) for x in shapes if x.kind == "attention"]
+    return sum(count * cache_layout(max_length, head_dim, cache).size for count, head_dim in heads)
 
 
 def row_bytes(hidden: int, row_type: str) -> int:

@@ -103,4 +103,4 @@ def state_sizes(
 
 def codes_bytes(layers: int, slices: int) -> int:
     """Bytes of the codes table, whole blocks."""
-    return pad(CODES_BYTES * len(MATRICES) * layers * slices, BLOCK)
+    return pad(CODES_BYTES * len(MATRICES["layer"]) * layers * slices, BLOCK)

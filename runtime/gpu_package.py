@@ -31,7 +31,7 @@ _SHARED = {frozenset(("ffn", name)) for name in ("qkv", "context", "scores")}  #
 _MOST_GROUP, _MOST_UNITS, _MOST_LOCAL_BYTES = 1024, 1 << 20, 1 << 20
 _MOST_BYTES = 1 << 31  # that a kernel can index
 
-# p: the GPU structure with `size` of index.bin, `layers` of the model and the bytes of kernels.cl, `program`.
+# p: the GPU structure with `size` of index.bin, `blocks` of the model and the bytes of kernels.cl, `program`.
 PART_CHECKS = (
     Check(
         "gpu_fields",
@@ -49,7 +49,7 @@ PART_CHECKS = (
         lambda p: (
             p.launches_at % 4 == p.places_at % 4 == p.state_at % 4 == 0
             and within(p.launches_at, p.launches * LAUNCH.itemsize, p.size)
-            and within(p.places_at, p.layers, p.size)
+            and within(p.places_at, p.blocks, p.size)
             and within(p.state_at, len(GPU_REGIONS) * REGION.itemsize, p.size)
         ),
         "a table of the GPU part lies outside index.bin",
@@ -173,9 +173,9 @@ def read_gpu(
         raise refuse("gpu_place", "the GPU part lies outside index.bin")
     row = np.frombuffer(index, GPU, 1, header.gpu_at)[0]
     part = SimpleNamespace(**{name: row[name].tolist() for name in GPU.names or ()})
-    part.size, part.layers, part.trunk, part.program = (
+    part.size, part.blocks, part.trunk, part.program = (
         len(index),
-        header.layers,
+        header.blocks,
         sizes["trunk.bin"],
         sizes.get(PROGRAM_FILE),
     )
@@ -184,7 +184,7 @@ def read_gpu(
     launches = np.frombuffer(index, LAUNCH, part.launches, part.launches_at)
     names = np.array([name.split(b"\0")[0] for name in launches["name"]], object)
     require(LAUNCH_CHECKS, refuse, part, Rows(launches, text=names))
-    places = np.frombuffer(index, np.uint8, header.layers, part.places_at)
+    places = np.frombuffer(index, np.uint8, header.blocks, part.places_at)
     require(PLACE_CHECKS, refuse, part, Rows(place=places, slices=kept))
     part.on_gpu, part.tiles = int(np.count_nonzero(places)), pad(header.max_length, TILE) // TILE
     require(SCORES_CHECKS, refuse, part)

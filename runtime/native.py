@@ -59,7 +59,12 @@ _STATS_NUMBERS = (
 class Info(ctypes.Structure):
     """stic_info of stic.h."""
 
-    _fields_ = (*((name, ctypes.c_uint32) for name in _INFO_NUMBERS), ("claimed_bytes", ctypes.c_uint64))
+    _fields_ = (
+        *((name, ctypes.c_uint32) for name in _INFO_NUMBERS),
+        ("claimed_bytes", ctypes.c_uint64),
+        *((name, ctypes.c_uint32) for name in ("decoder", "chunk", "cache_bits", "reserved")),
+        ("cache_bytes", ctypes.c_uint64),
+    )
 
 
 class Stats(ctypes.Structure):
@@ -69,6 +74,17 @@ class Stats(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("struct_bytes", "direct", "emulated", "gpu_layers")),
         *((name, ctypes.c_uint64) for name in _STATS_NUMBERS),
         *((name, ctypes.c_uint32) for name in ("gpu_builds", "gpu_arithmetic", "plan", "reserved")),
+    )
+
+
+class Sampling(ctypes.Structure):
+    """stic_sampling of stic.h."""
+
+    _fields_ = (
+        ("struct_bytes", ctypes.c_uint32),
+        ("top_k", ctypes.c_uint32),
+        *((name, ctypes.c_float) for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
+        ("seed", ctypes.c_uint64),
     )
 
 
@@ -106,6 +122,21 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
         ctypes.c_int,
         (_SESSION, _IDS, _IDS, ctypes.c_int32, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t),
     ),
+    "stic_session_extend": (
+        ctypes.c_int,
+        (_SESSION, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t),
+    ),
+    "stic_session_extend_ids": (ctypes.c_int, (_SESSION, _IDS, ctypes.c_size_t)),
+    "stic_session_logits": (ctypes.c_int, (_SESSION, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t)),
+    "stic_session_sample": (
+        ctypes.c_int,
+        (_SESSION, ctypes.POINTER(Sampling), _IDS, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int32)),
+    ),
+    "stic_session_position": (ctypes.c_uint32, (_SESSION,)),
+    "stic_session_rewind": (ctypes.c_int, (_SESSION, ctypes.c_uint32)),
+    "stic_session_save": (ctypes.c_int, (_SESSION, ctypes.c_char_p)),
+    "stic_session_load": (ctypes.c_int, (_SESSION, ctypes.c_char_p)),
+    "stic_session_cancel": (None, (_SESSION,)),
     "stic_session_output_size": (ctypes.c_size_t, (_SESSION, ctypes.c_int32)),
     "stic_session_evict": (ctypes.c_int, (_SESSION, ctypes.c_uint64)),
     "stic_session_plan": (ctypes.c_int, (_SESSION, ctypes.c_uint32, ctypes.POINTER(Plan))),
@@ -176,7 +207,7 @@ def engine_sources(root: Path) -> EngineSources:
     sources = sorted((root / "src").glob("*.c"))
     if not sources:
         raise ToolchainError(f"the engine's sources are missing at {root / 'src'}: install stic again")
-    library = tuple(path for path in sources if path.name != "stic_run.c")
+    library = tuple(path for path in sources if not path.name.startswith("stic_run"))
     headers = (*sorted((root / "src").glob("*.h")), *sorted((root / "include").glob("*.h")))
     return EngineSources(root, library, tuple(path for path in sources if path not in library), headers)
 

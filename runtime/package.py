@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,23 +26,25 @@ from stic.runtime.checks import (
 )
 from stic.runtime.errors import InputError, PackageError
 from stic.runtime.format import (
+    BLOCK_ENTRY,
     DENSE,
     EXTENT,
     FILE,
     FULL,
     HEADER,
-    LAYER,
     LEVELS,
     MAGIC,
     MAJOR,
-    MATRICES,
     MINOR,
+    MODEL,
     PLAN,
     RECORD,
     REGION,
     REGIONS,
     ROW_TYPES,
+    SHAPE,
     TILE,
+    RecordLayout,
     Shape,
     levels_of,
     offset_of,
@@ -53,7 +56,8 @@ from stic.runtime.gpu_format import PLACES
 from stic.runtime.gpu_package import GpuPart, read_gpu
 from stic.runtime.package_contents import OUTLIER, check_record, check_tensors, check_trunk
 from stic.runtime.package_memory import check_extents, check_regions
-from stic.runtime.package_plans import check_family, read_plans
+from stic.runtime.package_model import read_model
+from stic.runtime.package_plans import PlanEntry, check_family, read_plans
 from stic.runtime.plan_file import read_plan_file
 
 MOST_INDEX_BYTES = 1 << 26
@@ -67,6 +71,7 @@ class Matrix:
 
     codes: NDArray[np.uint8] | None  # (N, K); None at full precision
     table: NDArray[np.int8] | None  # (2 ** bits,)
+    ratios: NDArray[np.uint8] | None  # (N, groups), of a store in groups
     weight: NDArray[np.float32] | None  # (N, K) at full precision
     outlier_rows: NDArray[np.int64]  # outliers in stored order: block by block, by position
     outlier_columns: NDArray[np.int64]
@@ -84,24 +89,28 @@ class Package:
         self.path = path
         self.number = number
         self._index = index
-        self.header = np.frombuffer(index, HEADER, 1)[0].copy()
-        self._facts = fields(self.header)
-        h, refuse = self._facts, self._refuse
-        check_bounds(h, refuse)
-        require(HEADER_CHECKS, refuse, h)
-        rows = self._table("files", FILE, h.files)
-        self.layers = self._table("layers", LAYER, h.layers).copy()
-        self.records = self._table("records", RECORD, h.layers * LEVELS * h.slices).reshape(-1, LEVELS, h.slices)
-        self.dense = self._table("dense", DENSE, h.dense)
+        self.header = np.frombuffer(index, HEADER, 1)[0]
+        header, refuse = fields(self.header), self._refuse
+        check_bounds(header, refuse)
+        require(HEADER_CHECKS, refuse, header)
+        self.model = self._table("model", MODEL, 1)[0]
+        rows = self._table("files", FILE, header.files)
+        shapes = self._table("shapes", SHAPE, header.shapes)
+        self.blocks = self._table("blocks", BLOCK_ENTRY, header.blocks)
+        self.dense = self._table("dense", DENSE, header.dense)
         regions = self._table("regions", REGION, len(REGIONS))
-        self._table("plans", PLAN, h.plans)
+        self._table("plans", PLAN, header.plans)
+        self._facts = h = SimpleNamespace(**vars(header), **vars(fields(self.model)))
+        self.shapes = read_model(h, shapes, self.blocks, refuse)  # of each block
+        self._shards = sum(shape.slices for shape in self.shapes)
+        self.records = self._by_block(self._table("records", RECORD, LEVELS * self._shards), LEVELS)
         self.regions = {name: (int(r["offset"]), int(r["bytes"])) for name, r in zip(REGIONS, regions, strict=True)}
         self._read_files(rows)
         self._check_records()
-        self._tensors = check_trunk(h, self.layers, self.dense, self.shape, refuse)
-        self.plans = read_plans(index, h, self.regions, refuse)
+        self._tensors = check_trunk(h, self.blocks, self.dense, self.shapes, refuse)
+        self.plans = read_plans(index, header, self._shards, self.regions, refuse)
         self._select()
-        self.gpu = self._gpu()  # None: every layer runs on the CPU
+        self.gpu = self._gpu()  # None: every block runs on the CPU
 
     @classmethod
     def open(cls, path: str | Path) -> Package:
@@ -120,7 +129,7 @@ class Package:
         if head["major"] != MAJOR or head["minor"] > MINOR:
             raise PackageError(
                 f"{path} has package format {head['major']}.{head['minor']}; this stic reads {MAJOR}.0 to"
-                f" {MAJOR}.{MINOR}: compile it again, or update stic"
+                f" {MAJOR}.{MINOR}: {'compile it again' if head['major'] < MAJOR else 'update stic'}"
             )
         if head["index_bytes"] != len(index):
             sizes = f"{len(index)} bytes of {head['index_bytes']}"
@@ -139,7 +148,7 @@ class Package:
         return package
 
     def with_plan(self, number: int) -> Package:
-        """The package under another of its plans: header, bits, extents, regions, layers and `plan` are that one's.
+        """The package under another of its plans: `entry`, bits, extents, regions and `plan` are that one's.
 
         Raises InputError if it has no such plan.
         """
@@ -149,22 +158,32 @@ class Package:
 
     def _select(self) -> None:
         """Have everything say what is so under this plan, and check that it can be."""
-        h, entry, refuse = self._facts, self.plans[self.number], self._refuse
-        for name in PLAN.names or ():
-            if name in (HEADER.names or ()) and name != "reserved":
-                self.header[name] = getattr(entry, name)
-                setattr(h, name, int(getattr(entry, name)))
+        entry, refuse = self.entry, self._refuse
         self.regions |= {"preload": entry.preload, "working": entry.working}
-        self.bits = np.frombuffer(self._index, np.uint8, h.layers * h.slices, entry.bits_at).reshape(h.layers, h.slices)
+        self.bits = self._by_block(np.frombuffer(self._index, np.uint8, self._shards, entry.bits_at))
         self.extents = np.frombuffer(self._index, EXTENT, entry.extents, entry.extents_at)
-        kept, full = np.sum(self.bits > 0, axis=1), np.sum(self.bits > 8, axis=1)
-        if self.number:
-            self.layers["slices"], self.layers["full"] = kept, full
-        check_shards(h, self.layers, self.bits, refuse)
-        check_regions(h, self.shape, self.dense, self.regions, int(np.max(kept)), refuse)
-        check_extents(h, self.extents, self.records, self.bits, self.regions, refuse)
+        self.kept = np.sum(self.bits > 0, axis=1)  # slices of each block
+        check_shards(self._facts, self.shapes, self.bits, refuse)
+        facts = SimpleNamespace(**vars(self._facts) | vars(entry))
+        check_regions(facts, self.shapes, self.dense, self.regions, self.kept, refuse)
+        check_extents(facts, self.shapes, self.extents, self.records, self.bits, self.regions, refuse)
         if len(self.plans) > 1:
             check_family(entry, self.plans[0], self.regions, self.extents, self.records, refuse)
+
+    def record_number(self, block: int, level: int, slice_: int) -> int:
+        """Which entry of table RECORD a record is."""
+        before = sum(shape.slices for shape in self.shapes[:block])
+        return before * LEVELS + level * self.shapes[block].slices + slice_
+
+    def _by_block(self, flat: NDArray[Any], rows: int = 1) -> NDArray[Any]:
+        """A table with so many rows of slices for each block, zeros behind the slices: (blocks, most slices), or with
+        several rows (blocks, rows, most slices)."""
+        most = max(shape.slices for shape in self.shapes)
+        table, at = np.zeros((len(self.shapes), rows, most), flat.dtype), 0
+        for block, shape in zip(table, self.shapes, strict=True):
+            block[:, : shape.slices] = flat[at : at + rows * shape.slices].reshape(rows, shape.slices)
+            at += rows * shape.slices
+        return table[:, 0] if rows == 1 else table
 
     def _refuse(self, check: str, what: str) -> PackageError:
         plan = f"plan {self.number}: " if self.number else ""
@@ -200,25 +219,34 @@ class Package:
             raise PackageError(sentence, check="file_bytes")
 
     def _check_records(self) -> None:
+        block, level, slice_ = np.nonzero(self.records["bytes"])
+        layouts = {shape: [self._layout(shape, level) for level in range(LEVELS)] for shape in set(self.shapes)}
+        least = np.array([[layout.size for layout in layouts[shape]] for shape in self.shapes], object)
+        alone = np.array([[bool(layout.blocks) for layout in layouts[shape]] for shape in self.shapes])
+        present = self.records[block, level, slice_]
+        rows = Rows(present, level=level, least=least[block, level], alone=alone[block, level])
+        require(RECORD_CHECKS, self._refuse, self._facts, rows)
+
+    def _layout(self, shape: Shape, level: int, outliers: tuple[int, ...] = ()) -> RecordLayout:
         h = self._facts
-        layer, level, slice_ = np.nonzero(self.records["bytes"])
-        layouts = [record_layout(self.shape, n, self.nested, h.full_bits) for n in range(LEVELS)]
-        least = np.array([layout.size for layout in layouts], object)[level]
-        alone = np.array([bool(layout.blocks) for layout in layouts])[level]
-        present = self.records[layer, level, slice_]
-        require(RECORD_CHECKS, self._refuse, h, Rows(present, level=level, least=least, alone=alone))
+        return record_layout(shape, level, self.nested, h.full_bits, outliers, h.group)
 
     def _gpu(self) -> GpuPart | None:
         if not self._facts.gpu_at:
             return None
         sizes = {name: int(row["bytes"]) for name, row in self.files.items()}
-        kept = self.layers["slices"].astype(object)
-        return read_gpu(self._index, self._facts, self.shape, kept, sizes, self.regions, self._refuse)
+        kept = self.kept.astype(object)
+        return read_gpu(self._index, self._facts, self.shapes[0], kept, sizes, self.regions, self._refuse)
+
+    @property
+    def entry(self) -> PlanEntry:
+        """What the index says of this plan."""
+        return self.plans[self.number]
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where each layer runs as planned: "cpu" or "gpu"."""
-        return self.gpu.places if self.gpu is not None else (PLACES[0],) * len(self.layers)
+        """Where each block runs as planned: "cpu" or "gpu"."""
+        return self.gpu.places if self.gpu is not None else (PLACES[0],) * len(self.shapes)
 
     @property
     def nested(self) -> bool:
@@ -229,10 +257,15 @@ class Package:
         """Columns of a row that lie together in the blocks of codes."""
         return int(self.header["interleave"])
 
-    @cached_property
-    def shape(self) -> Shape:
-        head = self.header
-        return Shape(*(int(head[n]) for n in ("hidden", "heads_per_slice", "head_dim", "neurons_per_slice")))
+    @property
+    def hidden(self) -> int:
+        """Features of the hidden states."""
+        return int(self.model["hidden"])
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest input."""
+        return int(self.model["max_length"])
 
     @cached_property
     def trunk(self) -> bytes:
@@ -257,6 +290,11 @@ class Package:
         """tokenizer.json, verified, if the package carries one."""
         return self.read("tokenizer.json") if "tokenizer.json" in self.files else None
 
+    @property
+    def template(self) -> bytes | None:
+        """chat_template.jinja, verified, if the package carries one."""
+        return self.read("chat_template.jinja") if "chat_template.jinja" in self.files else None
+
     def read(self, name: str) -> bytes:
         """Contents of one of the package's files, its size and CRC verified."""
         self._check_size(name, int(self.files[name]["bytes"]))
@@ -276,10 +314,10 @@ class Package:
             raise self._refuse("tensor_place", "a tensor lies outside trunk.bin")
         return np.frombuffer(self.trunk, dtype, count, at).reshape(shape)
 
-    def record(self, layer: int, level: int, slice_: int) -> bytes:
+    def record(self, block: int, level: int, slice_: int) -> bytes:
         """One record of shards.bin, its CRC and its inside verified."""
-        row = self.records[layer, level, slice_]
-        where = f"layer {layer} slice {slice_} level {level}"
+        row = self.records[block, level, slice_]
+        where = f"block {block} slice {slice_} level {level}"
         if not row["bytes"]:
             raise PackageError(f"{self.path} is not a valid package: {where} is not stored")
         with self._open("shards.bin") as file:
@@ -287,11 +325,11 @@ class Package:
             data = file.read(int(row["bytes"]))
         if zlib.crc32(data) != row["crc"] or len(data) != row["bytes"]:
             raise PackageError(
-                f"{self.path / 'shards.bin'} is corrupt at layer {layer}, slice {slice_}, level {level}"
+                f"{self.path / 'shards.bin'} is corrupt at block {block}, slice {slice_}, level {level}"
                 " (checksum): copy the package again",
                 check="record_checksum",
             )
-        check_record(data, level, self.shape, self.nested, self._facts.full_bits, where, self._refuse)
+        check_record(data, level, self.shapes[block], self._facts, where, self._refuse)
         return data
 
     @property
@@ -302,7 +340,7 @@ class Package:
     def embedding_rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Word embeddings as values (len(ids), hidden) of `row_type` and scales (len(ids),), each row's CRC and numbers
         verified; None: values of float16 have no scale."""
-        hidden, stride = self.shape.hidden, int(self.header["row_stride"])
+        hidden, stride = self.hidden, int(self.header["row_stride"])
         kind = np.dtype(self.row_type).newbyteorder("<")
         checked, scale_at = row_bytes(hidden, self.row_type) - 4, pad(hidden, 4)
         values, scales = np.empty((len(ids), hidden), kind), np.empty(len(ids), np.float32)
@@ -324,45 +362,49 @@ class Package:
             )
         return values, scales if self.row_type == "int8" else None
 
-    def matrix(self, layer: int, slice_: int, name: str, bits: int) -> Matrix:
+    def matrix(self, block: int, slice_: int, name: str, bits: int) -> Matrix:
         """One matrix of one shard as a plan at `bits` uses it."""
-        m = MATRICES.index(name)
-        n, k = self.shape.matrix(name)
+        shape = self.shapes[block]
+        m = shape.matrices.index(name)
+        n, k = shape.matrix(name)
         empty = np.zeros(0, np.int64)
         if bits > 8:
-            data = self.record(layer, FULL, slice_)
-            at = record_layout(self.shape, FULL, self.nested, bits).planes[m][0]
+            data = self.record(block, FULL, slice_)
+            at = record_layout(shape, FULL, self.nested, bits).planes[m][0]
             weight = np.frombuffer(data, f"<f{bits // 8}", n * k, at).reshape(n, k).astype(np.float32)
-            return Matrix(None, None, weight, empty, empty, empty.astype(np.float32))
+            return Matrix(None, None, None, weight, empty, empty, empty.astype(np.float32))
         flat = np.zeros(n * k, np.uint8)
         table = np.zeros(0, np.int8)
-        outliers = (empty, empty, empty.astype(np.float32))
+        outliers, ratios = (empty, empty, empty.astype(np.float32)), None
         for level in levels_of(bits, self.nested):
-            data = self.record(layer, level, slice_)
-            layout = record_layout(self.shape, level, self.nested)
+            data = self.record(block, level, slice_)
+            layout = self._layout(shape, level)
             for at in layout.planes[m]:
                 plane = np.frombuffer(data, np.uint8, n * k // 8, at)
                 flat = (flat << np.uint8(1)) | np.unpackbits(plane, bitorder="little")
             table = np.frombuffer(data, np.int8, 1 << (level + 2), layout.tables[m])
             if layout.blocks:
-                outliers = self._outliers(data, level, m)
+                outliers = self._outliers(data, shape, level, m)
+            if layout.ratios:
+                groups = shape.groups(name, self._facts.group)
+                stored = np.frombuffer(data, np.uint8, n * groups, layout.ratios[m]).reshape(n // TILE, groups, TILE)
+                ratios = stored.transpose(0, 2, 1).reshape(n, groups)
         codes, middle = unblocked(flat, (n, k), self.interleave), 1 << (bits - 1)
         if np.any(codes[outliers[0], outliers[1]] != middle):
-            where = f"layer {layer} slice {slice_}"
+            where = f"block {block} slice {slice_}"
             raise self._refuse("outlier_code", f"{where}: an outlier of {name} has another code than {middle}")
-        return Matrix(codes, table, None, *outliers)
+        return Matrix(codes, table, ratios, None, *outliers)
 
     def _outliers(
-        self, data: bytes, level: int, m: int
+        self, data: bytes, shape: Shape, level: int, m: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """Rows, columns and values of the outliers of matrix `m` in a record that was checked."""
-        layout = record_layout(self.shape, level, self.nested)
-        counts = [self.shape.matrix(name)[0] // TILE + 1 for name in MATRICES]
+        counts = [shape.matrix(name)[0] // TILE + 1 for name in shape.matrices]
         starts = [
             np.frombuffer(data, "<u4", count, at).astype(np.int64)
-            for count, at in zip(counts, layout.blocks, strict=True)
+            for count, at in zip(counts, self._layout(shape, level).blocks, strict=True)
         ]
-        layout = record_layout(self.shape, level, self.nested, outliers=tuple(int(start[-1]) for start in starts))
+        layout = self._layout(shape, level, tuple(int(start[-1]) for start in starts))
         entries = np.frombuffer(data, OUTLIER, int(starts[m][-1]), layout.outliers[m])
         block = np.repeat(np.arange(len(starts[m]) - 1), np.diff(starts[m]))
         row, column = places(entries["position"], self.interleave)
@@ -373,6 +415,6 @@ class Package:
         for name in self.files:
             self.read(name)
         _ = self.trunk, self.plan
-        for layer, level, s in np.argwhere(self.records["bytes"] > 0):
-            self.record(int(layer), int(level), int(s))
-        self.embedding_rows(np.arange(int(self.header["vocabulary"])))
+        for block, level, s in np.argwhere(self.records["bytes"] > 0):
+            self.record(int(block), int(level), int(s))
+        self.embedding_rows(np.arange(int(self.model["vocabulary"])))

@@ -9,7 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, require, within
-from stic.runtime.format import ACTIVATIONS, ALIGN, FULL, LEVEL_BITS, LIMITS, MATRICES, TILE, Shape, pad, record_layout
+from stic.runtime.format import (
+    ABSENT,
+    ACTIVATIONS,
+    ALIGN,
+    FULL,
+    LEVEL_BITS,
+    LIMITS,
+    ROLES,
+    TILE,
+    Shape,
+    pad,
+    record_layout,
+)
 
 OUTLIER = np.dtype([("position", "<u2"), ("value", "<f2")])
 
@@ -29,7 +41,7 @@ DENSE_CHECKS = (
         lambda p, r: (
             (r.columns == r.features)
             & (r.rows >= 1)
-            & (r.rows <= LIMITS["output_features"])
+            & (r.rows <= LIMITS["dense_features"])
             & (r.activation < len(ACTIVATIONS))
         ),
         "head layer {i} takes {r.columns} features of {r.features} and gives {r.rows}",
@@ -38,45 +50,55 @@ DENSE_CHECKS = (
 HEAD_CHECKS = (
     Check(
         "head_features",
-        lambda p: p.given == p.output_features,
+        lambda p: p.causal or p.given == p.output_features,
         "the head gives {p.given} features of {p.output_features}",
     ),
 )
 
 
-def tensors(header: SimpleNamespace, layers: NDArray[Any], dense: NDArray[Any], shape: Shape) -> Rows:
-    """The tensors of trunk.bin: `name`, `at`, `bytes`, and the `bits` of each float."""
-    h, width = header, shape.padded_hidden
-    qkv, up = h.slices * shape.matrix("qkv")[0], h.slices * shape.matrix("up")[0]
+def tensors(facts: SimpleNamespace, blocks: NDArray[Any], dense: NDArray[Any], shapes: tuple[Shape, ...]) -> Rows:
+    """The tensors of trunk.bin that the model has: `name`, `at`, `bytes`, and the `bits` of each float."""
+    h, width = facts, pad(facts.hidden, TILE)
     rows = [
         ("position", h.position_at, width * (h.max_length + (h.padding != 0)), 16),
         ("token_type", h.token_type_at, width * max(h.types, 1), 16),
         ("embedding_gamma", h.embedding_gamma_at, width, 32),
         ("embedding_beta", h.embedding_beta_at, width, 32),
+        ("rotary", h.rotary_at, h.rotaries * h.max_length * h.rotary_features, 32),
     ]
-    wide = {"qkv_scale_at": qkv, "qkv_bias_at": qkv, "up_scale_at": up, "up_bias_at": up}
-    for number, layer in enumerate(layers):  # those that are left out as well: another plan may keep them
-        for name in layers.dtype.names or ():
-            if name.endswith("_at"):
-                rows.append((f"{name[:-3]} of layer {number}", int(layer[name]), wide.get(name, width), 32))
+    for number, (block, shape) in enumerate(zip(blocks, shapes, strict=True)):  # those that are left out as well
+        for role in ROLES:
+            rows.append((f"{role} of block {number}", int(block[f"{role}_at"]), tensor_size(shape, role), 32))
+    rows = [row for row in rows if row[1] != ABSENT]
     for number, part in enumerate(dense):
         out, columns = pad(int(part["rows"]), TILE), pad(int(part["columns"]), TILE)
         rows.append((f"weight of head layer {number}", int(part["weight_at"]), out * columns, 16))
         rows.append((f"bias of head layer {number}", int(part["bias_at"]), out, 32))
-    name, at, count, bits = np.array(rows, object).T
+    name, at, count, bits = np.array(rows, object).reshape(-1, 4).T
     return Rows(name=name, at=at, bytes=count * bits // 8, bits=bits)
 
 
+def tensor_size(shape: Shape, role: str) -> int:
+    """Floats of one of ROLES of a block."""
+    place = role.rsplit("_", 1)[0]
+    if place in ("qkv", "up", "head"):
+        return shape.slices * shape.matrix(place)[0]
+    widths = {"query_norm": shape.attention_width, "key_norm": shape.key_width}
+    return shape.slices * widths[place] if place in widths else shape.padded_hidden
+
+
 def check_trunk(
-    header: SimpleNamespace, layers: NDArray[Any], dense: NDArray[Any], shape: Shape, refuse: Refuse
+    facts: SimpleNamespace, blocks: NDArray[Any], dense: NDArray[Any], shapes: tuple[Shape, ...], refuse: Refuse
 ) -> Rows:
-    """Head and tensors fit together and into trunk.bin; returns the table of `tensors`. `header` has `trunk`, the
-    file's bytes, beside its own fields."""
-    features = [header.hidden, *(int(rows) for rows in dense["rows"])]
-    require(DENSE_CHECKS, refuse, header, Rows(dense, features=np.array(features[:-1], object)))
-    require(HEAD_CHECKS, refuse, SimpleNamespace(**vars(header), given=features[-1]))
-    table = tensors(header, layers, dense, shape)
-    require(TENSOR_CHECKS, refuse, header, table)
+    """Head and tensors fit together and into trunk.bin; returns the table of `tensors`.
+
+    `facts` has the fields of HEADER and of MODEL and `trunk`, the file's bytes; `shapes` are those of `blocks`.
+    """
+    features = [facts.hidden, *(int(rows) for rows in dense["rows"])]
+    require(DENSE_CHECKS, refuse, facts, Rows(dense, features=np.array(features[:-1], object)))
+    require(HEAD_CHECKS, refuse, SimpleNamespace(**vars(facts), given=features[-1]))
+    table = tensors(facts, blocks, dense, shapes)
+    require(TENSOR_CHECKS, refuse, facts, table)
     return table
 
 
@@ -87,22 +109,21 @@ def check_tensors(trunk: bytes, table: Rows, refuse: Refuse) -> None:
             raise refuse("tensor_finite", f"tensor {name} of trunk.bin holds values that are NaN or infinite")
 
 
-def check_record(
-    data: bytes, level: int, shape: Shape, nested: bool, full_bits: int, where: str, refuse: Refuse
-) -> None:
+def check_record(data: bytes, level: int, shape: Shape, header: SimpleNamespace, where: str, refuse: Refuse) -> None:
     """The inside of a record whose size and CRC hold: code tables, outliers, finite weights."""
-    layout = record_layout(shape, level, nested, full_bits)
+    full_bits = header.full_bits
+    layout = record_layout(shape, level, bool(header.nested), full_bits, group=header.group)
     if level == FULL:
-        for name, (at,) in zip(MATRICES, layout.planes, strict=True):
+        for name, (at,) in zip(shape.matrices, layout.planes, strict=True):
             n, k = shape.matrix(name)
             if not np.isfinite(np.frombuffer(data, f"<f{full_bits // 8}", n * k, at)).all():
                 raise refuse("weight_finite", f"{where}: {name} holds weights that are NaN or infinite")
         return
-    for name, at in zip(MATRICES, layout.tables, strict=True):
+    for name, at in zip(shape.matrices, layout.tables, strict=True):
         if np.any(np.frombuffer(data, np.int8, 1 << LEVEL_BITS[level], at) == -128):
             raise refuse("code_table", f"{where}: a code table of {name} holds -128")
     at = layout.size
-    for name, blocks_at in zip(MATRICES, layout.blocks, strict=False):  # no blocks: no outliers
+    for name, blocks_at in zip(shape.matrices, layout.blocks, strict=False):  # no blocks: no outliers
         n, k = shape.matrix(name)
         starts = np.frombuffer(data, "<u4", n // TILE + 1, blocks_at).astype(np.int64)
         at = pad(_check_outliers(data, at, starts, TILE * k, f"{where}: outliers of {name}", refuse), ALIGN)

@@ -12,10 +12,12 @@ from stic.runtime.checks import Check, Refuse, Rows, fields, pairs, require, wit
 from stic.runtime.format import (
     ALIGN,
     BLOCK,
+    CACHES,
     LEVELS,
     REGIONS,
     TILE,
     Shape,
+    cache_bytes,
     levels_of,
     pad,
     scratch_bytes,
@@ -24,9 +26,10 @@ from stic.runtime.format import (
 Regions = dict[str, tuple[int, int]]
 
 _READ_INTO = ("preload", "table", "working", "staging")
-# What was checked before use, and is then trusted as offsets and indices, shares no byte with anything else.
-_TRUSTED = ("trunk", "preload", "table", "working", "staging", "ids", "types")
-_ANY_SIZE = (*REGIONS[: REGIONS.index("working") + 1], "panel")
+# What was checked before use, and is then trusted as offsets and indices, shares no byte with anything else; nor does
+# what outlives a pass.
+_TRUSTED = ("trunk", "preload", "table", "working", "staging", "ids", "types", "cache")
+_ANY_SIZE = (*REGIONS[: REGIONS.index("working") + 1], "panel", "cache")
 
 # r: a region's `name`, `offset`, `bytes`, what it needs at `least` and at `most`; p: `arena`, the arena's bytes.
 REGION_CHECKS = (
@@ -66,12 +69,12 @@ APART_CHECKS = (
     ),
 )
 
-# r: EXTENT with the offset `region_at` and `region_bytes` of its region, and whether it `may_wait`; p: the header with
-# `shards`, the bytes of shards.bin.
+# r: EXTENT with the offset `region_at` and `region_bytes` of its region, whether it `may_wait`, and the `slices` of its
+# block, 0 where there is none; p: the header with `shards`, the bytes of shards.bin.
 EXTENT_CHECKS = (
     Check(
         "extent_shard",
-        lambda p, r: (r.layer < p.layers) & (r.level < LEVELS) & (r.count >= 1) & (r.first + r.count <= p.slices),
+        lambda p, r: (r.level < LEVELS) & (r.count >= 1) & (r.first + r.count <= r.slices),
         "extent {i} names a shard that does not exist",
     ),
     Check(
@@ -95,8 +98,8 @@ EXTENT_CHECKS = (
     ),
     Check(
         "extent_waits",
-        lambda p, r: (r.wait_layer >= -1) & (r.wait_layer < r.layer) & (r.may_wait | (r.wait_layer == -1)),
-        "extent {i} waits for layer {r.wait_layer}, but is itself of layer {r.layer}",
+        lambda p, r: (r.wait_block >= -1) & (r.wait_block < r.block) & (r.may_wait | (r.wait_block == -1)),
+        "extent {i} waits for block {r.wait_block}, but is itself of block {r.block}",
     ),
     Check(
         "extents_again",
@@ -105,8 +108,8 @@ EXTENT_CHECKS = (
     ),
     Check(
         "extent_order",
-        lambda p, r: ~r.streamed | (r.wait_layer < r.lowest),
-        "extent {i} waits for a layer that is loaded after it",
+        lambda p, r: ~r.streamed | (r.wait_block < r.lowest),
+        "extent {i} waits for a block that is loaded after it",
     ),
 )
 # r: a shard's record in an extent, with the place of both.
@@ -120,16 +123,24 @@ HELD_CHECKS = (
 )
 
 
-def needs(header: SimpleNamespace, shape: Shape, dense: NDArray[Any], slices: int) -> dict[str, int]:
-    """Bytes that the engine writes to each region, if no layer keeps more than `slices` slices.
+def needs(
+    facts: SimpleNamespace, shapes: tuple[Shape, ...], dense: NDArray[Any], kept: NDArray[np.int64]
+) -> dict[str, int]:
+    """Bytes that the engine writes to each region, if so many slices of each block are kept.
 
-    `header` has the bytes of `trunk` and `embeddings` beside its own fields; `dense` is the table DENSE.
+    `facts` has the fields of HEADER and of MODEL and the bytes of `trunk` and `embeddings`; `shapes` are those of the
+    blocks; `dense` is the table DENSE.
     """
-    h, length = header, header.max_length
-    tiles, vectors = pad(length, TILE) // TILE, 4 * TILE
-    hidden, attention, ffn = shape.padded_hidden, slices * shape.attention_width, slices * shape.ffn_width
-    widest = max(hidden, attention, ffn)
+    h, length = facts, facts.chunk
+    tiles, vectors, hidden = pad(length, TILE) // TILE, 4 * TILE, pad(facts.hidden, TILE)
+    cut = [(shape, int(slices)) for shape, slices in zip(shapes, kept, strict=True)]
+    attention, ffn = max(s * x.attention_width for x, s in cut), max(s * x.ffn_width for x, s in cut)
+    widest, groups = max(hidden, attention, ffn), 1
+    if h.group:
+        own = [s * -(-width // h.group) for x, s in cut for width in (x.attention_width, x.ffn_width)]
+        groups = max(-(-hidden // h.group), *own)
     head = max([hidden, *(pad(int(rows), TILE) for rows in dense["rows"])])
+    scratch = scratch_bytes(h.max_length, max(shape.head_dim for shape in shapes), bool(h.causal))
     return {
         "trunk": h.trunk,
         "preload": 0,
@@ -137,30 +148,43 @@ def needs(header: SimpleNamespace, shape: Shape, dense: NDArray[Any], slices: in
         "working": 0,
         "x": tiles * hidden * vectors,
         "y": tiles * hidden * vectors,
-        "qkv": tiles * 3 * attention * vectors,
+        "qkv": tiles * max(s * x.qkv_width for x, s in cut) * vectors,
         "context": tiles * attention * vectors,
-        "ffn": tiles * ffn * vectors,
+        "ffn": tiles * max(s * x.up_width for x, s in cut) * vectors,
         "quantized": tiles * widest * TILE,
-        "token_scale": tiles * vectors,
-        "token_sum": tiles * vectors,
+        "token_scale": tiles * groups * vectors,
+        "token_sum": tiles * groups * vectors,
         "panel": h.threads * TILE * widest,
-        "scratch": h.threads * scratch_bytes(length, h.head_dim),
+        "scratch": h.threads * scratch,
         "rows": length * h.row_stride,
         "staging": (h.row_lanes or h.lanes) * pad(h.row_stride, BLOCK),
         "ids": 4 * length,
-        "types": 4 * length,
+        "types": 0 if h.causal else 4 * length,
         "head": 2 * head * vectors if h.dense else 0,
-        "output": 4 * h.output_features * (length if h.pooling == 0 else 1),
+        "output": 0 if h.causal else 4 * h.output_features * (length if h.pooling == 0 else 1),
+        "normed": tiles * hidden * vectors if h.causal else 0,
+        "turns": tiles * h.rotaries * h.rotary_features * vectors,
+        "cache": cache_bytes(shapes, h.max_length, CACHES[h.cache]),
+        "logits": 4 * max(s * x.head_width for x, s in cut),
     }
 
 
 def check_regions(
-    header: SimpleNamespace, shape: Shape, dense: NDArray[Any], regions: Regions, kept: int, refuse: Refuse
+    facts: SimpleNamespace,
+    shapes: tuple[Shape, ...],
+    dense: NDArray[Any],
+    regions: Regions,
+    kept: NDArray[np.int64],
+    refuse: Refuse,
 ) -> None:
-    """The regions hold what is written to them under a plan that keeps at most `kept` slices of a layer."""
-    least, most = needs(header, shape, dense, kept), needs(header, shape, dense, header.slices)
-    most |= {"preload": 2 * header.shards, "working": 2 * header.shards}
-    most["head"] = most["head"] or 8 * TILE * shape.padded_hidden
+    """The regions hold what is written to them under a plan that keeps so many slices of each block.
+
+    `facts`, `shapes` and `dense` as in `needs`, with the plan's `arena_bytes` and the bytes of `shards`.
+    """
+    least = needs(facts, shapes, dense, kept)
+    most = needs(facts, shapes, dense, np.array([shape.slices for shape in shapes]))
+    most |= {"preload": 2 * facts.shards, "working": 2 * facts.shards}
+    most["head"] = most["head"] or 8 * TILE * pad(facts.hidden, TILE)
     names = np.array(REGIONS, object)
 
     def column(values: Any) -> NDArray[Any]:
@@ -176,7 +200,7 @@ def check_regions(
         read=np.isin(REGIONS, _READ_INTO),
         any_size=np.isin(REGIONS, _ANY_SIZE),
     )
-    p = SimpleNamespace(arena=header.arena_bytes, sum=sum(size), panel=least["panel"] // header.threads)
+    p = SimpleNamespace(arena=facts.arena_bytes, sum=sum(size), panel=least["panel"] // facts.threads)
     require(REGION_CHECKS, refuse, p, table)
     require(ARENA_CHECKS, refuse, p)
     apart = [(a, b) for a in _TRUSTED for b in REGIONS if a != b and regions[a][1] and regions[b][1]]
@@ -185,6 +209,7 @@ def check_regions(
 
 def check_extents(
     header: SimpleNamespace,
+    shapes: tuple[Shape, ...],
     extents: NDArray[Any],
     records: NDArray[Any],
     bits: NDArray[np.uint8],
@@ -193,15 +218,17 @@ def check_extents(
 ) -> None:
     """Every planned record is read exactly once, into its place, and no byte is overwritten before its time.
 
-    `extents` is the table EXTENT of a plan, `records` RECORD (layers, LEVELS, slices), `bits` (layers, slices).
+    `shapes` are those of the blocks, `extents` is the table EXTENT of a plan, `records` RECORD (blocks, LEVELS, most
+    slices), `bits` (blocks, most slices).
     """
     if header.resident_extents > header.extents:  # resident ones come first
         raise refuse("extents_resident", "it has more resident extents than extents")
     number = np.arange(len(extents))
     streamed = number >= header.resident_extents
     preload, working = regions["preload"], regions["working"]
-    layer = extents["layer"].astype(np.int64)
-    lowest = np.minimum.accumulate(layer[::-1])[::-1] if len(layer) else layer
+    block = extents["block"].astype(np.int64)
+    lowest = np.minimum.accumulate(block[::-1])[::-1] if len(block) else block
+    slices_of = np.array([shape.slices for shape in shapes])
     rows = Rows(
         extents,
         region_at=np.where(streamed, np.array(working[0], object), np.array(preload[0], object)),
@@ -209,12 +236,13 @@ def check_extents(
         may_wait=streamed & (not header.load_first),
         streamed=streamed,
         lowest=lowest,
+        slices=np.where(block < len(shapes), slices_of[np.minimum(block, len(shapes) - 1)], 0),
     )
     require(EXTENT_CHECKS, refuse, header, rows)
     count = extents["count"].astype(np.int64)
     extent, first = np.repeat(number, count), np.repeat(np.cumsum(count) - count, count)
     slices = extents["first"].astype(np.int64)[extent] + np.arange(len(extent)) - first
-    place = (layer[extent], extents["level"].astype(np.int64)[extent], slices)
+    place = (block[extent], extents["level"].astype(np.int64)[extent], slices)
     key = np.ravel_multi_index(place, records.shape)
     again = np.ones(len(key), bool)
     again[np.unique(key, return_index=True)[1]] = False
@@ -229,17 +257,17 @@ def check_extents(
     require(HELD_CHECKS, refuse, header, held)
     read = np.zeros(records.shape, bool)
     read[place] = True
-    for layer_, slice_ in np.argwhere(bits > 0):
-        for level in levels_of(int(bits[layer_, slice_]), bool(header.nested)):
-            if not read[layer_, level, slice_]:
-                raise refuse("shard_read", f"no extent reads layer {layer_} level {level} slice {slice_}")
+    for number, slice_ in np.argwhere(bits > 0):
+        for level in levels_of(int(bits[number, slice_]), bool(header.nested)):
+            if not read[number, level, slice_]:
+                raise refuse("shard_read", f"no extent reads block {number} level {level} slice {slice_}")
     resident = header.resident_extents
     _check_overlap(extents[:resident], 0, refuse)
     _check_overlap(extents[resident:], resident, refuse)
 
 
 def _check_overlap(extents: NDArray[Any], first: int, refuse: Refuse) -> None:
-    """No byte is overwritten before the layer that uses it has been computed.
+    """No byte is overwritten before the block that uses it has been computed.
 
     The owner of a byte can change only where an extent begins or ends, so what this takes grows with the number of
     extents, not with the bytes that a plan claims for its region.
@@ -253,6 +281,6 @@ def _check_overlap(extents: NDArray[Any], first: int, refuse: Refuse) -> None:
     ):
         extent = fields(row)
         mine = owners[start:stop]
-        if np.any(mine > extent.wait_layer):
-            raise refuse("extent_overwrites", f"extent {number} overwrites layer {int(mine.max())} before its time")
-        mine[:] = extent.layer
+        if np.any(mine > extent.wait_block):
+            raise refuse("extent_overwrites", f"extent {number} overwrites block {int(mine.max())} before its time")
+        mine[:] = extent.block

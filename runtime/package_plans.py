@@ -1,4 +1,4 @@
-"""The plans of a package: table PLAN of index.bin, or the header's plan where there is no family."""
+"""The plans of a package: table PLAN of index.bin."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from numpy.typing import NDArray
 from stic.runtime.checks import Check, Refuse, Rows, require, within
 from stic.runtime.format import BLOCK, EXTENT, LEVELS, LIMITS, PLAN, WEIGHT_REGIONS, pad
 
-_REPEATED = (
-    "bits_at extents_at extents resident_extents load_first deadline_us predicted_us arena_bytes claimed_bytes"
-).split()
+_NUMBERS = ("bits_at extents_at extents resident_extents deadline_us predicted_us arena_bytes claimed_bytes").split()
 
-# r: PLAN; p: the header with `size`, the bytes of index.bin.
+# r: PLAN; p: the header with `size`, the bytes of index.bin, and `shards`, the slices of all blocks.
 PLAN_CHECKS = (
     Check(
         "plan_tables",
         lambda p, r: (
             (r.bits_at % 8 == 0)
             & (r.extents_at % 8 == 0)
-            & within(r.bits_at, p.layers * p.slices, p.size)
+            & within(r.bits_at, p.shards, p.size)
             & within(r.extents_at, r.extents * EXTENT.itemsize, p.size)
         ),
         "a table of plan {i} lies outside index.bin",
@@ -40,7 +38,16 @@ PLAN_CHECKS = (
         f"its plans have more than {LIMITS['extents']} extents",
     ),
 )
-# p: a plan's places of `preload` and `working`, those of the header, its arena, and the `end` of all other regions.
+# r: the place of one of WEIGHT_REGIONS in the table of regions.
+PLACE_CHECKS = (
+    Check(
+        "plan_regions",
+        lambda p, r: (r.offset == 0) & (r.bytes == 0),
+        "memory region {r.name}, of which each plan has its own, has a place beside them",
+    ),
+)
+# p: a plan's places of `preload` and `working`, the `start` of the first plan's, its arena, and the `end` of all other
+# regions.
 FAMILY_CHECKS = (
     Check(
         "family_weights",
@@ -86,33 +93,32 @@ class PlanEntry:
     claimed_bytes: int
     preload: tuple[int, int]  # (offset, bytes) in the arena
     working: tuple[int, int]
-    quality: float  # more is better; 0 where there is no family
+    quality: float  # more is better
 
 
 def read_plans(
-    index: bytes, header: SimpleNamespace, regions: Mapping[str, tuple[int, int]], refuse: Refuse
+    index: bytes, header: SimpleNamespace, shards: int, regions: Mapping[str, tuple[int, int]], refuse: Refuse
 ) -> tuple[PlanEntry, ...]:
-    """The plans of an index, at least one; the first is the header's. Raises what `refuse` makes."""
-    if header.plans:
-        table = np.frombuffer(index, PLAN, header.plans, header.plans_at)
-    else:
-        table = np.zeros(1, PLAN)
-        for name in _REPEATED:
-            table[name] = getattr(header, name)
-        for name in WEIGHT_REGIONS:
-            table[name] = regions[name]
-    require(PLAN_CHECKS, refuse, SimpleNamespace(**vars(header), size=len(index)), Rows(table))
-    plans = tuple(_entry(number, row) for number, row in enumerate(table))
-    told = {name: getattr(header, name) for name in _REPEATED} | {name: regions[name] for name in WEIGHT_REGIONS}
-    if any(getattr(plans[0], name) != value for name, value in told.items()):
-        raise refuse("plan_repeats", "the first plan of its family is not the header's")
-    return plans
+    """The plans of an index, of `shards` shards each, at least one. Raises what `refuse` makes."""
+    table = np.frombuffer(index, PLAN, header.plans, header.plans_at)
+    facts = SimpleNamespace(**vars(header) | {"shards": shards}, size=len(index))
+    require(PLAN_CHECKS, refuse, facts, Rows(table))
+    offset, size = np.array([regions[name] for name in WEIGHT_REGIONS], object).T
+    require(PLACE_CHECKS, refuse, facts, Rows(name=np.array(WEIGHT_REGIONS, object), offset=offset, bytes=size))
+    return tuple(_entry(number, row) for number, row in enumerate(table))
 
 
 def _entry(number: int, row: Any) -> PlanEntry:
-    numbers = {name: int(row[name]) for name in _REPEATED} | {"load_first": bool(row["load_first"])}
+    numbers = {name: int(row[name]) for name in _NUMBERS}
     places = {name: (int(row[name]["offset"]), int(row[name]["bytes"])) for name in WEIGHT_REGIONS}
-    return PlanEntry(number, quality=float(row["quality"]), **places, **numbers)  # type: ignore[arg-type]
+    return PlanEntry(
+        number,
+        load_first=bool(row["load_first"]),
+        preload=places["preload"],
+        working=places["working"],
+        quality=float(row["quality"]),
+        **numbers,
+    )
 
 
 def check_family(
@@ -124,7 +130,7 @@ def check_family(
     refuse: Refuse,
 ) -> None:
     """A plan of a family lies behind what all have in common, and its resident extents can be moved to where another
-    plan has them: in ascending order of (layer, level) and of destination, each exactly the blocks of its records
+    plan has them: in ascending order of (block, level) and of destination, each exactly the blocks of its records
     (RECORD), which are contiguous. `extents` (EXTENT) are the plan's, and name shards that exist."""
     end = max(sum(place) for name, place in regions.items() if name not in WEIGHT_REGIONS)
     require(FAMILY_CHECKS, refuse, SimpleNamespace(**vars(plan), start=default.preload[0], end=end))
@@ -132,13 +138,13 @@ def check_family(
     begins, ends, together = [], [], []
     for extent in resident:
         first, count = int(extent["first"]), int(extent["count"])
-        mine = records[extent["layer"], extent["level"], first : first + count]
+        mine = records[extent["block"], extent["level"], first : first + count]
         starts = [int(offset) for offset in mine["offset"]]
         behind = [start + int(size) for start, size in zip(starts, mine["bytes"], strict=True)]
         begins.append(starts[0] // BLOCK * BLOCK)
         ends.append(pad(behind[-1], BLOCK))
         together.append(behind[:-1] == starts[1:])
-    key = resident["layer"].astype(object) * LEVELS + resident["level"]
+    key = resident["block"].astype(object) * LEVELS + resident["level"]
     finish = resident["destination"].astype(object) + resident["bytes"]
     rows = Rows(
         resident,

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from stic.runtime.architecture import BLOCK_ACTIVATIONS
 from stic.runtime.format import ACTIVATIONS, LIMITS
 from stic.runtime.gpu_format import PLACES
 
@@ -49,7 +50,7 @@ class OneOf:
 
 COUNT = Number(0, 1 << 63, whole=True, noun="a whole number from 0 up")
 LIMIT = Number(1, 1 << 63, whole=True, noun="a whole number from 1 up")
-LAYER = Number(-2, LIMITS["layers"], whole=True, noun="the number of a layer")  # and the embedding's and the head's
+LAYER = Number(-2, LIMITS["blocks"], whole=True, noun="the number of a layer")  # and the embedding's and the head's
 BITS = Number(0, 32, whole=True, noun="a bitwidth")
 TIME = Number(0, 1e15, noun="a time in microseconds")
 NUMBER = Number()
@@ -83,17 +84,21 @@ DECIDED = {
     "loss": Maybe(OrNull(NUMBER)),
 }
 DESCRIBED = {"plan": DECIDED, "predicted_us": COUNT, "claimed_bytes": COUNT, "timeline": [EVENT]}
+_NOUNS = {str: "a text", bool: "true or false", dict: "an object"}
 PLAN_FILE = {
     "format": COUNT,
     "model": {
         "name": str,
-        "activation": OneOf(ACTIVATIONS),
+        "family": Maybe(str),
+        "activation": OneOf((*ACTIVATIONS, *BLOCK_ACTIVATIONS)),
         "epsilon": Number(0, 1, noun="a number from 0 to 1"),
         "elastic": Maybe(bool),
         "labels": Maybe([str]),
         "positions": Maybe(COUNT),
         "reading": Maybe({"kind": str, "prompt": str, "similarity": str}),
     },
+    "architecture": Maybe(dict),  # of a decoder: `stic.runtime.architecture` says what is in it
+    "text": Maybe({"bos": OrNull(str), "eos": OrNull(str), "add_bos": bool}),
     "target": str,
     "gpu": Maybe(str),
     "quantizer": str,
@@ -138,7 +143,7 @@ def _check(value: Any, shape: Any, where: str) -> None:
         if not shape.holds(value):
             raise ValueError(f"{where} is not {shape.noun}")
     elif not isinstance(value, shape):
-        raise ValueError(f"{where} is not {'a text' if shape is str else 'true or false'}")
+        raise ValueError(f"{where} is not {_NOUNS[shape]}")
 
 
 def _check_fields(value: Any, shape: dict[str, Any], where: str) -> None:

@@ -43,7 +43,11 @@ class Reference:
         ids: (tokens,) token ids; types: (tokens,) token types, default zeros.
         Returns (tokens, features) if the package pools nothing, else (features,).
         """
-        head = self.package.header
+        head = self.package.model
+        if head["causal"]:
+            raise InputError(
+                f"{self.package.path} holds a decoder, which one pass from tokens to one output does not run"
+            )
         tokens = np.asarray(ids, np.int64).reshape(-1)
         kinds = np.zeros_like(tokens) if types is None else np.asarray(types, np.int64).reshape(-1)
         if not 1 <= len(tokens) <= int(head["max_length"]):
@@ -56,14 +60,14 @@ class Reference:
         if len(kinds) != len(tokens) or np.any((kinds < 0) | (kinds >= max(1, int(head["types"])))):
             raise InputError(f"token types must be {len(tokens)} numbers below {max(1, int(head['types']))}")
         places = {"cpu": self.cpu, "gpu": self.gpu}
-        kept = [(i, places[place]) for i, place in enumerate(self.package.places) if self.package.layers[i]["slices"]]
+        kept = [(i, places[place]) for i, place in enumerate(self.package.places) if self.package.kept[i]]
         x = (kept[0][1] if kept else self.cpu).embed(tokens, kinds)
         for layer, layers in kept:
             x = layers.layer(layer, x)
         return self._head(x.T)
 
     def _head(self, x: Floats) -> Floats:
-        head = self.package.header
+        head = self.package.model
         pooling = POOLINGS[int(head["pooling"])]
         y = {"tokens": x, "first": x[:1], "mean": x.mean(axis=0, keepdims=True)}[pooling]
         for dense in self.package.dense:

@@ -47,26 +47,26 @@ class GpuLayers(Layers):
 
     def split(self, layer: int, name: str, x: Floats, scale_at: int, bias_at: int) -> list[Floats]:
         """Apply a matrix whose rows belong to slices to x (K, tokens): each slice gives its own (N, tokens)."""
-        n, slices = self.shape.matrix(name)[0], int(self.package.header["slices"])
+        n, slices = self.shapes[layer].matrix(name)[0], self.shapes[layer].slices
         scale = self.package.tensor(scale_at, "<f4", slices, n)
         bias = self.package.tensor(bias_at, "<f4", slices, n)
         codes, token_scale = quantize(x)
         outputs = []
-        for s in range(int(self.package.layers[layer]["slices"])):
+        for s in range(int(self.package.kept[layer])):
             product = self._product(self._matrix(layer, s, name), scale[s], x, codes, token_scale)
             outputs.append((bias[s][:, None] + product).astype(np.float32))
         return outputs
 
     def join(self, layer: int, name: str, inputs: list[Floats], scale_at: int, bias_at: int) -> Floats:
         """Apply a matrix whose columns belong to slices: results of all inputs (K, tokens) are summed."""
-        n, width = self.shape.matrix(name)
+        n, width = self.shapes[layer].matrix(name)
         scale, bias = (self.package.tensor(at, "<f4", n) for at in (scale_at, bias_at))
         codes, token_scale = quantize(np.concatenate(inputs))
         y = np.broadcast_to(bias[:, None].astype(np.float64), (n, codes.shape[1]))
         for s, x in enumerate(inputs):
             part = codes[s * width : (s + 1) * width]
             y = y + self._product(self._matrix(layer, s, name), scale, x, part, token_scale)
-        return y.astype(np.float32)[: self.shape.hidden]
+        return y.astype(np.float32)[: self.package.hidden]
 
     def _product(
         self, matrix: Matrix, scale: Floats, x: Floats, codes: NDArray[np.int32], token_scale: Floats

@@ -19,19 +19,19 @@ class Layers:
 
     def __init__(self, package: Package) -> None:
         self.package = package
-        self.shape = package.shape
+        self.shapes = package.shapes
         self.epsilon = float(package.plan["model"]["epsilon"])
         self.activation = activation(package.plan["model"]["activation"])
 
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64]) -> Floats:
         """Look up (tokens,) ids and types in the tables; returns normalised (hidden, tokens)."""
-        package, head, width = self.package, self.package.header, self.shape.padded_hidden
+        package, head = self.package, self.package.model
+        h, width = package.hidden, self.shapes[0].padded_hidden
         length, padding = int(head["max_length"]), int(head["padding"])
         position = package.tensor(int(head["position_at"]), "<f2", length + (padding > 0), width)
         skipped = ids == padding - 1
         rows = np.where(skipped, length, np.cumsum(~skipped) - 1)
         token_type = package.tensor(int(head["token_type_at"]), "<f2", max(1, int(head["types"])), width)
-        h = self.shape.hidden
         words, scales = package.embedding_rows(ids)
         place = position[rows, :h].astype(np.float32) + token_type[types, :h].astype(np.float32)
         word = words.astype(np.float32)
@@ -41,7 +41,7 @@ class Layers:
 
     def layer(self, layer: int, x: Floats) -> Floats:
         """One encoder layer on x (hidden, tokens)."""
-        row, shape = self.package.layers[layer], self.shape
+        row, shape = self.package.blocks[layer], self.shapes[layer]
         padding = ((0, shape.padded_hidden - shape.hidden), (0, 0))
         width, head_dim = shape.attention_width, shape.head_dim
         contexts = []
@@ -58,12 +58,12 @@ class Layers:
         ups = self.split(layer, "up", np.pad(x, padding), int(row["up_scale_at"]), int(row["up_bias_at"]))
         hidden = [self.keep(self.activation(up)) for up in ups]
         y = self.join(layer, "down", hidden, int(row["down_scale_at"]), int(row["down_bias_at"]))
-        gamma, beta = self._vector(row["ffn_gamma_at"]), self._vector(row["ffn_beta_at"])
+        gamma, beta = self._vector(row["post_gamma_at"]), self._vector(row["post_beta_at"])
         return self.keep(layer_norm(x + y, gamma, beta, self.epsilon))
 
     def _vector(self, at: int) -> Floats:
         """A per-hidden-feature vector of the trunk, without its padding."""
-        return self.package.tensor(int(at), "<f4", self.shape.padded_hidden)[: self.shape.hidden]
+        return self.package.tensor(int(at), "<f4", self.shapes[0].padded_hidden)[: self.package.hidden]
 
     def _matrix(self, layer: int, s: int, name: str) -> Matrix:
         return self.package.matrix(layer, s, name, int(self.package.bits[layer, s]))
@@ -78,12 +78,12 @@ class Layers:
 
     def split(self, layer: int, name: str, x: Floats, scale_at: int, bias_at: int) -> list[Floats]:
         """Apply a matrix whose rows belong to slices to x (K, tokens): each slice gives its own (N, tokens)."""
-        n, slices = self.shape.matrix(name)[0], int(self.package.header["slices"])
+        n, slices = self.shapes[layer].matrix(name)[0], self.shapes[layer].slices
         scale = self.package.tensor(scale_at, "<f4", slices, n)
         bias = self.package.tensor(bias_at, "<f4", slices, n)
         codes, token_scale = quantize(x)
         outputs = []
-        for s in range(int(self.package.layers[layer]["slices"])):
+        for s in range(int(self.package.kept[layer])):
             matrix = self._matrix(layer, s, name)
             if matrix.weight is not None:
                 outputs.append(bias[s][:, None] + matmul(matrix.weight, x))
@@ -95,7 +95,7 @@ class Layers:
 
     def join(self, layer: int, name: str, inputs: list[Floats], scale_at: int, bias_at: int) -> Floats:
         """Apply a matrix whose columns belong to slices: inputs (K, tokens) are quantised together, results summed."""
-        n, width = self.shape.matrix(name)
+        n, width = self.shapes[layer].matrix(name)
         scale, bias = (self.package.tensor(at, "<f4", n) for at in (scale_at, bias_at))
         codes, token_scale = quantize(np.concatenate(inputs))
         total, outliers = np.zeros((n, codes.shape[1])), np.zeros((n, codes.shape[1]), np.float32)
@@ -111,7 +111,7 @@ class Layers:
         y = _finish(total, outliers, token_scale, scale, bias) if some else np.broadcast_to(bias[:, None], total.shape)
         for product in full:
             y = y + product
-        return y[: self.shape.hidden]
+        return y[: self.package.hidden]
 
 
 def _products(matrix: Matrix, codes: NDArray[np.int32]) -> NDArray[np.float64]:

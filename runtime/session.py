@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stic.runtime import native
+from stic.runtime.arguments import int32_of
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError, PackageError, SticError
 from stic.runtime.gpu_format import GpuArithmetic
+from stic.runtime.text_session import TextSession
 from stic.runtime.trace import Event, Trace
 
 # Kinds of stic_status in stic.h, by tens.
@@ -51,6 +53,10 @@ class Info:
     predicted_us: int
     plans: int
     claimed_bytes: int
+    decoder: bool  # extend and sample; else run
+    chunk: int
+    cache_bits: int
+    cache_bytes: int
 
 
 @dataclass(frozen=True)
@@ -96,21 +102,10 @@ def error_of(status: int, message: str) -> SticError:
     return PackageError(message) if status in _PACKAGE else EngineError(message, status)
 
 
-def _int32(values: ArrayLike, name: str) -> NDArray[np.int32]:
-    """A flat int32 array. Raises InputError for anything that is not whole numbers of that size."""
-    given = np.asarray(values)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise InputError(f"{name} must be a flat list of whole numbers, not {given.dtype} of shape {given.shape}")
-    bounds = np.iinfo(np.int32)
-    if given.size and (int(given.min()) < bounds.min or int(given.max()) > bounds.max):
-        raise InputError(f"{name} must fit in 32 bits: {given.min()} to {given.max()} do not")
-    return np.ascontiguousarray(given, np.int32)
-
-
 def info_of(raw: native.Info) -> Info:
     """What a stic_info says."""
     facts = {name: getattr(raw, name) for name in Info.__dataclass_fields__}
-    return Info(**facts | {"output_per_token": bool(raw.output_per_token)})
+    return Info(**facts | {"output_per_token": bool(raw.output_per_token), "decoder": bool(raw.decoder)})
 
 
 def stats_of(raw: native.Stats) -> Stats:
@@ -149,8 +144,8 @@ def arrays_of(
     info: Info, ids: ArrayLike, types: ArrayLike | None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[np.float32]]:
     """Token ids (tokens,), types or None, and room for the output, as the engine takes them. Raises InputError."""
-    tokens = _int32(ids, "ids")
-    kinds = None if types is None else _int32(types, "types")
+    tokens = int32_of(ids, "ids")
+    kinds = None if types is None else int32_of(types, "types")
     if kinds is not None and len(kinds) != len(tokens):
         raise InputError(f"{len(tokens)} ids but {len(kinds)} types: each token has one type")
     shape = (len(tokens), info.output_features) if info.output_per_token else (info.output_features,)
@@ -177,7 +172,7 @@ def check_names(options: SessionOptions) -> None:
     check_options(threads=options.get("threads"), lanes=options.get("lanes"))
 
 
-class Session:
+class Session(TextSession):
     """A package being run, as SessionOptions say. Use it as a context manager, or call `close`.
 
     Raises PackageError, EngineError, ToolchainError; InputError for options that the package cannot meet.

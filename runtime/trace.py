@@ -24,6 +24,7 @@ KINDS = {
     8: "down",
     9: "head",
     10: "hand-over",
+    11: "cache",
     20: "read",
     21: "rows",
     22: "check",

@@ -12,7 +12,7 @@ from typing import Unpack
 
 from stic.runtime import native
 from stic.runtime.errors import TargetError
-from stic.runtime.format import ARCHITECTURES, FEATURES, MAJOR, MINOR
+from stic.runtime.format import FEATURES, MACHINES, MAJOR, MINOR
 from stic.runtime.package import Package
 from stic.runtime.session import SessionOptions
 from stic.targets.connection import Connection, Functions
@@ -54,7 +54,7 @@ class RemoteDevice:
             )
         bits = self._ask("features")
         self.facts = Facts(
-            ARCHITECTURES[self._ask("architecture")],
+            MACHINES[self._ask("architecture")],
             frozenset(name for number, name in enumerate(FEATURES) if bits >> number & 1),
             self._ask("cores"),
             self._ask("page_bytes"),
@@ -109,7 +109,7 @@ def _triple(connection: Connection, target: Target) -> str:
     """What TVM on the device calls it; empty if it does not know. Raises TargetError for another architecture."""
     triple = str(connection.ask_global(_GLOBAL_TRIPLE) or "")
     found = triple.partition("-")[0].replace("arm64", "aarch64")
-    if found in ARCHITECTURES and found != target.arch:
+    if found in MACHINES and found != target.arch:
         raise TargetError(
             f"{connection.device} is {found}, and code for {target.arch} cannot run there: compile for a target that is"
             f" {found}"
@@ -119,7 +119,7 @@ def _triple(connection: Connection, target: Target) -> str:
 
 def engine_target(package: Package) -> Target:
     """A target whose engine runs the package: any of its architecture."""
-    architecture = ARCHITECTURES[int(package.header["architecture"])]
+    architecture = MACHINES[int(package.header["machine"])]
     if architecture == platform.machine():
         return load("host")
     return next(target for target in map(load, (n for n in names() if n != "host")) if target.arch == architecture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -10,10 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stic.runtime import native
+from stic.runtime.arguments import int32_of
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import EngineError, InputError
 from stic.runtime.format import BLOCK
+from stic.runtime.generator import Generated, generate
 from stic.runtime.package import Package
+from stic.runtime.sampling import Sampling
 from stic.runtime.session import (
     GPU_ARITHMETICS,
     GPU_USES,
@@ -38,7 +42,7 @@ SLOWEST_BYTES_PER_S = 20e6  # of storage, where none is emulated: a package is r
 
 def emulated_reading_s(package: Package, storage: EmulatedStorage) -> float:
     """Seconds to read all that the plan keeps, as after an eviction, and the embedding rows of the longest input."""
-    rows, extents = int(package.header["max_length"]), package.extents["bytes"]
+    rows, extents = package.max_length, package.extents["bytes"]
     requests = int(np.ceil(extents / int(package.header["request_bytes"])).sum()) + rows
     return storage.reading_us(int(extents.sum()) + rows * BLOCK, requests) / 1e6
 
@@ -61,10 +65,10 @@ class RemoteSession:
     ) -> None:
         check_names(options)
         storage, gpu = options.get("storage"), options.get("gpu", "auto")
-        self._functions, self._device, self._handle = functions, device, -1
+        self._functions, self._device, self._handle, self._position = functions, device, -1, 0
         opening_s = sum(int(row["bytes"]) for row in package.files.values()) / SLOWEST_BYTES_PER_S
         reading_s = 0.0 if storage is None else 2 * emulated_reading_s(package, storage)
-        predicted_s = int(package.header["predicted_us"]) / 1e6
+        predicted_s = package.entry.predicted_us / 1e6
         compiling_s = COMPILING_S if package.gpu is not None and gpu != "off" else 0.0
         self._run_s = step_s + SLOWER * predicted_s + reading_s + compiling_s
         bytes_per_s, requests_per_s = io_limits(storage)
@@ -85,6 +89,30 @@ class RemoteSession:
             raise InputError("the input has no tokens")
         self._call("run", self._open(), tokens, kinds, output, seconds=self._run_s)
         return output
+
+    @property
+    def position(self) -> int:
+        """Tokens that the text of a decoder has."""
+        return self._position
+
+    def extend(self, ids: ArrayLike) -> None:
+        """Extend the text by (tokens,) ids, as `Session.extend`; a device gets them by chunks, each with its time."""
+        tokens, chunk = int32_of(ids, "ids"), max(1, int(self.info.chunk))
+        for start in range(0, len(tokens), chunk):
+            part = np.ascontiguousarray(tokens[start : start + chunk])
+            self._position = self._call("extend", self._open(), part, seconds=self._run_s * len(part))
+
+    def sample(self, sampling: Sampling | None = None, recent: ArrayLike = ()) -> int:
+        """Choose the token that follows, as `Session.sample`."""
+        given = np.frombuffer(bytes((sampling or Sampling()).raw()), np.uint8).copy()
+        tokens = int32_of(recent, "recent")
+        return self._call("sample", self._open(), given, tokens if len(tokens) else None)
+
+    def generate(
+        self, ids: ArrayLike, max_tokens: int, sampling: Sampling | None = None, stops: Iterable[int] = ()
+    ) -> Iterator[Generated]:
+        """Extend the text by ids and go on from there, token by token, as `Session.generate`."""
+        return generate(self, ids, max_tokens, sampling or Sampling(), stops)
 
     def stats(self) -> Stats:
         """What the session holds, and what the last run cost."""

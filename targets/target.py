@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stic.runtime.errors import TargetError
-from stic.runtime.format import ARCHITECTURES, FEATURES
+from stic.runtime.format import FEATURES, MACHINES
 from stic.targets.facts import Fact, check_keys, number, sourced
 from stic.targets.gpu import Gpu, parse_gpu
 
@@ -54,7 +54,7 @@ class Target:
 
     name: str
     description: str
-    arch: str  # one of ARCHITECTURES
+    arch: str  # one of MACHINES
     features: tuple[str, ...]  # of FEATURES, without which the kernels must not run
     tvm: Mapping[str, Any] = field(hash=False)  # target dictionary for TVM
     cache: Mapping[str, Fact] = field(default_factory=dict, hash=False)
@@ -65,8 +65,8 @@ class Target:
     gpu: Gpu | None = None  # None: the CPU computes alone
 
     def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise TargetError(f"target {self.name}: arch {self.arch!r} is not one of {', '.join(ARCHITECTURES)}")
+        if self.arch not in MACHINES:
+            raise TargetError(f"target {self.name}: arch {self.arch!r} is not one of {', '.join(MACHINES)}")
         for feature in self.features:
             if feature not in FEATURES:
                 raise TargetError(f"target {self.name}: feature {feature!r} is not one of {', '.join(FEATURES)}")

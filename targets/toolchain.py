@@ -150,7 +150,7 @@ def link_shared(objects: Sequence[Path], out: Path, target: Target) -> None:
 def build_engine(target: Target, out_dir: Path, system: str = SYSTEMS[0]) -> EngineBuild:
     """Compile runtime/src/*.c for a target on one of SYSTEMS (for this machine's architecture, linux-gnu is its own).
 
-    stic_run.c with the others becomes `stic_run`, all others become `libstic.so`. Both are placed in out_dir; an
+    stic_run*.c with the others becomes `stic_run`, all others become `libstic.so`. Both are placed in out_dir; an
     unchanged engine is taken from the cache.
     """
     root = _runtime_root()

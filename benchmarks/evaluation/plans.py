@@ -14,7 +14,6 @@ from benchmarks.evaluation.tasks import COMPUTE_BITS, Prepared
 from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
 from stic.compiler.choice import best_plan
-from stic.compiler.inputs import reading_of
 from stic.compiler.memory.placement import place_extents
 from stic.compiler.package.assembly import Planned, assemble_package, claim
 from stic.compiler.package.writer import write_package
@@ -180,7 +179,7 @@ class Pace:
 def witness(prepared: Prepared) -> Plan:
     """A plan that first reads embedding rows, then computes the whole model, and does nothing else."""
     store = prepared.problem.store
-    return replace(resident(((COMPUTE_BITS,) * store.slices,) * store.layers), table_resident=False)
+    return replace(resident(((COMPUTE_BITS,) * store.most_slices,) * store.blocks), table_resident=False)
 
 
 def _rows_us(problem: Problem) -> float:
@@ -201,8 +200,7 @@ def at_pace(prepared: Prepared, answered: Answer, pace: Pace) -> float:
     problem = problem_of(prepared, answered.asked)
     cost = problem.compute
     compute = ComputeCost(
-        cost.layer_us * pace.compute,
-        {bits: us * pace.compute for bits, us in cost.slice_us.items()},
+        tuple(block.scaled(pace.compute) for block in cost.blocks),
         cost.embed_us * pace.compute,
         cost.head_us * pace.compute,
         cost.submit_us * pace.compute,
@@ -241,10 +239,7 @@ class Packages:
     def _write(self, name: str, plans: tuple[Planned, ...]) -> Path:
         prepared, full = self._prepared, any(layer.full for one in plans for layer in one.plan.layers)
         original, path = self._folder / ("original-full" if full else "original"), self._folder / name
-        reading = reading_of(prepared.materials.quantized.sharded.model)
-        parts = assemble_package(
-            prepared.materials, plans, prepared.target, prepared.kernels, reading=reading, keep_planes=True
-        )
+        parts = assemble_package(prepared.materials, plans, prepared.target, prepared.kernels, keep_planes=True)
         if not original.exists():
             write_package(parts, original)
         write_package(parts, path, twin=original)

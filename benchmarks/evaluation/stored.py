@@ -16,15 +16,18 @@ COPIES_FULL_BITS = 32
 
 def stored(prepared: Prepared) -> dict[str, Any]:
     """Bytes of shards.bin with all nested levels up to 8 bits, and of six independent copies with the same outliers."""
-    quantized, geometry = prepared.materials.quantized, prepared.materials.quantized.sharded.geometry
+    quantized, geometry = prepared.materials.encoder, prepared.materials.encoder.sharded.geometry
     outliers = np.array(
         [
-            [[len(quantized.matrix(layer, s, name).outliers) for name in MATRICES] for s in range(geometry.slices)]
+            [
+                [len(quantized.matrix(layer, s, name).outliers) for name in MATRICES["layer"]]
+                for s in range(geometry.slices)
+            ]
             for layer in range(geometry.layers)
         ]
     )
-    nested = lay_out(geometry.shape, outliers, True, 0).total_bytes
-    copies = lay_out(geometry.shape, outliers, False, COPIES_FULL_BITS, COPIES_BITS)
+    nested = lay_out(geometry.shapes, outliers, True, 0).total_bytes
+    copies = lay_out(geometry.shapes, outliers, False, COPIES_FULL_BITS, COPIES_BITS)
     return {
         "nested_bytes": nested,
         "six_copies_bytes": copies.total_bytes,

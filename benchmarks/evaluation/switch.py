@@ -32,8 +32,8 @@ def missing_bytes(store: Store, before: Plan, after: Plan) -> int:
 
 def upgrades(prepared: Prepared, packages: Packages, ids: Sequence[int]) -> list[dict[str, Any]]:
     """For every b: bytes that a model held at b bits reads when it is to be held at b + 1, beside the new plane's."""
-    store, model = prepared.materials.store, prepared.materials.sizes
-    uniform = [resident(((bits,) * model.slices,) * store.layers, float(bits)) for bits in LEVEL_BITS]
+    store = prepared.materials.store
+    uniform = [resident(((bits,) * store.most_slices,) * store.blocks, float(bits)) for bits in LEVEL_BITS]
     found = []
     with Session(packages.write_family("uniform", uniform)) as session:
         session.set_budget(memory_bytes=session.plans[0].claimed_bytes)

@@ -74,7 +74,7 @@ class Prepared:
     def key(self) -> str:
         """Digest of all that decides what a package of a given plan computes."""
         made = self.materials
-        return digest(made.quantized.matrices, made.trunk.data, made.embeddings, self.kernels.read_bytes())
+        return digest(made.encoder.matrices, made.trunk.data, made.embeddings, self.kernels.read_bytes())
 
     @cached_property
     def dev_key(self) -> str:
@@ -84,18 +84,18 @@ class Prepared:
     @property
     def layer_us(self) -> float:
         """Compute of one whole layer at 8 bits."""
-        return self.problem.compute.of_layer((COMPUTE_BITS,) * self.problem.store.slices)
+        return self.problem.compute.layer.of((COMPUTE_BITS,) * self.problem.store.most_slices)
 
     @property
     def compute_us(self) -> float:
         """C: compute of the whole model at 8 bits."""
         compute = self.problem.compute
-        return compute.embed_us + self.problem.store.layers * self.layer_us + compute.head_us
+        return compute.embed_us + self.problem.store.blocks * self.layer_us + compute.head_us
 
     @property
     def layer_fp32_bytes(self) -> int:
         """Bytes of one layer's matrices in float32."""
-        geometry = self.materials.quantized.sharded.geometry
+        geometry = self.materials.encoder.sharded.geometry
         return 4 * (4 * geometry.hidden * geometry.heads * geometry.head_dim + 2 * geometry.hidden * geometry.ffn)
 
     def ratio(self, bytes_per_s: float) -> float:

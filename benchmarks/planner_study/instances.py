@@ -83,7 +83,7 @@ def _budget(
     The least memory is what the smallest model takes at the deadline drawn; the most is all that the whole model can
     hold.
     """
-    depth, width = problem.store.layers, problem.store.slices
+    depth, width = problem.store.blocks, problem.store.most_slices
     whole, small = [width] * depth, [width] * depth
     if problem.path is not None:
         kept = [k for k, _ in problem.path.order[: round(settings["least_share"] * depth * width)]]
@@ -108,7 +108,7 @@ def _budget(
 
 def _ways(problem: Problem, table: CostTable, widths: list[int], bits: int, kind: str) -> Iterator[Claim]:
     """Claims of plans of this submodel at these bits; resident are shards from layer 0 upward, from none to all."""
-    depth = problem.store.layers
+    depth = problem.store.blocks
     for held in range(sum(widths) + 1):
         if kind == "preload":
             yield _held(problem, table, widths, bits, held, False, depth)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stic.compiler import offers
 from stic.compiler.memory.placement import Sizes, fixed_bytes
-from stic.compiler.plan import Budget, ComputeCost, IoCost, Problem
+from stic.compiler.plan import BlockCost, Budget, ComputeCost, IoCost, Problem
 from stic.compiler.store import Store, lay_out
 from stic.runtime.format import Shape, row_stride
 
@@ -27,13 +27,17 @@ class Geometry:
     name: str
     shape: Shape
     layers: int
-    slices: int
     vocabulary: int
 
+    @property
+    def slices(self) -> int:
+        """Of each layer."""
+        return self.shape.slices
 
-BERT_BASE = Geometry("bert-base", Shape(768, 1, 64, 256), 12, 12, 30522)
-BERT_LARGE = Geometry("bert-large", Shape(1024, 1, 64, 256), 24, 16, 30522)
-MINILM = Geometry("minilm-l6", Shape(384, 1, 32, 128), 6, 12, 30522)
+
+BERT_BASE = Geometry("bert-base", Shape.layer(768, 12, 1, 64, 256), 12, 30522)
+BERT_LARGE = Geometry("bert-large", Shape.layer(1024, 16, 1, 64, 256), 24, 30522)
+MINILM = Geometry("minilm-l6", Shape.layer(384, 12, 1, 32, 128), 6, 30522)
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ DEVICES = (
 def store_of(geometry: Geometry, seed: int = 0, nested: bool = True, full_bits: int = 16) -> Store:
     """A store whose outlier counts vary between 0.1 and 0.3 % of the weights."""
     rng = np.random.default_rng(seed)
-    weights = [n * k for n, k in (geometry.shape.matrix(name) for name in ("qkv", "out", "up", "down"))]
+    weights = [n * k for n, k in map(geometry.shape.matrix, geometry.shape.matrices)]
     rate = rng.uniform(0.001, 0.003, (geometry.layers, geometry.slices, 1))
-    return lay_out(geometry.shape, (rate * weights).astype(np.int64), nested, full_bits)
+    return lay_out((geometry.shape,) * geometry.layers, (rate * weights).astype(np.int64), nested, full_bits)
 
 
 def gains(
@@ -80,13 +84,13 @@ def gains(
 
 def costs_of(geometry: Geometry, device: Device, length: int, bits: tuple[int, ...]) -> tuple[IoCost, ComputeCost]:
     """Costs by counting multiplications; unpacking costs a little more with every plane."""
-    weights = sum(n * k for n, k in (geometry.shape.matrix(name) for name in ("qkv", "out", "up", "down")))
+    weights = geometry.shape.weights
     slice_us = 1e6 * weights * length / device.macs_per_s
     unpack_us = 1e6 * weights / device.macs_per_s * 8
     io = IoCost(device.request_us, device.bytes_per_s, 1 << 18, device.row_us)
     by_bits = {b: slice_us * (4.0 if b > 8 else 1.0) + unpack_us * (0 if b > 8 else b / 8) for b in bits}
     layer_us = 0.05 * slice_us * geometry.slices
-    return io, ComputeCost(layer_us, by_bits, layer_us, layer_us, 20.0)
+    return io, ComputeCost((BlockCost(layer_us, by_bits),), layer_us, layer_us, 20.0)
 
 
 def problem_of(
@@ -105,7 +109,7 @@ def problem_of(
     io, compute = costs_of(geometry, device, length, bits)
     hidden = geometry.shape.hidden
     stride = row_stride(hidden)
-    sizes = Sizes(geometry.shape, geometry.slices, length, 4 * hidden * 600, stride, hidden, hidden, 2, 2, 8, 1 << 16)
+    sizes = Sizes(store.shapes, length, 4 * hidden * 600, stride, hidden, hidden, 2, 2, 8, 1 << 16)
     return Problem(
         store, bits, gain, presence, elastic, io, compute, length,
         fixed_bytes(sizes, store), -(-geometry.vocabulary * stride // 4096) * 4096, budget,

@@ -93,13 +93,26 @@ def measure(path: Path, runs: int, tokens: int | None, cold: bool, **asked: Unpa
     cold: the preload buffer is emptied before every run. Raises PackageError for what is no package, EngineError with
     the engine's sentence where it refuses.
     """
-    check_names(asked)
-    check_options(latency_us=asked.get("latency_us"), memory_bytes=asked.get("memory_bytes"))
     package = Package.open(path)
     ids = _ids(package, tokens)
-    options = ["--ids", ",".join(map(str, ids)), "--runs", str(runs), "--json"]
-    options += ["--cold"] if cold else []
-    options += ["--gpu-use", asked.get("gpu", "auto")]
+    found = run_engine(path, ids, ["--runs", str(runs), *(["--cold"] if cold else [])], **asked)
+    times = found.pop("times_us")
+    del found["outputs"], found["emulated"]
+    found["gpu_device"] = found.pop("device")
+    plan = package.plans[found["plan"]]
+    deadline_us = plan.deadline_us or None
+    found |= {"deadline_us": deadline_us, "late": _late(times, deadline_us), "predicted_us": plan.predicted_us}
+    return Bench(tokens=len(ids), cold=cold, **found)
+
+
+def run_engine(path: Path, ids: Sequence[int], more: Sequence[str], **asked: Unpack[SessionOptions]) -> dict[str, Any]:
+    """Run stic_run on a package and token ids, with `more` of its options and those of Session; what it prints.
+
+    Raises EngineError with the engine's sentence where it refuses.
+    """
+    check_names(asked)
+    check_options(latency_us=asked.get("latency_us"), memory_bytes=asked.get("memory_bytes"))
+    options = ["--ids", ",".join(map(str, ids)), "--json", *more, "--gpu-use", asked.get("gpu", "auto")]
     options += storage_options(asked.get("storage"))
     numbers = {"threads": "threads", "lanes": "lanes", "deadline-us": "latency_us", "memory-bytes": "memory_bytes"}
     for name, field in numbers.items():
@@ -111,14 +124,8 @@ def measure(path: Path, runs: int, tokens: int | None, cold: bool, **asked: Unpa
     if done.returncode != 0:
         message = done.stderr.strip().removeprefix("stic_run: ")
         raise EngineError(message or f"stic_run ended with status {done.returncode} and said nothing")
-    found = json.loads(done.stdout)
-    times = found.pop("times_us")
-    del found["outputs"], found["emulated"]
-    found["gpu_device"] = found.pop("device")
-    plan = package.plans[found["plan"]]
-    deadline_us = plan.deadline_us or None
-    found |= {"deadline_us": deadline_us, "late": _late(times, deadline_us), "predicted_us": plan.predicted_us}
-    return Bench(tokens=len(ids), cold=cold, **found)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def storage_options(storage: EmulatedStorage | None) -> list[str]:
@@ -171,10 +178,10 @@ def _late(times_us: Sequence[int], deadline_us: int | None) -> int | None:
 
 def _ids(package: Package, tokens: int | None) -> list[int]:
     """Random tokens that differ from each other, as far as the vocabulary goes; by default as many as were planned."""
-    limit = int(package.header["max_length"])
+    limit = package.max_length
     tokens = tokens or limit
     if tokens > limit:
         raise InputError(f"--length is {tokens}: the package was compiled for at most {limit} tokens")
-    vocabulary = int(package.header["vocabulary"])
+    vocabulary = int(package.model["vocabulary"])
     ids = random.Random(1).sample(range(vocabulary), min(tokens, vocabulary))
     return ids + ids[:1] * (tokens - len(ids))

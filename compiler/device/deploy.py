@@ -91,7 +91,7 @@ def outputs_on(
 ) -> NDArray[np.float32]:
     """What `report.texts.outputs_of` returns, from several devices at once; `leased` gives a Deployment."""
     inputs = inputs_of(package, examples)
-    outputs = np.zeros((len(inputs), int(package.header["output_features"])), np.float32)
+    outputs = np.zeros((len(inputs), int(package.model["output_features"])), np.float32)
     one_at_a_time = threading.Lock()
     done = 0
 

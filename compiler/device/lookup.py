@@ -36,15 +36,15 @@ def device_costs(
     `folder` lies on the storage that this machine is measured with. Where the target has a GPU, its times are among
     them: measured with the rest, or else estimated.
     """
-    sizes, geometry = materials.sizes, materials.quantized.sharded.geometry
-    shape = (geometry.shape, geometry.slices, sizes.max_length, sizes.threads)
+    sizes = materials.sizes
+    shape = (sizes.shapes[0], sizes.max_length, sizes.threads)
     if options.profile is not None:
         found = costs(load(options.profile), *shape, bits)
     elif target.name != "host":
         found = estimate(target, *shape, sizes.row_lanes, bits)
     else:
         found = costs(parse(_measured_here(target, materials, options.gpu_precision, folder, tick, note)), *shape, bits)
-    return with_gpu(found, target.gpu, materials.store.shape, sizes.max_length, bits)
+    return with_gpu(found, target.gpu, sizes.shapes[0], sizes.max_length, bits)
 
 
 def _measured_here(
@@ -52,9 +52,9 @@ def _measured_here(
 ) -> dict[str, Any]:
     """A device profile of this machine for the model's layers, kept for the next time."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, sizes = materials.quantized.sharded.model, materials.sizes
+    model, sizes = materials.encoder.sharded.model, materials.sizes
     workload = Workload(
-        materials.quantized.sharded.geometry,
+        materials.encoder.sharded.geometry,
         model.activation,
         sizes.max_length,
         sizes.threads,
@@ -67,7 +67,7 @@ def _measured_here(
     data = cached(measure.__module__, here, lambda: measure(target, workload, folder, tick), note)
     if target.gpu is None:
         return data
-    text = program_key(materials.kernel_shape, target.gpu.style, gpu_precision, interleave(target))
+    text = program_key(materials.encoder_shape, target.gpu.style, gpu_precision, interleave(target))
     drivers = tuple(os.environ.get(name) for name in ("STIC_OPENCL", "STIC_OPENCL_DEVICE"))
 
     def on_gpu() -> dict[str, Any]:

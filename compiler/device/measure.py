@@ -170,10 +170,10 @@ def _compute(
     runner: Runner, materials: Materials, target: Target, kernels: Path, output: Path, bits: tuple[int, ...]
 ) -> dict[str, Any]:
     """Times of layers, slices, embedding and head, everything resident."""
-    slices, rows = materials.sizes.slices, materials.sizes.max_length
+    slices, rows = materials.store.most_slices, materials.sizes.max_length
     layers = layers_of(bits, slices)
     write_probe(materials, target, kernels, output, layers, True)
-    ids = random_ids(rows, materials.store.shape.hidden)
+    ids = random_ids(rows, materials.sizes.hidden)
     by_layer: dict[int, list[float]] = {}
     embed: list[float] = []
     head: list[float] = []
@@ -202,10 +202,10 @@ def _storage(
     runner: Runner, materials: Materials, target: Target, kernels: Path, output: Path, bare: dict[str, float]
 ) -> dict[str, float]:
     """Bandwidth and row time as the engine's own lanes reach them; `bare` gives the cost of a request."""
-    slices, rows = materials.sizes.slices, materials.sizes.max_length
-    layers = tuple(LayerPlan((8,) * slices, (0,) * slices) for _ in range(materials.store.layers))
+    slices, rows = materials.store.most_slices, materials.sizes.max_length
+    layers = tuple(LayerPlan((8,) * slices, (0,) * slices) for _ in range(materials.store.blocks))
     write_probe(materials, target, kernels, output, layers, False)
-    ids, per_byte, per_row = random_ids(rows, materials.store.shape.hidden), [], []
+    ids, per_byte, per_row = random_ids(rows, materials.sizes.hidden), [], []
     with runner.session(output) as session:
         session.run(ids)
         runs = max(STREAMED_RUNS, MIN_STREAMED_BYTES // max(1, session.stats().io_bytes))

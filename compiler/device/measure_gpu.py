@@ -45,12 +45,12 @@ def measure_gpu(
     if target.gpu is None:
         raise ValueError(f"target {target.name} has no GPU to be measured")
     bits, materials = workload.bits, probe_materials(workload)
-    slices = materials.sizes.slices
+    slices = materials.store.most_slices
     runner = runner or HostRunner(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".stic-probe-") as name:
         kernels, text = Path(name) / "kernels.so", Path(name) / PROGRAM_FILE
-        generate(materials.kernel_shape, target, kernels)
-        program = generate_program(materials.kernel_shape, target.gpu.style, storage, interleave(target), text)
+        generate(materials.encoder_shape, target, kernels)
+        program = generate_program(materials.encoder_shape, target.gpu.style, storage, interleave(target), text)
         alone, facts = _traces(runner, materials, target, kernels, program, Path(name) / "gpu", bits, every=1)
         mixed, _ = _traces(runner, materials, target, kernels, program, Path(name) / "mixed", bits, every=2)
     ends = [_ends(trace, len(bits) + 1) for trace in alone]
@@ -75,11 +75,11 @@ def _traces(
     every: int,
 ) -> tuple[list[Trace], dict[str, Any]]:
     """Runs of the layers with every `every`-th on the GPU, the last one among them; and what ran them."""
-    layers = layers_of(bits, materials.sizes.slices)
+    layers = layers_of(bits, materials.store.most_slices)
     last = len(layers) - 1
     placed = tuple(replace(x, place="cpu" if (last - k) % every else "gpu") for k, x in enumerate(layers))
     write_probe(materials, target, kernels, output, placed, True, program)
-    ids = random_ids(materials.sizes.max_length, materials.store.shape.hidden)
+    ids = random_ids(materials.sizes.max_length, materials.sizes.hidden)
     with runner.session(output) as session:
         if not session.stats().gpu_layers:
             raise EngineError(f"nothing can be measured on a GPU of {runner.name}: layers run {session.device}")

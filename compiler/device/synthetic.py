@@ -71,7 +71,7 @@ def synthetic(
         np.tile(found.neuron_order, (copies, 1)),
     )
     matrices = tuple(
-        tuple({name: _matrix(geometry, name, rng) for name in MATRICES} for _ in range(geometry.slices))
+        tuple({name: _matrix(geometry, name, rng) for name in MATRICES["layer"]} for _ in range(geometry.slices))
         for _ in range(geometry.layers)
     )
     return QuantizedModel(sharded, "nested", matrices)

@@ -45,7 +45,7 @@ class Workload:
         threads, lanes, full_bits = threads or target.threads, lanes or DEFAULT_LANES, shards.full_bits
         if model is None:
             geometry = Geometry(1, *SMALL_ENCODER, shards.slices or SMALL_ENCODER[1])
-            length = longest_input(max_length, LIMITS["max_length"])
+            length = longest_input(max_length, LIMITS["chunk"])
             return cls(geometry, "gelu", length, threads, lanes, full_bits)
         geometry = Geometry(1, model.hidden, model.heads, model.head_dim, model.ffn, shards.slices or model.heads)
         length, epsilon = input_length(max_length, model), model.embeddings.norm.epsilon

@@ -152,7 +152,7 @@ class Evaluator:
 
     def dequantized(self, layer: int, index: int, bits: int) -> dict[str, Array]:
         """Return the dequantised matrices of a shard."""
-        return {name: dequantize(self.setup.quantized, layer, index, name, bits) for name in MATRICES}
+        return {name: dequantize(self.setup.quantized, layer, index, name, bits) for name in MATRICES["layer"]}
 
     def base_layer(self, number: int) -> Layer:
         """Return a layer of the base assignment, put together anew: it takes as much memory as in the model."""

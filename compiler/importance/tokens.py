@@ -38,7 +38,7 @@ class Tables:
     @classmethod
     def of_package(cls, package: Package) -> Tables:
         """Those of a package."""
-        return cls(int(package.header["vocabulary"]), int(package.header["types"]), str(package.path))
+        return cls(int(package.model["vocabulary"]), int(package.model["types"]), str(package.path))
 
 
 @dataclass(frozen=True, eq=False)

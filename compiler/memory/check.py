@@ -94,7 +94,7 @@ def verify_family(placements: Sequence[Placement], placed: Sequence[dict[str, tu
                 _require(mine[name] == placed[0][name], f"plan {number} has region {name} elsewhere")
                 _require(offset + size <= first, f"region {name} lies behind the preload buffer")
         for a, b in pairwise(placement.resident):
-            _require((a.layer, a.level) < (b.layer, b.level), f"plan {number}: {b} is out of order")
+            _require((a.block, a.level) < (b.block, b.level), f"plan {number}: {b} is out of order")
             _require(a.destination + a.bytes <= b.destination, f"plan {number}: {b} is placed before {a}")
 
 
@@ -103,21 +103,21 @@ def _span(extent: Extent) -> tuple[int, int]:
 
 
 def verify_extents(plan: Plan, store: Store, placement: Placement) -> None:
-    """Every shard's bytes are read exactly once, in order, and stay untouched until their layer is computed."""
+    """Every shard's bytes are read exactly once, in order, and stay untouched until their block is computed."""
     for name, extents, limit in (
         ("resident", placement.resident, placement.preload_bytes),
         ("streamed", placement.streamed, placement.working_bytes),
     ):
         for x in extents:
-            where = f"{name} extent of layer {x.layer}, level {x.level}"
+            where = f"{name} extent of block {x.block}, level {x.level}"
             aligned = not (x.destination | x.file_offset | x.bytes) % BLOCK
             _require(aligned, f"{where} is not aligned to {BLOCK}")
             _require(0 <= x.destination and x.destination + x.bytes <= limit, f"{where} leaves its region")
             _require(0 <= x.file_offset and x.file_offset + x.bytes <= store.total_bytes, f"{where} leaves the file")
-            kept = len(plan.layers[x.layer].bits)
+            kept = len(plan.layers[x.block].bits)
             _require(0 <= x.first and x.first + x.count <= kept, f"{where} reads slices that are not kept")
             for s in range(x.first, x.first + x.count):
-                start, size = int(store.offset[x.layer, x.level, s]), int(store.bytes[x.layer, x.level, s])
+                start, size = int(store.offset[x.block, x.level, s]), int(store.bytes[x.block, x.level, s])
                 inside = x.file_offset <= start and start + size <= x.file_offset + x.bytes
                 _require(size > 0 and inside, f"{where} does not hold slice {s}")
     for a, b in combinations(placement.resident, 2):
@@ -127,18 +127,18 @@ def verify_extents(plan: Plan, store: Store, placement: Placement) -> None:
 
 
 def _verify_order(plan: Plan, streamed: tuple[Extent, ...]) -> None:
-    """Load order is by layer and level; bytes are reused only after the layer that needs them."""
+    """Load order is by block and level; bytes are reused only after the block that needs them."""
     for before, after in pairwise(streamed):
-        _require((before.layer, before.level) < (after.layer, after.level), f"{after} is out of load order")
+        _require((before.block, before.level) < (after.block, after.level), f"{after} is out of load order")
     for extent in streamed:
-        wait = extent.wait_layer
-        computed = wait == -1 or (0 <= wait < extent.layer and len(plan.layers[wait].bits) > 0)
-        _require(computed, f"{extent} waits for a layer that is not computed before it")
+        wait = extent.wait_block
+        computed = wait == -1 or (0 <= wait < extent.block and len(plan.layers[wait].bits) > 0)
+        _require(computed, f"{extent} waits for a block that is not computed before it")
         _require(plan.overlap or wait == -1, f"{extent} waits for compute, but compute waits for all reads")
     for i, after in enumerate(streamed):
         for before in streamed[:i]:
             if _overlap(_span(before), _span(after)):
-                _require(before.layer <= after.wait_layer, f"{after} overwrites {before} before it is used")
+                _require(before.block <= after.wait_block, f"{after} overwrites {before} before it is used")
 
 
 def _verify_coverage(plan: Plan, store: Store, placement: Placement) -> None:
@@ -146,11 +146,11 @@ def _verify_coverage(plan: Plan, store: Store, placement: Placement) -> None:
     for name, extents in (("resident", placement.resident), ("streamed", placement.streamed)):
         for x in extents:
             for s in range(x.first, x.first + x.count):
-                key = (x.layer, x.level, s)
-                _require(key not in seen, f"layer {x.layer}, level {x.level}, slice {s} is read twice")
+                key = (x.block, x.level, s)
+                _require(key not in seen, f"block {x.block}, level {x.level}, slice {s} is read twice")
                 seen.add(key)
-                held = x.level in levels_of(plan.layers[x.layer].resident[s], store.nested)
-                _require(held == (name == "resident"), f"layer {x.layer}, level {x.level}, slice {s} is not {name}")
+                held = x.level in levels_of(plan.layers[x.block].resident[s], store.nested)
+                _require(held == (name == "resident"), f"block {x.block}, level {x.level}, slice {s} is not {name}")
     needed = {
         (k, level, s)
         for k, layer in enumerate(plan.layers)

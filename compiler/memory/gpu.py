@@ -40,7 +40,9 @@ def gpu_state(z: Sizes, storage: GpuPrecision) -> GpuState:
     """Lay out the state for activations stored as `storage`; `ffn` lies over `qkv`, `context` and `scores`."""
     tiles = -(-z.max_length // TILE)
     scores_tiles = _scores_tiles(z, tiles)
-    sizes = state_sizes(z.shape, z.slices, z.max_length, PRECISION_BITS[storage], scores_tiles, z.row_stride)
+    sizes = state_sizes(
+        z.shapes[0], z.shapes[0].slices, z.max_length, PRECISION_BITS[storage], scores_tiles, z.row_stride
+    )
     placed: dict[str, tuple[int, int]] = {}
     at = 0
     for name in ("x", "y", "quantized", "token_scale", "token_sum", "rows", "types", "qkv", "context", "scores"):
@@ -54,7 +56,7 @@ def gpu_state(z: Sizes, storage: GpuPrecision) -> GpuState:
 
 def _scores_tiles(z: Sizes, tiles: int) -> int:
     """Query tiles at a time: what SCORES_BYTES holds, spread evenly over the passes that this makes."""
-    one = 4 * z.slices * z.shape.heads_per_slice * TILE * TILE * tiles
+    one = 4 * z.shapes[0].slices * z.shapes[0].heads_per_slice * TILE * TILE * tiles
     passes = -(-tiles // max(1, SCORES_BYTES // one))
     return -(-tiles // passes)
 
@@ -67,5 +69,5 @@ def gpu_index_bytes(layers: int) -> int:
 
 def gpu_bytes(z: Sizes, store: Store, storage: GpuPrecision) -> int:
     """Memory that a plan holds beside everything else once any layer is on the GPU; a multiple of 4096."""
-    held = gpu_state(z, storage).state_bytes + pad(z.trunk_bytes, BLOCK) + codes_bytes(store.layers, store.slices)
-    return held + gpu_index_bytes(store.layers)
+    held = gpu_state(z, storage).state_bytes + pad(z.trunk_bytes, BLOCK) + codes_bytes(store.blocks, store.most_slices)
+    return held + gpu_index_bytes(store.blocks)

@@ -1,7 +1,7 @@
 """Where everything lies: resident and streamed extents, and the regions of the engine's one arena.
 
-The working region is a ring of `read_ahead + 1` slots: layer k uses slot k mod (read_ahead + 1), and may be
-read once layer k - 1 - read_ahead has been computed. Two neighbouring slots share one stretch of memory,
+The working region is a ring of `read_ahead + 1` slots: block k uses slot k mod (read_ahead + 1), and may be
+read once block k - 1 - read_ahead has been computed. Two neighbouring slots share one stretch of memory,
 one growing up and one growing down, so double buffering (read_ahead = 1) costs max(b_k + b_{k+1}) bytes
 and not the sum of two maxima. `stic.compiler.memory.check` verifies the result without this code.
 """
@@ -15,20 +15,24 @@ from stic.compiler.store import Store
 from stic.runtime.format import (
     ALIGN,
     BLOCK,
+    BLOCK_ENTRY,
     DENSE,
     EXTENT,
     FILE,
     HEADER,
-    LAYER,
     LEVELS,
     LIMITS,
+    MODEL,
     PLAN,
     RECORD,
     REGION,
     REGIONS,
+    SHAPE,
     TILE,
     WEIGHT_REGIONS,
+    CacheType,
     Shape,
+    cache_layout,
     levels_of,
     pad,
     scratch_bytes,
@@ -46,14 +50,14 @@ LANE_STACK_BYTES = 32 << 10  # what an IO lane touches of its stack
 class Extent:
     """One aligned read; fields as in runtime.format.EXTENT, destination relative to its region."""
 
-    layer: int
+    block: int
     level: int
     first: int
     count: int
     file_offset: int
     bytes: int
     destination: int
-    wait_layer: int  # -1: may be read at once
+    wait_block: int  # -1: may be read at once
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,19 @@ class Placement:
     """Extents of a plan: resident ones in the preload region, streamed ones in the working region."""
 
     resident: tuple[Extent, ...]
-    streamed: tuple[Extent, ...]  # in load order: layer, then level
+    streamed: tuple[Extent, ...]  # in load order: block, then level
     preload_bytes: int
     working_bytes: int
 
 
-def _extents(layer: int, plan: LayerPlan, store: Store) -> tuple[list[Extent], list[Extent]]:
-    """(resident, streamed) extents of a layer, by level, not yet placed."""
+def _extents(block: int, plan: LayerPlan, store: Store) -> tuple[list[Extent], list[Extent]]:
+    """(resident, streamed) extents of a block, by level, not yet placed."""
     resident: list[Extent] = []
     streamed: list[Extent] = []
     wanted = [set(levels_of(b, store.nested)) for b in plan.bits]
     held = [set(levels_of(r, store.nested)) for r in plan.resident]
     if any(not h <= w for h, w in zip(held, wanted, strict=True)):
-        raise ValueError(f"layer {layer} holds copies that its bits {plan.bits} do not use: {plan.resident}")
+        raise ValueError(f"block {block} holds copies that its bits {plan.bits} do not use: {plan.resident}")
     for level in range(LEVELS):
         for out, slices in (
             (resident, [s for s, h in enumerate(held) if level in h]),
@@ -82,16 +86,16 @@ def _extents(layer: int, plan: LayerPlan, store: Store) -> tuple[list[Extent], l
             if slices:
                 first, count = slices[0], slices[-1] - slices[0] + 1
                 if count != len(slices):
-                    raise ValueError(f"slices {slices} of layer {layer}, level {level} are not one run")
-                offset, size = store.extent(layer, level, first, count)
-                out.append(Extent(layer, level, first, count, offset, size, 0, -1))
+                    raise ValueError(f"slices {slices} of block {block}, level {level} are not one run")
+                offset, size = store.extent(block, level, first, count)
+                out.append(Extent(block, level, first, count, offset, size, 0, -1))
     return resident, streamed
 
 
 def _slots(sizes: list[int], slots: int) -> list[tuple[int, int]]:
     """(base, bytes) of each stretch of memory that slots 2p and 2p + 1 share.
 
-    Layers at most slots - 1 apart may be held together; `sizes` are streamed bytes by layer.
+    Blocks at most slots - 1 apart may be held together; `sizes` are streamed bytes by block.
     """
     stretches, base = [], 0
     for slot in range(0, slots, 2):
@@ -108,8 +112,8 @@ def _slots(sizes: list[int], slots: int) -> list[tuple[int, int]]:
 def place_extents(plan: Plan, store: Store) -> Placement:
     """Give every extent its place.
 
-    Resident extents lie one after another. A streamed extent of layer k waits for the latest kept layer that
-    is at most k - 1 - read_ahead, once any layer up to there has streamed; before that there is nothing to
+    Resident extents lie one after another. A streamed extent of block k waits for the latest kept block that
+    is at most k - 1 - read_ahead, once any block up to there has streamed; before that there is nothing to
     overwrite. A plan without overlap reads everything first and therefore reuses nothing.
     """
     layers = [_extents(k, layer, store) for k, layer in enumerate(plan.layers)]
@@ -130,54 +134,93 @@ def place_extents(plan: Plan, store: Store) -> Placement:
         base, size = stretches[k % (ahead + 1) // 2]
         at = base if k % (ahead + 1) % 2 == 0 else base + size - sizes[k]
         for extent in streamed:
-            streamed_all.append(replace(extent, destination=at, wait_layer=wait))
+            streamed_all.append(replace(extent, destination=at, wait_block=wait))
             at += extent.bytes
     working_bytes = sum(size for _, size in stretches)
     return Placement(tuple(resident), tuple(streamed_all), preload_bytes, working_bytes)
 
 
 @dataclass(frozen=True)
+class DecoderSizes:
+    """What more the sizes of a decoder's regions follow from; fields as those of runtime.format.HEADER and MODEL."""
+
+    chunk: int
+    group: int
+    cache: CacheType
+    rotaries: int
+    rotary_features: int
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What the sizes of the engine's regions follow from, decisions of the plan aside."""
 
-    shape: Shape
-    slices: int  # S of runtime.format: slices of a layer, or the most that a plan keeps
+    shapes: tuple[Shape, ...]  # of each block, of which all slices are kept
     max_length: int  # tokens
     trunk_bytes: int
     row_stride: int  # of embeddings.bin
     head_width: int  # widest input or output of the head's linear maps; 0: no head
-    output_floats: int  # max_length * features, or features
+    output_floats: int  # max_length * features, or features; 0 of a decoder
     threads: int
     lanes: int  # that read extents
     row_lanes: int  # that read embedding rows, those included
     stack_bytes: int
+    decoder: DecoderSizes | None = None  # None: an encoder
+
+    @property
+    def hidden(self) -> int:
+        """Features of the hidden states."""
+        return self.shapes[0].hidden
 
 
 def _buffers(z: Sizes) -> dict[str, int]:
     """Bytes of the regions that no decision changes, as runtime.format.REGIONS defines them."""
-    shape, tiles = z.shape, -(-z.max_length // TILE)
-    hidden = shape.padded_hidden
-    attention, ffn = z.slices * shape.attention_width, z.slices * shape.ffn_width
-    widest = max(hidden, attention, ffn)
+    chunk = z.max_length if z.decoder is None else z.decoder.chunk
+    tiles, hidden = -(-chunk // TILE), z.shapes[0].padded_hidden
+    attention = max(x.slices * x.attention_width for x in z.shapes)
+    widest = max(hidden, attention, max(x.slices * x.ffn_width for x in z.shapes))
+    groups = 1 if z.decoder is None else _most_groups(z.shapes, z.decoder.group)
     vector = 4 * TILE  # one feature of one tile
+    head_dim = max(x.head_dim for x in z.shapes)
     return {
         "trunk": z.trunk_bytes,
         "x": tiles * hidden * vector,
         "y": tiles * hidden * vector,
-        "qkv": tiles * 3 * attention * vector,
+        "qkv": tiles * max(x.slices * x.qkv_width for x in z.shapes) * vector,
         "context": tiles * attention * vector,
-        "ffn": tiles * ffn * vector,
+        "ffn": tiles * max(x.slices * x.up_width for x in z.shapes) * vector,
         "quantized": tiles * widest * TILE,
-        "token_scale": tiles * vector,
-        "token_sum": tiles * vector,
+        "token_scale": tiles * groups * vector,
+        "token_sum": tiles * groups * vector,
         "panel": z.threads * TILE * widest,
-        "scratch": z.threads * scratch_bytes(z.max_length, shape.head_dim),
-        "rows": z.max_length * z.row_stride,
+        "scratch": z.threads * scratch_bytes(z.max_length, head_dim, z.decoder is not None),
+        "rows": chunk * z.row_stride,
         "staging": z.row_lanes * pad(z.row_stride, BLOCK),
-        "ids": 4 * z.max_length,
-        "types": 4 * z.max_length,
+        "ids": 4 * chunk,
+        "types": 4 * chunk if z.decoder is None else 0,
         "head": 2 * pad(z.head_width, TILE) * vector,
         "output": 4 * z.output_floats,
+        **_decoder_buffers(z, tiles),
+    }
+
+
+def _most_groups(shapes: tuple[Shape, ...], group: int) -> int:
+    """Groups of a token's features, before any matrix."""
+    joined = [(x.slices, width) for x in shapes for width in (x.attention_width, x.ffn_width)]
+    return max(-(-shapes[0].padded_hidden // group), *(slices * -(-width // group) for slices, width in joined))
+
+
+def _decoder_buffers(z: Sizes, tiles: int) -> dict[str, int]:
+    """Bytes of the regions that only decoders have."""
+    d, vector = z.decoder, 4 * TILE
+    if d is None:
+        return dict.fromkeys(("normed", "turns", "cache", "logits"), 0)
+    heads = [(x.slices * x.key_heads_per_slice, x.head_dim) for x in z.shapes if x.kind == "attention"]
+    return {
+        "normed": tiles * z.shapes[0].padded_hidden * vector,
+        "turns": tiles * d.rotaries * d.rotary_features * vector,
+        "cache": sum(count * cache_layout(z.max_length, head_dim, d.cache).size for count, head_dim in heads),
+        "logits": 4 * max(x.slices * x.head_width for x in z.shapes),
     }
 
 
@@ -217,21 +260,20 @@ def regions(
 
 def index_bytes(store: Store, plans: int = 1) -> int:
     """Upper bound of index.bin for a package of so many plans: for each its bits and two extents for every
-    (layer, level); all optional tables full."""
-    runs = store.layers * LEVELS
-    plan = store.layers * store.slices + runs * 2 * EXTENT.itemsize
+    (block, level); all optional tables full."""
+    runs, shards = store.blocks * LEVELS, sum(store.slices)
+    plan = PLAN.itemsize + shards + runs * 2 * EXTENT.itemsize
     tables = (
-        LIMITS["files"] * FILE.itemsize
-        + store.layers * LAYER.itemsize
-        + runs * store.slices * RECORD.itemsize
+        MODEL.itemsize
+        + LIMITS["files"] * FILE.itemsize
+        + len(store.cuts) * SHAPE.itemsize
+        + store.blocks * BLOCK_ENTRY.itemsize
+        + LEVELS * shards * RECORD.itemsize
         + plans * plan
         + LIMITS["dense"] * DENSE.itemsize
         + len(REGIONS) * REGION.itemsize
     )
-    aligned = 8 * ALIGN  # between tables
-    if plans > 1:
-        tables += plans * PLAN.itemsize
-        aligned += 2 * ALIGN * plans
+    aligned = (9 + 2 * plans) * ALIGN  # between tables
     return pad(HEADER.itemsize + tables + aligned, BLOCK)
 
 

@@ -14,6 +14,8 @@ from stic.compiler.frontend.reading import VECTOR, Reading
 from stic.compiler.memory.check import verify_extents, verify_family, verify_regions, verify_state, verify_weights
 from stic.compiler.memory.gpu import gpu_bytes, gpu_state
 from stic.compiler.memory.placement import Placement, Sizes, fixed_bytes, place_extents, regions
+from stic.compiler.model import Model
+from stic.compiler.package.contents import Contents, Quantized, model_table
 from stic.compiler.package.index import GpuParts, Parts, PlacedPlan
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.trunk import Trunk, build_embeddings, build_trunk
@@ -22,9 +24,9 @@ from stic.compiler.planner.costs import REQUEST_BYTES
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
-from stic.runtime.format import FULL, LIMITS, MATRICES, levels_of, row_stride
+from stic.runtime.format import FULL, LIMITS, POOLINGS, levels_of, row_stride
 from stic.runtime.gpu_format import GpuPrecision
-from stic.schedules.shape import KernelShape
+from stic.schedules.shape import DecoderShape, KernelShape
 from stic.targets.gpu import Gpu
 from stic.targets.target import Target
 
@@ -36,12 +38,14 @@ ROW_LANES = 8  # reads of 4 KiB gain from so many at once, also on flash; reads 
 class Materials:
     """What a package is made of before any decision: quantised shards, trunk, embeddings, and their sizes."""
 
-    quantized: QuantizedModel
+    quantized: Quantized
+    contents: Contents
     store: Store
     trunk: Trunk
     embeddings: bytes
     sizes: Sizes
     row_type: str  # of the embeddings: one of ROW_TYPES
+    kernel_shape: KernelShape | DecoderShape  # what the model's kernels are compiled for
 
     def fixed_bytes(self, plans: int = 1) -> int:
         """Memory that no decision changes, in a package of so many plans."""
@@ -52,11 +56,16 @@ class Materials:
         return gpu_bytes(self.sizes, self.store, storage)
 
     @property
-    def kernel_shape(self) -> KernelShape:
-        """What the model's kernels are compiled for."""
-        model = self.quantized.sharded.model
-        epsilon = model.embeddings.norm.epsilon
-        return KernelShape(model.hidden, model.head_dim, model.activation, epsilon, epsilon)
+    def encoder(self) -> QuantizedModel:
+        """The quantised model of an encoder."""
+        assert isinstance(self.quantized, QuantizedModel)
+        return self.quantized
+
+    @property
+    def encoder_shape(self) -> KernelShape:
+        """The same of an encoder, which alone has kernels for GPUs."""
+        assert isinstance(self.kernel_shape, KernelShape)
+        return self.kernel_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,31 +78,35 @@ class Planned:
 
 
 def collect(
-    quantized: QuantizedModel, full_bits: int, max_length: int, threads: int, lanes: int, row_type: str = "int8"
+    quantized: QuantizedModel,
+    full_bits: int,
+    max_length: int,
+    threads: int,
+    lanes: int,
+    row_type: str = "int8",
+    reading: Reading = VECTOR,
 ) -> Materials:
     """Lay out the store and build the trunk and the embedding rows, of one of ROW_TYPES, of a quantised model.
 
+    `reading` says how the outputs are read.
     Raises UnsupportedModelError if its norms differ in epsilon, InputError if it has too few positions or its rows
     cannot be of that type.
     """
-    geometry, model = quantized.sharded.geometry, quantized.sharded.model
+    model, shapes = quantized.sharded.model, quantized.shapes
     norms = [model.embeddings.norm, *(n for layer in model.layers for n in (layer.attention_norm, layer.ffn_norm))]
     if len({norm.epsilon for norm in norms}) > 1:
         raise UnsupportedModelError(f"{model.name}: its layer norms differ in epsilon; kernels are compiled for one")
-    outliers = np.array(
-        [
-            [[len(quantized.matrix(layer, s, name).outliers) for name in MATRICES] for s in range(geometry.slices)]
-            for layer in range(geometry.layers)
-        ]
-    )
-    store = lay_out(geometry.shape, outliers, quantized.nested, full_bits)
+    outliers = [
+        np.array([[len(quantized.matrix(b, s, name).outliers) for name in x.matrices] for s in range(x.slices)])
+        for b, x in enumerate(shapes)
+    ]
+    store = lay_out(shapes, outliers, quantized.nested, full_bits)
     trunk = build_trunk(quantized, max_length)
     head = model.head
     widths = [n for dense in head.dense for n in dense.linear.weight.shape]
     features = head.dense[-1].linear.weight.shape[0] if head.dense else model.hidden
     sizes = Sizes(
-        shape=geometry.shape,
-        slices=geometry.slices,
+        shapes=shapes,
         max_length=max_length,
         trunk_bytes=len(trunk.data),
         row_stride=row_stride(model.hidden, row_type),
@@ -104,7 +117,39 @@ def collect(
         row_lanes=max(lanes, ROW_LANES),
         stack_bytes=STACK_BYTES,
     )
-    return Materials(quantized, store, trunk, build_embeddings(model.embeddings.word, row_type), sizes, row_type)
+    epsilon, embeddings = model.embeddings.norm.epsilon, build_embeddings(model.embeddings.word, row_type)
+    kernel_shape = KernelShape(model.hidden, model.head_dim, model.activation, epsilon, epsilon)
+    contents = _contents(model, max_length, trunk, reading)
+    return Materials(quantized, contents, store, trunk, embeddings, sizes, row_type, kernel_shape)
+
+
+def _contents(model: Model, max_length: int, trunk: Trunk, reading: Reading) -> Contents:
+    """What a package says of an encoder."""
+    head, types = model.head, model.embeddings.token_type
+    values: dict[str, Any] = {
+        "hidden": model.hidden,
+        "vocabulary": model.embeddings.word.shape[0],
+        "max_length": max_length,
+        "chunk": max_length,
+        "types": 0 if types is None else len(types),
+        "padding": 0 if model.embeddings.padding is None else model.embeddings.padding + 1,
+        "pooling": POOLINGS.index(head.pooling),
+        "normalize": int(head.normalize),
+        "output_features": head.dense[-1].linear.weight.shape[0] if head.dense else model.hidden,
+        "embedding_multiplier": 1.0,
+        **trunk.model,
+    }
+    described = {
+        "name": model.name,
+        "activation": model.activation,
+        "epsilon": model.embeddings.norm.epsilon,
+        "elastic": model.elastic,
+        "labels": list(reading.names),
+        "reading": reading.to_json(),
+        "positions": min(model.max_length, LIMITS["chunk"]),  # --max-length could be so much
+    }
+    files = {} if model.tokenizer is None else {"tokenizer.json": model.tokenizer.read_bytes()}
+    return Contents(model_table(values), described, files)
 
 
 def claim(
@@ -124,7 +169,6 @@ def assemble_package(
     kernels: Path,
     program: GpuProgram | None = None,
     fallback: bool = True,
-    reading: Reading = VECTOR,
     keep_planes: bool = False,
 ) -> Parts:
     """Place everything that the plans decide and verify the placement; the result is ready for `write_package`.
@@ -155,6 +199,7 @@ def assemble_package(
         _check_launches(target.gpu, program)
     return Parts(
         quantized=materials.quantized,
+        contents=materials.contents,
         store=store,
         trunk=materials.trunk,
         embeddings=materials.embeddings,
@@ -162,27 +207,26 @@ def assemble_package(
         plans=placed,
         target=target,
         kernels=kernels,
-        max_length=sizes.max_length,
         threads=sizes.threads,
         lanes=sizes.lanes,
         row_lanes=sizes.row_lanes,
         request_bytes=REQUEST_BYTES,
         stack_bytes=sizes.stack_bytes,
-        reading=reading,
         gpu=gpu,
     )
 
 
 def _stored(plans: list[Plan], store: Store, keep_planes: bool) -> NDArray[np.bool_]:
-    """Which records plans use, (layers, LEVELS, slices); with `keep_planes` all that they or others could use."""
+    """Which records plans use, (blocks, LEVELS, most slices); with `keep_planes` all that they or others could use."""
     used = np.zeros(store.bytes.shape, bool)
     for plan in plans:
         for number, layer in enumerate(plan.layers):
             for s, bits in enumerate(layer.bits):
                 used[number, list(levels_of(bits, store.nested)), s] = True
     if keep_planes:
-        used[:, :FULL] = True
-        used[:, FULL] = used[:, FULL].any()
+        there = store.bytes > 0
+        used[:, :FULL] = there[:, :FULL]
+        used[:, FULL] = used[:, FULL].any() & there[:, FULL]
     return used
 
 

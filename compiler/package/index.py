@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,33 +11,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.frontend.reading import VECTOR, Reading
 from stic.compiler.memory.gpu import GpuState
 from stic.compiler.memory.placement import Placement
+from stic.compiler.package.contents import Contents, Quantized
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.trunk import Trunk
 from stic.compiler.plan import Plan
-from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store
 from stic.runtime.files import crc_of
 from stic.runtime.format import (
     ALIGN,
-    ARCHITECTURES,
     EXTENT,
     FEATURES,
     FILE,
     HEADER,
+    KINDS,
     LEVELS,
+    MACHINES,
     MAGIC,
     MAJOR,
     MINOR,
     PLAN,
-    POOLINGS,
     RECORD,
     REGION,
     REGIONS,
     ROW_TYPES,
+    SHAPE,
     WEIGHT_REGIONS,
+    Shape,
     pad,
     row_stride,
 )
@@ -73,7 +74,8 @@ class PlacedPlan:
 class Parts:
     """What goes into a package."""
 
-    quantized: QuantizedModel
+    quantized: Quantized
+    contents: Contents
     store: Store
     trunk: Trunk
     embeddings: bytes
@@ -81,13 +83,11 @@ class Parts:
     plans: tuple[PlacedPlan, ...]  # at least one; the first is the default
     target: Target
     kernels: Path  # kernels.so
-    max_length: int
     threads: int
     lanes: int
     row_lanes: int
     request_bytes: int
     stack_bytes: int
-    reading: Reading = VECTOR  # of the outputs
     gpu: GpuParts | None = None
 
     @property
@@ -116,34 +116,31 @@ def _gpu(gpu: GpuParts, plan: Plan, append: Callable[[NDArray[Any]], int]) -> ND
     return structure
 
 
-def _bits(plan: Plan, slices: int) -> NDArray[np.uint8]:
-    """Table `bits` of a plan, (layers, slices)."""
-    bits = np.zeros((len(plan.layers), slices), np.uint8)
-    for number, decided in enumerate(plan.layers):
-        bits[number, : len(decided.bits)] = decided.bits
-    return bits
+def _bits(plan: Plan, slices: Sequence[int]) -> NDArray[np.uint8]:
+    """The bits of a plan: of each block in turn, of its slices."""
+    rows = [[*decided.bits, *[0] * (n - len(decided.bits))] for decided, n in zip(plan.layers, slices, strict=True)]
+    return np.array([bits for row in rows for bits in row], np.uint8)
 
 
 def _extents(placement: Placement, regions: Mapping[str, tuple[int, int]]) -> NDArray[Any]:
-    """Table `extents` of a plan: resident ones, then streamed ones."""
+    """The extents of a plan: resident ones, then streamed ones."""
     placed = [("preload", extent) for extent in placement.resident]
     placed += [("working", extent) for extent in placement.streamed]
     extents = np.zeros(len(placed), EXTENT)
     for entry, (region, extent) in zip(extents, placed, strict=True):
         entry["file_offset"], entry["bytes"] = extent.file_offset, extent.bytes
         entry["destination"] = regions[region][0] + extent.destination
-        for name in ("layer", "level", "first", "count", "wait_layer"):
+        for name in ("block", "level", "first", "count", "wait_block"):
             entry[name] = getattr(extent, name)
     return extents
 
 
-def _plan_table(parts: Parts, bits_at: int, extents_at: int, append: Callable[[NDArray[Any]], int]) -> NDArray[Any]:
-    """Table `plans`; the first plan's tables are the header's, those of the others are put in by `append`."""
+def _plan_table(parts: Parts, append: Callable[[NDArray[Any]], int]) -> NDArray[Any]:
+    """Table `plans`; the tables of each are put into index.bin by `append`."""
     table = np.zeros(len(parts.plans), PLAN)
-    slices = parts.quantized.sharded.geometry.slices
-    for number, (entry, one) in enumerate(zip(table, parts.plans, strict=True)):
-        entry["bits_at"] = append(_bits(one.plan, slices)) if number else bits_at
-        entry["extents_at"] = append(_extents(one.placement, one.regions)) if number else extents_at
+    for entry, one in zip(table, parts.plans, strict=True):
+        entry["bits_at"] = append(_bits(one.plan, parts.store.slices))
+        entry["extents_at"] = append(_extents(one.placement, one.regions))
         entry["extents"] = len(one.placement.resident) + len(one.placement.streamed)
         entry["resident_extents"] = len(one.placement.resident)
         entry["load_first"] = not one.plan.overlap
@@ -153,6 +150,27 @@ def _plan_table(parts: Parts, bits_at: int, extents_at: int, append: Callable[[N
             entry[region]["offset"], entry[region]["bytes"] = one.regions[region]
         entry["quality"] = one.plan.quality
     return table
+
+
+def _shape_table(cuts: Sequence[Shape]) -> NDArray[Any]:
+    """Table `shapes`."""
+    table = np.zeros(len(cuts), SHAPE)
+    for entry, shape in zip(table, cuts, strict=True):
+        for name in SHAPE.names or ():
+            entry[name] = KINDS.index(shape.kind) if name == "kind" else getattr(shape, name)
+    return table
+
+
+def _record_table(store: Store, crcs: NDArray[np.uint32]) -> NDArray[Any]:
+    """Table `records`: of each block in turn, (LEVELS, slices)."""
+    blocks = []
+    for number, slices in enumerate(store.slices):
+        table = np.zeros((LEVELS, slices), RECORD)
+        present = store.bytes[number, :, :slices] > 0
+        table["offset"] = np.where(present, store.offset[number, :, :slices], 0)
+        table["bytes"], table["crc"] = store.bytes[number, :, :slices], crcs[number, :, :slices]
+        blocks.append(table.reshape(-1))
+    return np.concatenate(blocks)
 
 
 def _file_table(folder: Path, known: Mapping[str, int]) -> NDArray[Any]:
@@ -168,74 +186,43 @@ def _file_table(folder: Path, known: Mapping[str, int]) -> NDArray[Any]:
 def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[str, int] | None = None) -> bytes:
     """Return the content of index.bin.
 
-    `crcs` has the CRC of every record, (layers, LEVELS, slices); all other files lie in `folder`, and `known` has the
-    CRCs of some of them.
+    `crcs` has the CRC of every record, (blocks, LEVELS, most slices); all other files lie in `folder`, and `known` has
+    the CRCs of some of them.
     """
-    store, default, geometry = parts.store, parts.default, parts.quantized.sharded.geometry
-    plan = default.plan
-    model = parts.quantized.sharded.model
-    layers = parts.trunk.layers.copy()
-    for number, decided in enumerate(plan.layers):
-        layers[number]["slices"], layers[number]["full"] = len(decided.bits), decided.full
-    records = np.zeros((geometry.layers, LEVELS, geometry.slices), RECORD)
-    records["offset"], records["bytes"], records["crc"] = store.offset, store.bytes, crcs
-    extents = _extents(default.placement, default.regions)
-    regions = _region_table(REGIONS, default.regions)
+    store, default = parts.store, parts.default
+    blocks = parts.trunk.blocks.copy()
+    blocks["shape"] = store.cut_of
+    places = default.regions | dict.fromkeys(WEIGHT_REGIONS, (0, 0))  # those of weights are each plan's own
     files = _file_table(folder, known or {})
-    head = model.head
-    types = model.embeddings.token_type
-    features = head.dense[-1].linear.weight.shape[0] if head.dense else model.hidden
     header = np.zeros(1, HEADER)
     values: dict[str, Any] = {
         "magic": MAGIC,
         "major": MAJOR,
         "minor": MINOR,
-        "architecture": ARCHITECTURES.index(parts.target.arch),
+        "machine": MACHINES.index(parts.target.arch),
         "features": sum(1 << FEATURES.index(name) for name in parts.target.features),
-        "hidden": geometry.hidden,
-        "heads_per_slice": geometry.heads_per_slice,
-        "head_dim": geometry.head_dim,
-        "slices": geometry.slices,
-        "layers": geometry.layers,
-        "neurons_per_slice": geometry.neurons_per_slice,
-        "vocabulary": model.embeddings.word.shape[0],
-        "max_length": parts.max_length,
-        "types": 0 if types is None else len(types),
-        "row_stride": row_stride(model.hidden, parts.row_type),
-        "row_type": ROW_TYPES.index(parts.row_type),
+        "cores": parts.target.core_bits,
+        "interleave": interleave(parts.target),
+        "group": store.group,
         "nested": int(store.nested),
         "full_bits": store.full_bits,
-        "pooling": POOLINGS.index(head.pooling),
-        "normalize": int(head.normalize),
-        "output_features": features,
+        "row_stride": row_stride(store.shapes[0].hidden, parts.row_type),
+        "row_type": ROW_TYPES.index(parts.row_type),
+        "table_resident": int(default.plan.table_resident),
         "threads": parts.threads,
         "lanes": parts.lanes,
         "row_lanes": parts.row_lanes,
-        "padding": 0 if model.embeddings.padding is None else model.embeddings.padding + 1,
         "request_bytes": parts.request_bytes,
         "stack_bytes": parts.stack_bytes,
-        "table_resident": int(plan.table_resident),
-        "load_first": int(not plan.overlap),
-        "interleave": interleave(parts.target),
-        "cores": parts.target.core_bits,
-        **parts.trunk.header,
-        "files": len(files),
-        "extents": len(extents),
-        "resident_extents": len(default.placement.resident),
-        "dense": len(parts.trunk.dense),
-        "arena_bytes": default.arena_bytes,
-        "claimed_bytes": default.claimed_bytes,
-        "deadline_us": plan.budget.latency_us or 0,
-        "predicted_us": default.predicted_us,
     }
     tables = {
-        "files_at": files,
-        "layers_at": layers,
-        "bits_at": _bits(plan, geometry.slices),
-        "records_at": records,
-        "extents_at": extents,
-        "dense_at": parts.trunk.dense,
-        "regions_at": regions,
+        "model": parts.contents.model,
+        "files": files,
+        "shapes": _shape_table(store.cuts),
+        "blocks": blocks,
+        "records": _record_table(store, crcs),
+        "dense": parts.trunk.dense,
+        "regions": _region_table(REGIONS, places),
     }
     body = b""
 
@@ -247,13 +234,13 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         body += raw + bytes(-len(raw) % ALIGN)
         return at
 
+    tables["plans"] = _plan_table(parts, append)
     for name, table in tables.items():
-        values[name] = append(table)
+        values[f"{name}_at"] = append(table)
+        if name in (HEADER.names or ()):
+            values[name] = len(table)
     if parts.gpu is not None:
-        values["gpu_at"] = append(_gpu(parts.gpu, plan, append))
-    if len(parts.plans) > 1:
-        table = _plan_table(parts, values["bits_at"], values["extents_at"], append)
-        values["plans_at"], values["plans"] = append(table), len(table)
+        values["gpu_at"] = append(_gpu(parts.gpu, default.plan, append))
     for name, value in values.items():
         header[0][name] = value
     header[0]["index_bytes"] = pad(HEADER.itemsize, ALIGN) + len(body)

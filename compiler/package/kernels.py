@@ -25,7 +25,7 @@ from stic.runtime.errors import ToolchainError
 from stic.runtime.files import write_bytes
 from stic.runtime.gpu_format import LAUNCH, MOST_LAUNCHES, GpuPrecision, Style
 from stic.runtime.native import cache_dir
-from stic.schedules.shape import KernelShape
+from stic.schedules.shape import DecoderShape, KernelShape
 from stic.schedules.tuning import tuning_for
 from stic.targets.target import Target
 from stic.targets.toolchain import find_c_compiler, link_shared
@@ -46,7 +46,7 @@ class GpuProgram:
     launches: NDArray[Any]  # LAUNCH
 
 
-def generate(shape: KernelShape, target: Target, out: Path) -> None:
+def generate(shape: KernelShape | DecoderShape, target: Target, out: Path) -> None:
     """Write the shared library with every kernel of the model to `out`.
 
     Its symbols are plain C functions (stic_dot, stic_unpack_b2, ...) and it needs no other library.
@@ -89,7 +89,7 @@ def _launches(entries: list[dict[str, Any]]) -> NDArray[Any]:
     return table
 
 
-def _compile(shape: KernelShape, target: Target, out: Path) -> None:
+def _compile(shape: KernelShape | DecoderShape, target: Target, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
         compiled = Path(folder) / "kernels.o"
         _in_process("library", shape, target, str(compiled))
@@ -121,7 +121,7 @@ def _in_process(name: str, *arguments: Any) -> Any:
     return result
 
 
-def kernels_key(shape: KernelShape, target: Target) -> str:
+def kernels_key(shape: KernelShape | DecoderShape, target: Target) -> str:
     """Return a hash of everything that the library's content depends on."""
     linker = find_c_compiler(target)
     facts = {

@@ -19,11 +19,11 @@ from typing import Any
 
 from stic.runtime.errors import SticError
 from stic.runtime.gpu_format import GpuPrecision, Style
-from stic.schedules.shape import KernelShape
+from stic.schedules.shape import DecoderShape, KernelShape
 from stic.targets.target import Target
 
 
-def library(shape: KernelShape, target: Target, out: str) -> None:
+def library(shape: KernelShape | DecoderShape, target: Target, out: str) -> None:
     """Compile every kernel of a model for a CPU into the object file `out`."""
     from stic.schedules.rule import kernels_for
     from stic.schedules.tir import build

@@ -9,10 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.compiler.quantization.quantize import SHARED_SCALE, QuantizedModel
+from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import layer_trunk, shard_bias
 from stic.runtime.errors import InputError
-from stic.runtime.format import ACTIVATIONS, ALIGN, BLOCK, DENSE, LAYER, TILE, pad, row_bytes, row_stride
+from stic.runtime.format import (
+    ABSENT,
+    ACTIVATIONS,
+    ALIGN,
+    BLOCK,
+    BLOCK_ENTRY,
+    DENSE,
+    JOINED,
+    MATRICES,
+    ROLES,
+    TILE,
+    pad,
+    row_bytes,
+    row_stride,
+)
 
 BEYOND_HALF = 65520.0  # the least magnitude that float16 rounds to infinity
 
@@ -24,8 +38,8 @@ class Trunk:
     """trunk.bin and the index entries that point into it."""
 
     data: bytes
-    header: dict[str, int]  # the header's *_at fields
-    layers: NDArray[np.void]  # LAYER, without `slices` and `full`
+    model: dict[str, int]  # the *_at fields of MODEL
+    blocks: NDArray[np.void]  # BLOCK_ENTRY
     dense: NDArray[np.void]  # DENSE
 
 
@@ -37,7 +51,7 @@ def finite(values: NDArray[np.floating[Any]], model: str, what: str) -> NDArray[
     return values
 
 
-class _Writer:
+class TensorWriter:
     """Appends the tensors of a model at multiples of ALIGN."""
 
     def __init__(self, model: str) -> None:
@@ -55,6 +69,19 @@ class _Writer:
         self.size += len(data)
         return at
 
+    @property
+    def data(self) -> bytes:
+        """All tensors, each at its offset."""
+        return b"".join(self.parts)
+
+
+def absent_entries(blocks: int) -> NDArray[np.void]:
+    """Table BLOCK of blocks without tensors."""
+    entries = np.zeros(blocks, BLOCK_ENTRY)
+    for role in ROLES:
+        entries[f"{role}_at"] = ABSENT
+    return entries
+
 
 def _padded(values: NDArray[np.float32], *shape: int) -> NDArray[np.float32]:
     result = np.zeros(shape, np.float32)
@@ -62,7 +89,8 @@ def _padded(values: NDArray[np.float32], *shape: int) -> NDArray[np.float32]:
     return result
 
 
-def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Values of float16; what it cannot hold becomes infinite."""
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused with a sentence
         return values.astype(np.float16)
 
@@ -77,23 +105,24 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
     width, table = geometry.HP, model.embeddings
     if max_length > model.max_length:
         raise InputError(f"{model.name} has positions for {model.max_length} tokens, not for {max_length}")
-    writer = _Writer(model.name)
+    writer = TensorWriter(model.name)
     rows = table.position[table.position_offset : table.position_offset + max_length]
     if table.padding is not None:
         rows = np.concatenate([rows, table.position[table.position_offset - 1 :][:1]])
     types = np.zeros((1, width), np.float32) if table.token_type is None else table.token_type
-    header = {
-        "position_at": writer.add("the position table", _half(_padded(rows, len(rows), width))),
-        "token_type_at": writer.add("the token type table", _half(_padded(types, len(types), width))),
+    places = {
+        "position_at": writer.add("the position table", half(_padded(rows, len(rows), width))),
+        "token_type_at": writer.add("the token type table", half(_padded(types, len(types), width))),
         "embedding_gamma_at": writer.add("the embeddings' norm", _padded(table.norm.gamma, width)),
         "embedding_beta_at": writer.add("the embeddings' norm", _padded(table.norm.beta, width)),
+        "rotary_at": ABSENT,
     }
-    layers = np.zeros(geometry.layers, LAYER)
-    for number, entry in enumerate(layers):
+    blocks = absent_entries(geometry.layers)
+    for number, entry in enumerate(blocks):
         whole = layer_trunk(sharded, number)
         biases = [shard_bias(sharded, number, s) for s in range(geometry.slices)]
-        for name in ("qkv", "out", "up", "down"):
-            slices = range(1 if name in SHARED_SCALE else geometry.slices)
+        for name in MATRICES["layer"]:
+            slices = range(1 if name in JOINED else geometry.slices)
             scales = np.stack([quantized.matrix(number, s, name).scale for s in slices]).astype(np.float32)
             entry[f"{name}_scale_at"] = writer.add(f"layer {number}, the scale of {name}", scales)
         for name in ("qkv", "up"):
@@ -101,17 +130,19 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
             entry[f"{name}_bias_at"] = writer.add(f"layer {number}, the bias of {name}", stacked)
         entry["out_bias_at"] = writer.add(f"layer {number}, the bias of out", whole.out_bias)
         entry["down_bias_at"] = writer.add(f"layer {number}, the bias of down", whole.down_bias)
-        for name in ("attention_gamma", "attention_beta", "ffn_gamma", "ffn_beta"):
-            entry[f"{name}_at"] = writer.add(f"layer {number}, {name} of a norm", getattr(whole, name))
+        for norm, role in (("attention", "attention"), ("ffn", "post")):
+            for kind in ("gamma", "beta"):
+                what = f"layer {number}, {norm}_{kind} of a norm"
+                entry[f"{role}_{kind}_at"] = writer.add(what, getattr(whole, f"{norm}_{kind}"))
     dense = np.zeros(len(model.head.dense), DENSE)
     for number, (entry, part) in enumerate(zip(dense, model.head.dense, strict=True)):
         n, k = part.linear.weight.shape
-        weight = _half(_padded(part.linear.weight, pad(n, TILE), pad(k, TILE)))
+        weight = half(_padded(part.linear.weight, pad(n, TILE), pad(k, TILE)))
         entry["rows"], entry["columns"] = n, k
         entry["activation"] = ACTIVATIONS.index(part.activation)
         entry["weight_at"] = writer.add(f"the head's layer {number}, its weight", weight)
         entry["bias_at"] = writer.add(f"the head's layer {number}, its bias", _padded(part.linear.bias, pad(n, TILE)))
-    return Trunk(b"".join(writer.parts), header, layers, dense)
+    return Trunk(writer.data, places, blocks, dense)
 
 
 def build_embeddings(word: NDArray[np.float32], row_type: str = "int8") -> bytes:

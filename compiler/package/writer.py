@@ -22,31 +22,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.package.contents import Quantized
 from stic.compiler.package.index import Parts, PlacedPlan, index
 from stic.compiler.package.trunk import finite
 from stic.compiler.plan import to_json
-from stic.compiler.quantization.quantize import QuantizedModel
-from stic.compiler.sharding import shard_matrices
 from stic.compiler.store import Store
 from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
 from stic.runtime.files import chunks, whole_folder
-from stic.runtime.format import FULL, LEVEL_BITS, LIMITS, MAGIC, MATRICES, TILE, planes_in, record_layout
+from stic.runtime.format import FULL, LEVEL_BITS, MAGIC, TILE, planes_in, record_layout
 from stic.runtime.gpu_format import PROGRAM_FILE
 from stic.runtime.package import Package
 from stic.schedules.pack import interleave, pack_planes
 
 # What packages of one model for one target have in common.
-_SHARED = ("shards.bin", "trunk.bin", "embeddings.bin", "kernels.so", "tokenizer.json")
+_TEXT = ("tokenizer.json", "chat_template.jinja")
+_SHARED = ("shards.bin", "trunk.bin", "embeddings.bin", "kernels.so", *_TEXT)
 
 
-def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slice_: int, q: int) -> bytes:
+def record(quantized: Quantized, store: Store, block: int, level: int, slice_: int, q: int) -> bytes:
     """Assemble one record of shards.bin with interleave q; see `stic.runtime.format` for its parts.
 
     Raises InputError if a weight is more than float16 holds, where it is to be stored so.
     """
-    name_of_model = quantized.sharded.model.name
-    size = int(store.bytes[layer, level, slice_])
+    name_of_model = quantized.name
+    shape = store.shapes[block]
+    size = int(store.bytes[block, level, slice_])
     data = np.zeros(size, np.uint8)
 
     def put(at: int, values: NDArray[Any]) -> None:
@@ -54,25 +55,28 @@ def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slic
         data[at : at + len(raw)] = raw
 
     if level == FULL:
-        layout = record_layout(store.shape, FULL, store.nested, store.full_bits)
-        weights = shard_matrices(quantized.sharded, layer, slice_)
-        for name, (at,) in zip(MATRICES, layout.planes, strict=True):
+        layout = record_layout(shape, FULL, store.nested, store.full_bits)
+        weights = quantized.weights(block, slice_)
+        for name, (at,) in zip(shape.matrices, layout.planes, strict=True):
             with np.errstate(over="ignore"):
                 values = weights[name].astype(f"<f{store.full_bits // 8}")
-            put(at, finite(values, name_of_model, f"layer {layer}, {name}"))
+            put(at, finite(values, name_of_model, f"layer {block}, {name}"))
         return data.tobytes()
-    matrices = [quantized.matrix(layer, slice_, name) for name in MATRICES]
-    counts = tuple(len(m.outliers) for m in matrices)
-    layout = record_layout(store.shape, level, store.nested, 0, counts)
     bits = LEVEL_BITS[level]
+    matrices = [quantized.level(block, slice_, name, bits) for name in shape.matrices]
+    counts = tuple(len(m.outliers) for m in matrices)
+    layout = record_layout(shape, level, store.nested, 0, counts, store.group)
     for m, matrix in enumerate(matrices):
-        planes = pack_planes(matrix.codes_at(bits), bits, q)[-planes_in(level, store.nested) :]
+        planes = pack_planes(matrix.codes, bits, q)[-planes_in(level, store.nested) :]
         for at, plane in zip(layout.planes[m], planes, strict=True):
             put(at, plane)
-        put(layout.tables[m], matrix.luts[bits])
+        put(layout.tables[m], matrix.table)
+        if matrix.ratios is not None and layout.ratios:
+            ratios = matrix.ratios.reshape(-1, TILE, matrix.ratios.shape[1])
+            put(layout.ratios[m], ratios.transpose(0, 2, 1))
         if layout.blocks:
             outliers = matrix.outliers
-            blocks = np.arange(0, store.shape.matrix(MATRICES[m])[0] + 1, TILE)
+            blocks = np.arange(0, shape.matrix(shape.matrices[m])[0] + 1, TILE)
             put(layout.blocks[m], np.searchsorted(outliers.rows, blocks).astype("<u4"))
             position = positions(outliers.rows, outliers.columns, q)
             order = np.lexsort((position, outliers.rows // TILE))
@@ -80,7 +84,7 @@ def record(quantized: QuantizedModel, store: Store, layer: int, level: int, slic
             entries["position"] = position[order]
             with np.errstate(over="ignore"):
                 entries["value"] = outliers.values[order]
-            finite(entries["value"], name_of_model, f"layer {layer}, {MATRICES[m]}")
+            finite(entries["value"], name_of_model, f"layer {block}, {shape.matrices[m]}")
             if len(entries):
                 put(layout.outliers[m], entries)
     return data.tobytes()
@@ -136,13 +140,13 @@ def write_package(
 
 
 def _write_shared(parts: Parts, folder: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:
-    """Write the files of _SHARED; returns the CRC of every record, (layers, LEVELS, slices)."""
+    """Write the files of _SHARED; returns the CRC of every record, (blocks, LEVELS, most slices)."""
     crcs = _write_shards(parts, folder / "shards.bin", progress)
     (folder / "trunk.bin").write_bytes(parts.trunk.data)
     (folder / "embeddings.bin").write_bytes(parts.embeddings)
     shutil.copyfile(parts.kernels, folder / "kernels.so")
-    if parts.quantized.sharded.model.tokenizer is not None:
-        shutil.copyfile(parts.quantized.sharded.model.tokenizer, folder / "tokenizer.json")
+    for name, content in parts.contents.files.items():
+        (folder / name).write_bytes(content)
     return crcs
 
 
@@ -150,19 +154,18 @@ def _like(parts: Parts, twin: Package) -> Parts:
     """The parts, with the records that the twin stores. Raises InputError if it cannot lend its files to them."""
     store, records, head = parts.store, twin.records, twin.header
     levels = slice(None) if store.full_bits else slice(FULL)
-    tokenizer = parts.quantized.sharded.model.tokenizer
     same = {
         "shards.bin": records.shape == store.bytes.shape
         and bool(head["nested"]) == store.nested
         and int(head["interleave"]) == interleave(parts.target)
         and int(head["full_bits"]) in ((store.full_bits,) if store.full_bits else (0, 16, 32))
         and np.array_equal(records["bytes"][:, levels], store.bytes[:, levels])
-        and np.array_equal(records["offset"][:, levels], store.offset[:, levels]),
+        and np.array_equal(records["offset"][:, levels], np.where(store.bytes > 0, store.offset, 0)[:, levels]),
         "trunk.bin": twin.trunk == parts.trunk.data,
         # Not by CRC: that of rows which end with their own is the same for all rows.
         "embeddings.bin": _holds(twin.path / "embeddings.bin", parts.embeddings),
         "kernels.so": filecmp.cmp(twin.path / "kernels.so", parts.kernels, shallow=False),
-        "tokenizer.json": twin.tokenizer == (None if tokenizer is None else tokenizer.read_bytes()),
+        **{name: _file_of(twin, name) == parts.contents.files.get(name) for name in _TEXT},
     }
     for name in _SHARED:
         if not same[name]:
@@ -174,6 +177,11 @@ def _like(parts: Parts, twin: Package) -> Parts:
     size, offset = records["bytes"].astype(np.int64), records["offset"].astype(np.int64)
     stored = replace(store, full_bits=int(head["full_bits"]), bytes=size, offset=offset, total_bytes=total)
     return replace(parts, store=stored)
+
+
+def _file_of(package: Package, name: str) -> bytes | None:
+    """A file of a package, if it has it."""
+    return package.read(name) if name in package.files else None
 
 
 def _holds(path: Path, content: bytes) -> bool:
@@ -197,16 +205,16 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_shards(parts: Parts, path: Path, progress: Callable[[int, int], None]) -> NDArray[np.uint32]:
-    """Write shards.bin; returns the CRC of every record, (layers, LEVELS, slices)."""
+    """Write shards.bin; returns the CRC of every record, (blocks, LEVELS, most slices)."""
     store, q = parts.store, interleave(parts.target)
     crcs = np.zeros(store.bytes.shape, np.uint32)
     present = np.argwhere(store.bytes > 0)
     order = np.argsort(store.offset[tuple(present.T)], kind="stable")
     with path.open("wb") as file:
-        for done, (layer, level, s) in enumerate(present[order]):
-            data = record(parts.quantized, store, int(layer), int(level), int(s), q)
-            crcs[layer, level, s] = zlib.crc32(data)
-            file.seek(int(store.offset[layer, level, s]))
+        for done, (block, level, s) in enumerate(present[order]):
+            data = record(parts.quantized, store, int(block), int(level), int(s), q)
+            crcs[block, level, s] = zlib.crc32(data)
+            file.seek(int(store.offset[block, level, s]))
             file.write(data)
             progress(done + 1, len(present))
         file.truncate(store.total_bytes)
@@ -215,18 +223,10 @@ def _write_shards(parts: Parts, path: Path, progress: Callable[[int, int], None]
 
 def _description(parts: Parts) -> dict[str, Any]:
     """plan.json: what people and Python want to know, beside the plan itself."""
-    model = parts.quantized.sharded.model
     return {
         "format": 1,
-        "model": {
-            "name": model.name,
-            "activation": model.activation,
-            "epsilon": model.embeddings.norm.epsilon,
-            "elastic": model.elastic,
-            "labels": list(parts.reading.names),
-            "reading": parts.reading.to_json(),
-            "positions": min(model.max_length, LIMITS["max_length"]),  # --max-length could be so much
-        },
+        "model": dict(parts.contents.described),
+        **parts.contents.said,
         "target": parts.target.name,
         **({} if parts.gpu is None else {"gpu": parts.gpu.name}),
         "quantizer": parts.quantized.quantizer,

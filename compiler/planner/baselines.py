@@ -22,16 +22,15 @@ def solve_fixed(problem: Problem, name: str, bits: int, resident: bool, overlap:
             f"planner {name} was asked for {bits} bits; this model offers {', '.join(map(str, problem.bits))}"
         )
     began = time.perf_counter()
-    depth, width = problem.store.layers, problem.store.slices
     best: Plan | None = None
     cheapest = None
-    for keep, m in _submodels(problem, depth, width):
+    for widths in _submodels(problem):
         layers = tuple(
-            problem.decided(k, (bits,) * m, ((bits if resident else 0),) * m) if k in keep else LayerPlan((), ())
-            for k in range(depth)
+            _uniform(problem, k, m, bits, resident) if m else LayerPlan((), ()) for k, m in enumerate(widths)
         )
         proof = Proof("heuristic", objective(layers, problem), None, time.perf_counter() - began)
-        plan = Plan(name, layers, resident, read_ahead, overlap, problem.budget, problem.margin, proof)
+        table = resident and not problem.table_streamed
+        plan = Plan(name, layers, table, read_ahead, overlap, problem.budget, problem.margin, proof)
         result = claim_of(plan, problem)
         if within(problem, result) and (best is None or plan.proof.objective > best.proof.objective):
             best = plan
@@ -47,21 +46,27 @@ def solve_fixed(problem: Problem, name: str, bits: int, resident: bool, overlap:
     return best
 
 
-def _submodels(problem: Problem, depth: int, width: int) -> list[tuple[frozenset[int], int]]:
-    """(layers kept, slices kept): n x m submodels, leaving out the layers of least presence."""
+def _uniform(problem: Problem, block: int, slices: int, bits: int, resident: bool) -> LayerPlan:
+    """The first slices of a block at its bits: those of all, unless it is held at others."""
+    own = problem.held.get(block, bits)
+    return problem.decided(block, (own,) * slices, ((own if resident else 0),) * slices)
+
+
+def _submodels(problem: Problem) -> list[list[int]]:
+    """Slices kept by block: n x m submodels, leaving out the layers of least presence."""
     if not problem.elastic:
-        return [(frozenset(range(depth)), width)]
-    out = []
-    for m in range(1, width + 1):
+        return [list(problem.store.slices)]
+    depth, out = problem.store.blocks, []
+    for m in range(1, problem.store.most_slices + 1):
         value = problem.presence[:, :m].sum(axis=1)
         ranked = sorted(range(depth), key=lambda k: -value[k])
-        out += [(frozenset(ranked[:n]), m) for n in range(1, depth + 1)]
+        out += [[m if k in ranked[:n] else 0 for k in range(depth)] for n in range(1, depth + 1)]
     return out
 
 
 def load_and_exec(problem: Problem, bits: int) -> Plan:
     """Read the whole model, then run it."""
-    return solve_fixed(problem, "load-and-exec", bits, False, False, problem.store.layers)
+    return solve_fixed(problem, "load-and-exec", bits, False, False, problem.store.blocks)
 
 
 def pipeline(problem: Problem, bits: int) -> Plan:
@@ -71,4 +76,4 @@ def pipeline(problem: Problem, bits: int) -> Plan:
 
 def preload(problem: Problem, bits: int) -> Plan:
     """Everything resident, the embedding table included."""
-    return solve_fixed(problem, "preload", bits, True, True, problem.store.layers)
+    return solve_fixed(problem, "preload", bits, True, True, problem.store.blocks)

@@ -74,7 +74,7 @@ def roots(problem: Problem, aim: Aim, floor: float | None) -> tuple[list[Branch]
     would hold a part of it. The cover is a program whose bound holds for all branches, where there are several: it
     reads ahead freely and buffers as if it did not.
     """
-    depth, budget = problem.store.layers, problem.budget
+    depth, budget = problem.store.blocks, problem.budget
     limited = budget.memory_bytes is not None or aim == "memory"
     free = math.inf if budget.memory_bytes is None else budget.memory_bytes - problem.fixed_bytes
     out: list[Branch] = []

@@ -33,7 +33,7 @@ def _memory_fits(p: Program, aim: Aim, read_ahead: int) -> None:
     Slot k mod (R + 1) holds layer k; two neighbouring slots share a stretch that is large enough for any two
     of their layers that are held together.
     """
-    budget, depth = p.problem.budget.memory_bytes, p.problem.store.layers
+    budget, depth = p.problem.budget.memory_bytes, p.problem.store.blocks
     if budget is None and aim != "memory":
         return
     slots = min(read_ahead, depth - 1) + 1
@@ -64,7 +64,7 @@ def _deadline_is_met(p: Program, aim: Aim) -> None:
     One clock for reads and one for compute follow the chains, in rows of one layer each. With read-ahead R < layers,
     reads of layer k also wait until layer k - 1 - R is computed, once any layer up to there has streamed.
     """
-    deadline, depth = deadline_us(p.problem), p.problem.store.layers
+    deadline, depth = deadline_us(p.problem), p.problem.store.blocks
     if math.isinf(deadline) and aim != "latency":
         return
     rows = nanoseconds(embedding_us(p.problem, False))
@@ -111,8 +111,10 @@ def _most_compute_ns(problem: Problem) -> int:
     """No layer computes longer, its input handed over."""
 
     def most(cost: ComputeCost) -> int:
-        longest = max(nanoseconds(cost.slice_us[b]) for b in problem.bits)
-        return nanoseconds(cost.layer_us) + problem.store.slices * longest
+        return max(
+            nanoseconds(block.block_us) + cut.slices * max(nanoseconds(block.slice_us[b]) for b in problem.bits)
+            for block, cut in zip(cost.blocks, problem.store.cuts, strict=True)
+        )
 
     return max(map(most, _costs(problem))) + nanoseconds(problem.hand_over_us)
 

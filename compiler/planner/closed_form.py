@@ -61,7 +61,7 @@ class CostTable:
                 size = (last[stop - 1] - first[split]) * BLOCK
                 streamed += size
                 io_us += problem.io.extent_us(size)
-        return LayerCost(io_us, problem.cost(place).of_layer(bits), held, streamed, bool(bits), place)
+        return LayerCost(io_us, problem.block_cost(layer, place).of(bits), held, streamed, bool(bits), place)
 
 
 def runs(bits: Sequence[int], resident: Sequence[int], nested: bool) -> list[tuple[int, int, int, int]]:

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stic.compiler.plan import ComputeCost, IoCost
+from stic.compiler.plan import BlockCost, ComputeCost, IoCost
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import BLOCK, MATRICES, Shape, pad, row_stride
+from stic.runtime.format import BLOCK, Shape, pad, row_stride
 from stic.targets.target import Target
 
 IO_DERATING = 0.95  # share of the measured bandwidth that a plan counts on
@@ -48,10 +48,9 @@ class Costs:
 
 @dataclass(frozen=True, eq=False)
 class ShapeProfile:
-    """Times of one shape at one input length."""
+    """Times of layers of one shape at one input length."""
 
     shape: Shape
-    slices: int
     rows: int
     compute: ComputeCost
 
@@ -118,7 +117,8 @@ def parse(data: Mapping[str, Any]) -> DeviceProfile:
 
 
 def _times(cost: ComputeCost) -> Iterable[float]:
-    return (cost.layer_us, cost.embed_us, cost.head_us, cost.submit_us, *cost.slice_us.values())
+    blocks = [us for block in cost.blocks for us in (block.block_us, *block.slice_us.values())]
+    return (*blocks, cost.embed_us, cost.head_us, cost.submit_us)
 
 
 def _gpu(entry: Mapping[str, Any]) -> GpuProfile:
@@ -128,23 +128,18 @@ def _gpu(entry: Mapping[str, Any]) -> GpuProfile:
 
 
 def _shape(entry: Mapping[str, Any]) -> ShapeProfile:
-    shape = Shape(entry["hidden"], entry["heads_per_slice"], entry["head_dim"], entry["neurons_per_slice"])
+    sizes = [int(entry[name]) for name in ("hidden", "slices", "heads_per_slice", "head_dim", "neurons_per_slice")]
     slice_us = {int(bits): float(us) for bits, us in entry["slice_us"].items()}
     if not slice_us:
         raise ValueError("a shape without slice_us")
     single = [float(entry[name]) for name in ("layer_us", "embed_us", "head_us", "submit_us")]
-    cost = ComputeCost(single[0], slice_us, single[1], single[2], single[3])
-    return ShapeProfile(shape, int(entry["slices"]), int(entry["rows"]), cost)
-
-
-def weights_of(shape: Shape) -> int:
-    """Weights of one shard, padding included."""
-    return sum(n * k for n, k in (shape.matrix(name) for name in MATRICES))
+    cost = ComputeCost((BlockCost(single[0], slice_us),), *single[1:])
+    return ShapeProfile(Shape.layer(*sizes), int(entry["rows"]), cost)
 
 
 def macs_of(shape: Shape, rows: int) -> int:
     """Multiplications of one slice of one layer for an input of `rows` tokens, attention included."""
-    return rows * weights_of(shape) + 2 * rows * rows * shape.attention_width
+    return rows * shape.weights + 2 * rows * rows * shape.attention_width
 
 
 def _compute(measured: ShapeProfile, shape: Shape, rows: int) -> ComputeCost:
@@ -153,9 +148,9 @@ def _compute(measured: ShapeProfile, shape: Shape, rows: int) -> ComputeCost:
     by_activations = shape.hidden * rows / (measured.shape.hidden * measured.rows)
     by_head = (shape.hidden / measured.shape.hidden) ** 2
     cost = measured.compute
+    slice_us = {bits: us * by_macs for bits, us in cost.layer.slice_us.items()}
     return ComputeCost(
-        cost.layer_us * by_activations,
-        {bits: us * by_macs for bits, us in cost.slice_us.items()},
+        (BlockCost(cost.layer.block_us * by_activations, slice_us),),
         cost.embed_us * by_activations,
         cost.head_us * by_head,
         cost.submit_us,
@@ -164,24 +159,24 @@ def _compute(measured: ShapeProfile, shape: Shape, rows: int) -> ComputeCost:
 
 def _fill(cost: ComputeCost, bits: Iterable[int]) -> tuple[ComputeCost, list[int]]:
     """Add bitwidths that were not measured: the next larger one measured stands in, else the largest."""
-    known = dict(cost.slice_us)
-    missing = [b for b in bits if b not in cost.slice_us]
+    measured = cost.layer.slice_us
+    known = dict(measured)
+    missing = [b for b in bits if b not in measured]
     for b in missing:
-        larger = [x for x in cost.slice_us if x > b]
-        known[b] = cost.slice_us[min(larger) if larger else max(cost.slice_us)]
-    return replace(cost, slice_us=known), missing
+        larger = [x for x in measured if x > b]
+        known[b] = measured[min(larger) if larger else max(measured)]
+    return replace(cost, blocks=(replace(cost.layer, slice_us=known),)), missing
 
 
 def costs(
     profile: DeviceProfile,
     shape: Shape,
-    slices: int,
     rows: int,
     threads: int,
     bits: tuple[int, ...] = (),
     derating: float = IO_DERATING,
 ) -> Costs:
-    """Costs of `shape` with `slices` slices a layer for inputs of `rows` tokens on `threads` threads.
+    """Costs of layers of `shape` for inputs of `rows` tokens on `threads` threads.
 
     A measured shape at the measured length is used as it is; otherwise the nearest one by multiplications is
     scaled, and a note says so. `bits` names fidelities that must have a time. Raises InputError for a profile
@@ -189,20 +184,19 @@ def costs(
     """
     if not profile.shapes:
         raise InputError(f"the profile of {profile.device} holds no compute times; run `stic probe` with a model")
-    compute, notes = _nearest(profile.shapes, shape, slices, rows, "compute times")
+    compute, notes = _nearest(profile.shapes, shape, rows, "compute times")
     if threads != profile.threads:
         ratio = profile.threads / threads
         compute = replace(
             compute,
-            layer_us=compute.layer_us * ratio,
-            slice_us={b: us * ratio for b, us in compute.slice_us.items()},
+            blocks=tuple(block.scaled(ratio) for block in compute.blocks),
             embed_us=compute.embed_us * ratio,
         )
         notes.append(f"compute times are scaled from {profile.threads} to {threads} threads")
     compute, missing = _fill(compute, bits)
     gpu, hand_over_us = None, 0.0
     if profile.gpu is not None and profile.gpu.shapes:
-        on_gpu, scaled = _nearest(profile.gpu.shapes, shape, slices, rows, f"times on {profile.gpu.device}")
+        on_gpu, scaled = _nearest(profile.gpu.shapes, shape, rows, f"times on {profile.gpu.device}")
         gpu, also_missing = _fill(on_gpu, bits)
         missing, hand_over_us = sorted({*missing, *also_missing}), profile.gpu.hand_over_us
         notes += scaled
@@ -214,11 +208,9 @@ def costs(
     return Costs(io, compute, not notes, tuple(notes), gpu, hand_over_us)
 
 
-def _nearest(
-    shapes: tuple[ShapeProfile, ...], shape: Shape, slices: int, rows: int, what: str
-) -> tuple[ComputeCost, list[str]]:
+def _nearest(shapes: tuple[ShapeProfile, ...], shape: Shape, rows: int, what: str) -> tuple[ComputeCost, list[str]]:
     """Times of `shape`: those measured, or those of the nearest shape scaled, with a sentence that says so."""
-    exact = [s for s in shapes if (s.shape, s.slices, s.rows) == (shape, slices, rows)]
+    exact = [s for s in shapes if (s.shape, s.rows) == (shape, rows)]
     if exact:
         return exact[0].compute, []
     wanted = macs_of(shape, rows)
@@ -269,7 +261,6 @@ def with_rows(costs: Costs, hidden: int, row_type: str) -> Costs:
 def estimate(
     target: Target,
     shape: Shape,
-    slices: int,
     rows: int,
     threads: int,
     row_lanes: int,
@@ -290,14 +281,14 @@ def estimate(
         )
     speed, request_us, clock, macs_per_cycle = (facts[name].value for name in needed)
     macs_per_us = threads * clock * macs_per_cycle * KERNEL_EFFICIENCY / 1e6
-    unpack_us = weights_of(shape) / (CODES_PER_CYCLE * threads * clock / 1e6)
+    unpack_us = shape.weights / (CODES_PER_CYCLE * threads * clock / 1e6)
     multiply_us = macs_of(shape, rows) / macs_per_us
     slice_us = {b: multiply_us * FLOAT_SLOWDOWN if b > 8 else multiply_us + unpack_us * b / 8 for b in bits}
     # Norms, residuals and quantisation pass over a few dozen values a hidden value, four at a time.
     layer_us = rows * shape.hidden * 32 / (4 * threads * clock / 1e6)
     row_us = request_us / row_lanes + BLOCK * 1e6 / speed
     io = IoCost(request_us, speed * derating, REQUEST_BYTES, row_us)
-    compute = ComputeCost(layer_us, slice_us, layer_us, layer_us, SUBMIT_US)
+    compute = ComputeCost((BlockCost(layer_us, slice_us),), layer_us, layer_us, SUBMIT_US)
     return Costs(io, compute, False, (f"times are estimated from facts about {target.name}, nothing was measured",))
 
 
@@ -310,8 +301,11 @@ def costs_from_json(data: Mapping[str, Any]) -> Costs:
     """Inverse of `costs_to_json`. Raises KeyError, TypeError or ValueError for anything else."""
 
     def compute(entry: Mapping[str, Any]) -> ComputeCost:
-        slice_us = {int(bits): float(us) for bits, us in entry["slice_us"].items()}
-        return ComputeCost(**{**entry, "slice_us": slice_us})
+        blocks = [
+            BlockCost(float(block["block_us"]), {int(bits): float(us) for bits, us in block["slice_us"].items()})
+            for block in entry["blocks"]
+        ]
+        return ComputeCost(**{**entry, "blocks": tuple(blocks)})
 
     gpu = None if data["gpu"] is None else compute(data["gpu"])
     fields = {

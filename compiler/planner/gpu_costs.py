@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stic.compiler.plan import ComputeCost
-from stic.compiler.planner.costs import Costs, macs_of, weights_of
+from stic.compiler.plan import BlockCost, ComputeCost
+from stic.compiler.planner.costs import Costs, macs_of
 from stic.runtime.format import Shape
 from stic.targets.gpu import Gpu
 
@@ -30,11 +30,12 @@ def estimate_gpu(gpu: Gpu, shape: Shape, rows: int, bits: tuple[int, ...]) -> tu
 
     float_us = multiply_us("float_macs_per_cycle")
     coded_us = float_us if gpu.integer_dot is None else multiply_us("int8_macs_per_cycle")
-    unpack_us = weights_of(shape) / (cycles_per_us * CODES_PER_CYCLE)
+    unpack_us = shape.weights / (cycles_per_us * CODES_PER_CYCLE)
     slice_us = {b: float_us if b > 8 else coded_us + unpack_us * b / 8 for b in bits}
     values_us = rows * shape.hidden * VALUE_OPERATIONS / (cycles_per_us * VALUES_PER_CYCLE)
     moved_us = 2 * 4 * rows * shape.padded_hidden * 1e6 / gpu.facts["bytes_per_s"].value  # read and written
-    compute = ComputeCost(KERNELS_A_LAYER * LAUNCH_US + values_us, slice_us, LAUNCH_US + values_us, 0.0)
+    layer = BlockCost(KERNELS_A_LAYER * LAUNCH_US + values_us, slice_us)
+    compute = ComputeCost((layer,), LAUNCH_US + values_us, 0.0)
     return compute, SYNCHRONISE_US + moved_us
 
 

@@ -148,7 +148,7 @@ def _submodels(problem: Problem) -> Iterator[list[int]]:
     """
     depth, width = problem.presence.shape
     if not problem.elastic:
-        yield [width] * depth
+        yield list(problem.store.slices)
         return
     if problem.path is not None:
         for count in range(depth * width, 0, -1):
@@ -156,10 +156,7 @@ def _submodels(problem: Problem) -> Iterator[list[int]]:
             yield [layers.count(k) for k in range(depth)]
         return
     ranked = [np.argsort(-problem.presence[:, :m].sum(axis=1), kind="stable").tolist() for m in range(1, width + 1)]
-    layer_us = [
-        [problem.cost(problem.place(k)).of_layer((problem.bits[0],) * m) for k in range(depth)]
-        for m in range(1, width + 1)
-    ]
+    layer_us = [[problem.block_cost(k).of((problem.bits[0],) * m) for k in range(depth)] for m in range(1, width + 1)]
     sizes = [
         (n, m, sum(layer_us[m - 1][k] for k in ranked[m - 1][:n]))
         for n in range(1, depth + 1)
@@ -181,7 +178,7 @@ def _settings(problem: Problem, slack: tuple[bool, ...]) -> Iterator[Settings]:
     Where memory is limited, a small preload buffer and little read-ahead leave room for a larger submodel, which is
     also found sooner: the largest are tried first.
     """
-    budget, depth = problem.budget, problem.store.layers
+    budget, depth = problem.budget, problem.store.blocks
     aheads, shares = ((depth,), (1.0,)) if budget.memory_bytes is None else ((1, depth), PRELOAD_SHARES)
     for with_slack, share in product(slack, shares):
         for table_resident in (False, True) if problem.table_may_stay else (False,):
@@ -208,7 +205,8 @@ def solve(
     began = time.perf_counter()
     table = CostTable(problem)
     rank = np.argsort(-problem.gain[:, :, -1], axis=None, kind="stable")
-    order = [(int(i) // problem.store.slices, int(i) % problem.store.slices) for i in rank]
+    width = problem.store.most_slices
+    order = [(int(i) // width, int(i) % width) for i in rank]
     best: tuple[tuple[float, float], Plan] | None = None
     for settings in _settings(problem, slack):
         if best is not None and time.perf_counter() > until:
@@ -239,10 +237,12 @@ def solve(
 
 def _could_finish(problem: Problem, settings: Settings, widths: list[int]) -> bool:
     """Cheap test before an attempt: compute alone at the lowest bits meets the deadline."""
-    kept = [(m, problem.cost(problem.place(k))) for k, m in enumerate(widths) if m]
-    total = sum(c.layer_us + m * min(c.slice_us[b] for b in problem.bits) for m, c in kept)
+    kept = [(k, m, problem.block_cost(k)) for k, m in enumerate(widths) if m]
+    total = sum(c.block_us + m * min(c.slice_us[b] for b in problem.bits) for _, m, c in kept)
     start = problem.compute.submit_us + embedding_us(problem, settings.table_resident)
-    return start + kept[0][1].embed_us + total + problem.compute.head_us <= deadline_us(problem)
+    return start + problem.cost(problem.place(kept[0][0])).embed_us + total + problem.compute.head_us <= deadline_us(
+        problem
+    )
 
 
 def _smallness(problem: Problem, attempt: _Attempt) -> float:

@@ -1,13 +1,13 @@
 """The integer program, in STI's letters. docs/planner.md derives every row.
 
-    l, s, v, j   layer, slice, level of the store, index into the fidelities on offer
+    l, s, v, j   block, slice, level of the store, index into the fidelities on offer
     y[l][s][j]   shard (l, s) has at least fidelity j; j = 0: it is kept at all
     g[l][v][s]   slice s lies before the streamed part of level v: it is resident, or does not have the level
                  because it is at full precision
     e[l][v]      level v of layer l streams anything
     rho          the embedding table is resident
     w[l]         after layer l activations are on the GPU; w[-1]: the embedding runs there
-    R            read-ahead in layers; fixed in one program, `search` tries several
+    R            read-ahead in blocks; fixed in one program, `search` tries several
 
 Sizes are blocks of 4096 bytes and times are whole nanoseconds, both exact or rounded up here and nowhere
 else, so that a plan that meets the rows meets the budget.
@@ -96,11 +96,11 @@ def _sum(terms: Sequence[Term], weights: Sequence[int]) -> Any:
 
 def build(problem: Problem, floor: float | None = None) -> Program:
     """What holds for every read-ahead: shards, residence, costs, and a quality of at least `floor`."""
-    p = Program(problem, problem.store.layers, cp_model.CpModel())
+    p = Program(problem, problem.store.blocks, cp_model.CpModel())
     p.rho = p.bool("rho")
     _fidelities(p)
     _something_is_kept(p)
-    for k in range(problem.store.layers):
+    for k in range(problem.store.blocks):
         p.runs.append([_run(p, k, level) for level in _levels(problem)])
         _resident_planes_are_prefixes(p, k)
     _layers_cost(p)
@@ -115,12 +115,13 @@ def _fidelities(p: Program) -> None:
 
     Along a path of submodels a shard is kept only with those before it.
     """
-    depth, width = p.problem.store.layers, p.problem.store.slices
     count = len(p.problem.bits)
-    for k in range(depth):
+    for k, width in enumerate(p.problem.store.slices):
         p.y.append([])
         for s in range(width):
             row: list[Term] = [p.bool(f"y{k}.{s}.{j}") if j or p.problem.elastic else 1 for j in range(count)]
+            if k in p.problem.held:
+                row = [int(bits <= p.problem.held[k]) for bits in p.problem.bits]
             p.y[k].append(row)
             for j in range(1, count):
                 p.at_least(row[j - 1], row[j])
@@ -145,7 +146,7 @@ def _levels(problem: Problem) -> list[int]:
 def _run(p: Program, k: int, level: int) -> Run:
     """Variables of one (layer, level)."""
     problem, y, bits = p.problem, p.y[k], p.problem.bits
-    width = problem.store.slices
+    width = problem.store.slices[k]
     full = len(bits) - 1 if bits[-1] > 8 else None
     if level == FULL:
         assert full is not None
@@ -155,7 +156,7 @@ def _run(p: Program, k: int, level: int) -> Run:
         above = full if problem.store.nested else (at + 1 if at + 1 < len(bits) else None)
     base: list[Term] = [0 if above is None else y[s][above] for s in range(width)]
     stop = [y[s][at] for s in range(width)]
-    offset, size = problem.store.offset[k, level], problem.store.bytes[k, level]
+    offset, size = problem.store.offset[k, level, :width], problem.store.bytes[k, level, :width]
     first = [int(o) // BLOCK for o in (*offset, offset[-1] + size[-1])]
     last = [first[0], *(-(-int(o) // BLOCK) for o in offset + size)]
     split: list[Term] = list(base)
@@ -212,7 +213,7 @@ def _layers_cost(p: Program) -> None:
     io, bits = p.problem.io, p.problem.bits
     block_ns = nanoseconds(BLOCK * 1e6 / io.bytes_per_s)
     request_ns = nanoseconds(io.request_us)
-    for k in range(p.problem.store.layers):
+    for k in range(p.problem.store.blocks):
         held, streamed, requests = [], [], []
         on = p.bool(f"streams{k}")
         for r in p.runs[k]:
@@ -252,9 +253,9 @@ def _layers_cost(p: Program) -> None:
         p.held.append(sum(held))
         p.streamed.append(sum(streamed))
         p.io.append(block_ns * sum(streamed) + request_ns * sum(requests))
-        cost = p.problem.cost(p.problem.place(k))
+        cost = p.problem.block_cost(k)
         slice_ns = [nanoseconds(cost.slice_us[b]) for b in bits]
-        compute = nanoseconds(cost.layer_us) * p.y[k][0][0]
+        compute = nanoseconds(cost.block_us) * p.y[k][0][0]
         for row in p.y[k]:
             compute = compute + _sum(row, [slice_ns[0], *(b - a for a, b in pairwise(slice_ns))])
         p.compute.append(compute)
@@ -266,7 +267,7 @@ def _activations_move(p: Program) -> None:
     A layer that is left out leaves w as it was; the embedding is where the first kept layer is. The head is on the
     CPU.
     """
-    problem, depth = p.problem, p.problem.store.layers
+    problem, depth = p.problem, p.problem.store.blocks
     on = [int(problem.place(k) == "gpu") for k in range(depth)]
     hand_over, head = nanoseconds(problem.hand_over_us), nanoseconds(problem.compute.head_us)
     embed = [nanoseconds(problem.cost(place).embed_us) for place in PLACES[: 1 + any(on)]]
@@ -302,7 +303,7 @@ def _preload_fits(p: Program) -> None:
 
 
 def _weights(problem: Problem) -> NDArray[np.float64]:
-    """What each y adds to the objective, (layers, slices, fidelities)."""
+    """What each y adds to the objective, (blocks, most slices, fidelities); nothing behind a block's slices."""
     steps = np.diff(problem.gain, axis=2, prepend=0.0)
     steps[:, :, 0] = problem.presence if problem.elastic else 0.0
     return steps
@@ -320,7 +321,7 @@ def _quality(p: Program, floor: float | None) -> None:
 
 
 def _pairs(rows: list[list[Term]], weights: NDArray[np.int64]) -> list[tuple[Term, int]]:
-    return [(x, int(w)) for xs, ws in zip(rows, weights, strict=True) for x, w in zip(xs, ws, strict=True)]
+    return [(x, int(w)) for xs, ws in zip(rows, weights, strict=False) for x, w in zip(xs, ws, strict=True)]
 
 
 def bound_of(p: Program, units: float) -> float:

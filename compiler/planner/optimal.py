@@ -42,7 +42,7 @@ def solve(
     Raises InfeasibleError, which names the least memory and latency that would do.
     """
     began = time.perf_counter()
-    start = greedy.solve(problem, until=began + START_SHARE * time_limit_s)
+    start = _greedy(problem, began + START_SHARE * time_limit_s)
     left_open = _left_open(problem.budget)
     share = 0.6 if left_open else 1.0
 
@@ -84,6 +84,11 @@ def solve(
     return replace(plan, planner="ilp", budget=problem.budget, notes=notes, proof=proof)
 
 
+def _greedy(problem: Problem, until: float) -> Plan | None:
+    """Greedy's plan, which decides the bits of every block: there is none where some are held."""
+    return None if problem.held else greedy.solve(problem, until=until)
+
+
 def _left_open(budget: Budget) -> tuple[Aim, ...]:
     aims: list[Aim] = []
     if budget.memory_bytes is None:
@@ -100,7 +105,7 @@ def what_would_do(problem: Problem, time_limit_s: float, workers: int) -> str:
     def least(aim: Aim, eased: Budget) -> Answer:
         free = replace(problem, budget=eased)
         began, seconds = time.perf_counter(), time_limit_s / 2
-        start = greedy.solve(free, until=began + START_SHARE * seconds)
+        start = _greedy(free, began + START_SHARE * seconds)
         return Search(free, aim, workers, 1e-3, start).run(began + seconds)
 
     parts = []

@@ -28,7 +28,7 @@ def best_places(problem: Problem, bits: Sequence[tuple[int, ...]]) -> Places:
     A layer that is left out gets the place of the one before it.
     """
     paths: dict[Place, tuple[float, int, Places]] = {}  # by where activations are: (us, layers on the GPU, places)
-    for layer in bits:
+    for k, layer in enumerate(bits):
         if not layer:
             paths = {place: (us, count, (*path, place)) for place, (us, count, path) in paths.items()} or paths
             continue
@@ -39,7 +39,7 @@ def best_places(problem: Problem, bits: Sequence[tuple[int, ...]]) -> Places:
                 for before, (us, count, path) in paths.items()
             ] or [(problem.cost(place).embed_us, 0, ())]
             us, count, path = min(ways)
-            step[place] = (us + problem.cost(place).of_layer(layer), count + (place == "gpu"), (*path, place))
+            step[place] = (us + problem.block_cost(k, place).of(layer), count + (place == "gpu"), (*path, place))
         paths = step
     ends = [(us + (problem.hand_over_us if place == "gpu" else 0.0), n, path) for place, (us, n, path) in paths.items()]
     found = min(ends)[2] if ends else ()
@@ -52,7 +52,7 @@ def solve(problem: Problem, planner: Callable[[Problem, float], Plan], time_limi
     Better is a higher objective, then less latency, then less memory. Raises InfeasibleError if no placement that is
     tried has a plan.
     """
-    depth, deadline = problem.store.layers, time.perf_counter() + time_limit_s
+    depth, deadline = problem.store.blocks, time.perf_counter() + time_limit_s
     waiting: list[Places] = [(place,) * depth for place in (PLACES[:1] if _never_pays(problem) else PLACES)]
     chances = len(waiting) + (ROUNDS if len(waiting) > 1 else 0)
     tried: list[Places] = []
@@ -84,8 +84,11 @@ def _seconds(deadline: float, time_limit_s: float) -> float:
 def _never_pays(problem: Problem) -> bool:
     """Whether nothing is faster on the GPU: then every plan is at least as good with all layers on the CPU."""
     cpu, gpu = problem.compute, problem.cost("gpu")
-    slices = all(cpu.slice_us[b] <= gpu.slice_us[b] for b in problem.bits)
-    return slices and cpu.layer_us <= gpu.layer_us and cpu.embed_us <= gpu.embed_us + problem.hand_over_us
+    slower = any(
+        mine.block_us > there.block_us or any(mine.slice_us[b] > there.slice_us[b] for b in problem.bits)
+        for mine, there in zip(cpu.blocks, gpu.blocks, strict=True)
+    )
+    return not slower and cpu.embed_us <= gpu.embed_us + problem.hand_over_us
 
 
 def _better(plan: Plan, other: Plan, problem: Problem) -> bool:

@@ -179,7 +179,7 @@ class Search:
             return BLOCK * (units - 1e-3) + self.problem.fixed_bytes
         # Less what rounding every cost up to whole nanoseconds can have added.
         store = self.problem.store
-        return units / 1000 - 1e-3 * (store.total_bytes / BLOCK + store.layers * (store.slices + 10) + 10)
+        return units / 1000 - 1e-3 * (store.total_bytes / BLOCK + store.blocks * (store.most_slices + 10) + 10)
 
     def _offer(self, layers: tuple[LayerPlan, ...], table_resident: bool, read_ahead: int) -> None:
         """Keep a plan if it meets the budget by the closed form and is the best so far."""
@@ -305,7 +305,7 @@ class Search:
         table = CostTable(self.problem)
         layers = enumerate(self.best.layers)
         first = [k for k, layer in layers if table.layer(k, layer.bits, layer.resident).streamed_bytes]
-        return b.first <= (first[0] if first else self.problem.store.layers) < b.until
+        return b.first <= (first[0] if first else self.problem.store.blocks) < b.until
 
     def _branch_and_bound(self, b: Branch, seconds: float, fence: dict[int, int]) -> bool:
         """HiGHS on a branch, whole or in a box; keep what it finds. True if there is nothing in it."""

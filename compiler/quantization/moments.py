@@ -47,7 +47,7 @@ def input_moments(sharded: ShardedModel, sequences: Iterable[Ids] | None = None)
     tokens = sum(batch.size for batch in batches)
     found = {}
     for number in range(g.layers):  # a layer at a time: sums in double take as much memory as its weights
-        sums = {name: np.zeros((blocks[name], widths[name], widths[name]), np.float64) for name in MATRICES}
+        sums = {name: np.zeros((blocks[name], widths[name], widths[name]), np.float64) for name in MATRICES["layer"]}
 
         def tap(layer: int, name: str, x: Array, sums: dict[str, NDArray[np.float64]] = sums) -> Array:
             missing = blocks[name] * widths[name] - x.shape[1]

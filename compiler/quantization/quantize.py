@@ -24,9 +24,8 @@ from stic.compiler.quantization.moments import input_moments
 from stic.compiler.quantization.nested import fit_nested
 from stic.compiler.sharding import ShardedModel, assemble, shard_matrices
 from stic.runtime.errors import InputError
-from stic.runtime.format import FULL, LEVEL_BITS, MATRICES, levels_of, record_layout
+from stic.runtime.format import FULL, JOINED, LEVEL_BITS, MATRICES, Shape, levels_of, record_layout
 
-SHARED_SCALE = ("out", "down")  # matrices whose row scale is one for all slices of a layer
 OUTLIER_RATE = 0.0025  # share of weights that `nested` keeps exactly: twice as many buy less than their bytes and time
 MOMENT_FLOOR = 0.01  # added to every input's mean square, as a share of their mean
 CORRELATION_SHRINKAGE = 0.1  # what is taken from measured correlations
@@ -72,6 +71,16 @@ class QuantizedMatrix:
 
 
 @dataclass(frozen=True, eq=False)
+class MatrixLevel:
+    """One (N, K) matrix at one bitwidth, as a record has it."""
+
+    codes: NDArray[np.uint8]  # (N, K), below 2^bits
+    table: NDArray[np.int8]  # (2^bits,)
+    outliers: Outliers
+    ratios: NDArray[np.uint8] | None = None  # (N, groups), of a store in groups
+
+
+@dataclass(frozen=True, eq=False)
 class QuantizedModel:
     """A sharded model with the quantised form of every matrix."""
 
@@ -80,13 +89,32 @@ class QuantizedModel:
     matrices: tuple[tuple[Mapping[str, QuantizedMatrix], ...], ...]  # [layer][slice][name]
 
     @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.sharded.model.name
+
+    @property
     def nested(self) -> bool:
         """Whether codes of fewer bits are prefixes of codes of more bits."""
         return self.quantizer == "nested"
 
-    def matrix(self, layer: int, index: int, name: str) -> QuantizedMatrix:
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """How each block is cut."""
+        return self.sharded.geometry.shapes
+
+    def matrix(self, block: int, index: int, name: str) -> QuantizedMatrix:
         """Return one matrix of slice `index`."""
-        return self.matrices[layer][index][name]
+        return self.matrices[block][index][name]
+
+    def level(self, block: int, index: int, name: str, bits: int) -> MatrixLevel:
+        """Return one matrix of slice `index` at one bitwidth."""
+        matrix = self.matrix(block, index, name)
+        return MatrixLevel(matrix.codes_at(bits), matrix.luts[bits], matrix.outliers)
+
+    def weights(self, block: int, index: int) -> dict[str, Array]:
+        """The matrices of a slice before they were quantised, (N, K) float32, padded with zeros."""
+        return shard_matrices(self.sharded, block, index)
 
 
 def quantize(
@@ -112,7 +140,7 @@ def quantize(
     for number in range(sharded.geometry.layers):
         slices: list[dict[str, QuantizedMatrix]] = [{} for _ in range(sharded.geometry.slices)]
         matrices = [shard_matrices(sharded, number, index) for index in range(sharded.geometry.slices)]
-        for name in MATRICES:
+        for name in MATRICES["layer"]:
             _quantize_matrices(sharded, number, name, matrices, slices, moments, outlier_rate)
         layers.append(tuple(slices))
         progress(len(layers), sharded.geometry.layers)
@@ -131,7 +159,7 @@ def _quantize_matrices(
     """Quantise one matrix of all slices of a layer, together where they share their scale; no moments: by GOBO."""
     g = sharded.geometry
     every = list(range(g.slices))
-    for group in [every] if name in SHARED_SCALE else [[index] for index in every]:
+    for group in [every] if name in JOINED else [[index] for index in every]:
         used = [g.used(name, index) for index in group]
         weights = [matrices[index][name][np.ix_(*sides)] for index, sides in zip(group, used, strict=True)]
         if not all(np.isfinite(w).all() for w in weights):
@@ -212,7 +240,7 @@ def uniform(quantized: QuantizedModel, bits: int, exact_tables: bool = False) ->
 def record_bytes(quantized: QuantizedModel, layer: int, index: int, level: int, full_bits: int = 16) -> int:
     """Return the size of one record of the store: planes, tables, and outliers where the level has them."""
     matrices = quantized.matrices[layer][index]
-    counts = tuple(len(matrices[name].outliers) for name in MATRICES)
+    counts = tuple(len(matrices[name].outliers) for name in MATRICES["layer"])
     return record_layout(quantized.sharded.geometry.shape, level, quantized.nested, full_bits, counts).size
 
 
@@ -233,8 +261,8 @@ def _scale_bytes(quantized: QuantizedModel) -> int:
     """Row scales: GOBO has none of its own, one float32 a matrix in their place."""
     g = quantized.sharded.geometry
     if not quantized.nested:
-        return 4 * g.layers * g.slices * len(MATRICES)
-    rows = {name: g.matrix_shape(name)[0] * (1 if name in SHARED_SCALE else g.slices) for name in MATRICES}
+        return 4 * g.layers * g.slices * len(MATRICES["layer"])
+    rows = {name: g.matrix_shape(name)[0] * (1 if name in JOINED else g.slices) for name in MATRICES["layer"]}
     return 4 * g.layers * sum(rows.values())
 
 
@@ -247,12 +275,12 @@ def bytes_per_weight(quantized: QuantizedModel, bits: int) -> float:
 
 def outlier_rate(quantized: QuantizedModel) -> dict[str, float]:
     """Return the achieved share of outliers of each kind of matrix."""
-    counts = {name: 0 for name in MATRICES}
+    counts = {name: 0 for name in MATRICES["layer"]}
     for layer in quantized.matrices:
         for matrices in layer:
-            for name in MATRICES:
+            for name in MATRICES["layer"]:
                 counts[name] += len(matrices[name].outliers)
     g = quantized.sharded.geometry
     attention, ffn = g.heads * g.head_dim * g.hidden, g.ffn * g.hidden
     sizes = {"qkv": 3 * attention, "out": attention, "up": ffn, "down": ffn}
-    return {name: counts[name] / (g.layers * sizes[name]) for name in MATRICES}
+    return {name: counts[name] / (g.layers * sizes[name]) for name in MATRICES["layer"]}

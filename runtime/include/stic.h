@@ -14,19 +14,30 @@
  *
  *     stic_session_close(session);
  *
+ * The package of a decoder goes on where it stopped, a token or a thousand at a time:
+ *
+ *     stic_sampling sampling = STIC_SAMPLING_DEFAULT;
+ *     int32_t ids[MOST] = {504, 2365, 13}, n = 3, token = 0;
+ *     if (stic_session_extend_ids(session, ids, n) != STIC_OK) ...         // the prompt
+ *     while (n < MOST && stic_session_sample(session, &sampling, ids, n, &token) == STIC_OK && token != stop) {
+ *         ids[n++] = token;
+ *         if (stic_session_extend_ids(session, &token, 1) != STIC_OK) ...
+ *     }
+ *
  * Memory. `stic_session_open` takes all the memory the session will ever hold: one arena of the size the plan
- * claims, the package's index, bookkeeping, and the stacks of its threads. `stic_session_run` allocates nothing.
+ * claims, the package's index, bookkeeping, and the stacks of its threads. `stic_session_run` and
+ * `stic_session_extend` allocate nothing.
  * A change of plan (see below) takes or gives back the end of the arena, and nothing else.
  * Whatever a caller passes in stays the caller's; the session keeps no pointer to it after the call.
  *
  * Threads. A session starts its own compute threads and IO lanes. Different sessions are independent, also two
  * sessions on one package. One session serves one call at a time: a call that finds another one under way returns
- * STIC_BUSY and changes nothing. A session belongs to the process that opened it; after fork, the child gets
+ * STIC_BUSY and changes nothing; only stic_session_cancel is meant for that. A session belongs to the process that opened it; after fork, the child gets
  * STIC_WRONG_PROCESS and must open its own.
  *
  * Processors. Where a device's cores differ, its package names the cores that compute should run on. A session's
  * compute threads run only on those of them that the thread which opened it may use. The thread that calls
- * stic_session_run does the same during the call, and gets its own cores back afterwards. If the opening thread may
+ * stic_session_run or stic_session_extend does the same during the call, and gets its own cores back afterwards. If the opening thread may
  * use none of the named cores, nothing is moved. IO lanes run on any core.
  *
  * GPU. Where a package places layers on a GPU, they run there through the OpenCL library of the device ($STIC_OPENCL
@@ -42,6 +53,18 @@
  *
  * What both plans keep in memory stays there, moved to its new place; what the new one keeps beyond that is read by the
  * next run, which thus takes longer than the plan says. Runs then give what a session opened with that plan gives.
+ *
+ * Decoders. The session has a position: how many tokens it holds. For each it keeps keys and values, in the arena, which
+ * has room for stic_info.max_length tokens. stic_session_extend computes further tokens, and leaves the logits of the last
+ * one to sample from. stic_session_rewind goes back to any position, which costs nothing; the tokens up to there need not
+ * be computed again. A text can be saved to a file and loaded in another session of the same model. One that goes back, is
+ * loaded, or was given in other pieces continues with the same bits.
+ *
+ * A call that takes too long can be cancelled from another thread. An extend that was cancelled, or failed, has changed
+ * nothing but time: the position, and the logits of the last token, are those from before.
+ *
+ * A change of plan keeps the position. The tokens up to there were then computed by the plan before; what is computed from
+ * now on reads their keys and values as they are.
  *
  * Versions. A structure that a caller passes begins with its size, struct_bytes, and versions only add fields behind the
  * others (never in padding that ends a structure), so that an engine and a caller of other versions understand each
@@ -80,11 +103,16 @@ typedef enum stic_status {
   STIC_TOKEN_RANGE = 12,      /* a token id or type that the model does not have */
   STIC_OUTPUT_CAPACITY = 13,  /* the output array is too small */
   STIC_NO_PLAN = 14,          /* the package has no plan for this deadline and memory */
+  STIC_POSITION = 15,         /* a token that does not continue the text, or logits that there are not */
+  STIC_CONTEXT_FULL = 16,     /* more tokens than the package has memory for */
+  STIC_NOT_THIS_MODEL = 17,   /* a decoder's call on an encoder's package, or the other way round */
+  STIC_STATE = 18,            /* a file of a state that is damaged, or of another model or plan */
   STIC_BUSY = 20,             /* another call on this session is under way */
   STIC_WRONG_PROCESS = 21,    /* the session was opened before a fork */
+  STIC_CANCELLED = 22,        /* by stic_session_cancel */
   STIC_PACKAGE_MISSING = 30,  /* a file of the package cannot be opened */
   STIC_PACKAGE_CORRUPT = 31,  /* truncated, a checksum that does not match, or contents that make no sense */
-  STIC_PACKAGE_VERSION = 32,  /* written by a newer stic */
+  STIC_PACKAGE_VERSION = 32,  /* written by a newer stic, or by one of an older format */
   STIC_UNSUPPORTED_CPU = 40,  /* compiled for another architecture, or for instructions this CPU lacks */
   STIC_KERNELS = 41,          /* kernels.so or kernels.cl cannot be loaded or lacks a kernel */
   STIC_GPU = 45,              /* no OpenCL, a device that refuses the package, or one that failed in a run */
@@ -123,6 +151,19 @@ typedef enum stic_gpu_arithmetic {
   STIC_INT8_ARITHMETIC = 2   /* with activations quantised by token, as the CPU does */
 } stic_gpu_arithmetic;
 
+/* How to choose the next token. Start from STIC_SAMPLING_DEFAULT, which takes the likeliest one, and change what matters.
+ * sample.h of the engine's sources has the exact definition, with which a seed gives the same text on every device. */
+typedef struct stic_sampling {
+  uint32_t struct_bytes;    /* sizeof(stic_sampling); see "Versions" above */
+  uint32_t top_k;           /* draw from so many of the likeliest tokens; 0: from all */
+  float temperature;        /* above 1: more varied; 0: take the likeliest token */
+  float top_p;              /* draw from the likeliest tokens that together have this probability; 1: from all */
+  float min_p;              /* draw from tokens that have this part of the likeliest one's probability; 0: from all */
+  float repetition_penalty; /* above 1: recent tokens become less likely; 1: they do not */
+  uint64_t seed;
+} stic_sampling;
+#define STIC_SAMPLING_DEFAULT {(uint32_t)sizeof(stic_sampling), 0, 0.0f, 1.0f, 0.0f, 1.0f, 0}
+
 /* What a package is. */
 typedef struct stic_info {
   uint32_t struct_bytes; /* set by the caller: sizeof(stic_info) */
@@ -131,7 +172,7 @@ typedef struct stic_info {
   uint32_t slices; /* slices per layer of the whole model */
   uint32_t vocabulary;
   uint32_t types;      /* token types; 0: the model has none */
-  uint32_t max_length; /* tokens of the longest input */
+  uint32_t max_length; /* tokens of the longest input; of a decoder's longest text, what it generates included */
   uint32_t output_features;
   uint32_t output_per_token; /* 1: features for each token; 0: for the whole input */
   uint32_t threads;          /* as opened */
@@ -140,6 +181,11 @@ typedef struct stic_info {
   uint32_t predicted_us;     /* what it predicts for the longest input */
   uint32_t plans;            /* that the package carries: at least 1 */
   uint64_t claimed_bytes;    /* memory that the active plan claims */
+  uint32_t decoder;          /* 1: extend and sample; 0: run */
+  uint32_t chunk;            /* tokens that a decoder computes at once, at most */
+  uint32_t cache_bits;       /* of its keys and values: 8 or 16 */
+  uint32_t reserved;         /* 0 */
+  uint64_t cache_bytes;      /* for all of max_length tokens */
 } stic_info;
 
 /* A plan of the package. */
@@ -190,6 +236,7 @@ typedef enum stic_event_kind {
   STIC_EVENT_DOWN = 8,
   STIC_EVENT_HEAD = 9,
   STIC_EVENT_HAND_OVER = 10, /* hidden states between the CPU and the GPU */
+  STIC_EVENT_CACHE = 11,     /* a decoder's queries and keys, normalised and turned; keys and values kept */
   STIC_EVENT_READ = 20,      /* one request of an extent */
   STIC_EVENT_ROWS = 21,      /* one block of embedding rows */
   STIC_EVENT_CHECK = 22      /* checksums of an extent */
@@ -219,6 +266,50 @@ STIC_API stic_status stic_session_open(const char *path, const stic_options *opt
  * (n, features) for a package that gives features per token, else (features). */
 STIC_API stic_status stic_session_run(stic_session *session, const int32_t *ids, const int32_t *types, int32_t n,
                                       float *output, size_t capacity);
+
+/* A token to compute: its id, how many tokens of its text come before it, and which text it belongs to. */
+typedef struct stic_token {
+  int32_t id;
+  uint32_t position;
+  uint32_t sequence; /* 0: sessions of this version hold one text */
+} stic_token;
+
+/* Extend the text by n tokens, whose positions go on from that of the session. They are computed in chunks. `logits` is
+ * NULL, and then only the last token's are computed, which the session keeps; or has room for n * vocabulary floats, for
+ * those of every token. It is written as chunks are computed, also by a call that then fails. */
+STIC_API stic_status stic_session_extend(stic_session *session, const stic_token *tokens, size_t n, float *logits,
+                                         size_t capacity);
+
+/* The same for ids at the next positions, without logits of every token. */
+STIC_API stic_status stic_session_extend_ids(stic_session *session, const int32_t *ids, size_t n);
+
+/* Copy the logits of the last token, (vocabulary) floats. STIC_POSITION: there are none, because no token was computed
+ * since the text was opened or taken back. */
+STIC_API stic_status stic_session_logits(stic_session *session, float *logits, size_t capacity);
+
+/* Choose the token that follows, without extending the text by it. `recent` are the tokens that the repetition penalty
+ * concerns, NULL if there are none. The token depends on the logits, the settings, these tokens and the position only. */
+STIC_API stic_status stic_session_sample(stic_session *session, const stic_sampling *sampling, const int32_t *recent,
+                                         size_t recent_tokens, int32_t *token);
+
+/* Tokens that the session holds: the position of the next one. 0 for NULL, and for an encoder. */
+STIC_API uint32_t stic_session_position(const stic_session *session);
+
+/* Go back to a position at or before the present one. There are no logits then, until a token is computed; only where the
+ * position is the present one, they stay. */
+STIC_API stic_status stic_session_rewind(stic_session *session, uint32_t position);
+
+/* Write the text's keys, values and logits to a file, which is there whole afterwards, or as it was before (STIC_IO). */
+STIC_API stic_status stic_session_save(stic_session *session, const char *path);
+
+/* Take up what a session of the same model, under a plan of the same bits, saved. STIC_STATE: the file is of another one,
+ * or damaged, and nothing changed; or it became so while it was read (STIC_IO: or could not be read any more), and then
+ * the session holds no text. */
+STIC_API stic_status stic_session_load(stic_session *session, const char *path);
+
+/* Have an extend that is under way on another thread end soon, with STIC_CANCELLED. Where there is none, nothing
+ * happens. Any thread; also from a signal's handler. */
+STIC_API void stic_session_cancel(stic_session *session);
 
 /* Floats that a run of n tokens writes. */
 STIC_API size_t stic_session_output_size(const stic_session *session, int32_t n);

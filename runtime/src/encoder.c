@@ -16,12 +16,12 @@
 static void attention_part(void *context, uint32_t item, uint32_t thread) {
   const stic_step *t = context;
   stic_session *s = t->s;
-  const stic_header *h = s->package.header;
-  const uint32_t width = s->package.attention_width, hd = h->head_dim, m = t->kept.slices;
+  const stic_shape *shape = &t->cut->entry;
+  const uint32_t width = t->cut->attention_width, hd = shape->head_dim, m = t->kept.slices;
   const uint32_t parts = (t->tiles + t->queries - 1) / t->queries;
   const uint32_t head = item / parts, first = item % parts * t->queries;
   const uint32_t tiles = t->tiles - first < t->queries ? t->tiles - first : t->queries;
-  const uint32_t slice = head / h->heads_per_slice, part = head % h->heads_per_slice;
+  const uint32_t slice = head / shape->heads_per_slice, part = head % shape->heads_per_slice;
   const uint32_t qkv_rows = m * 3 * width;
   float *qkv = stic_floats_at(s, STIC_REGION_QKV) + ((size_t)slice * 3 * width + part * hd) * STIC_TILE;
   float *q = qkv + (size_t)first * qkv_rows * STIC_TILE, *k = qkv + (size_t)width * STIC_TILE;
@@ -30,7 +30,7 @@ static void attention_part(void *context, uint32_t item, uint32_t thread) {
   int8_t *bytes = (int8_t *)(floats + (size_t)t->tiles * (STIC_TILE + 1) * STIC_TILE + 2 * stic_pad(hd, STIC_TILE));
   s->kernels.attention(q, k, k + (size_t)width * STIC_TILE, context_at + (size_t)part * hd * STIC_TILE, floats, bytes,
                        (int32_t)qkv_rows, (int32_t)(m * width), (int32_t)t->n, (int32_t)tiles);
-  const uint32_t used = h->heads_per_slice * hd;
+  const uint32_t used = shape->heads_per_slice * hd;
   for (uint32_t tile = 0; part == 0 && used < width && tile < tiles; tile++)
     memset(context_at + ((size_t)tile * m * width + used) * STIC_TILE, 0,
            (size_t)(width - used) * STIC_TILE * sizeof(float));
@@ -47,17 +47,16 @@ static void norm_tile(void *context, uint32_t tile, uint32_t thread) {
   if (t->quantize) stic_quantize_tile(s, x, tile, s->package.padded_hidden);
 }
 
-static void normalise(stic_step *t, uint32_t gamma_at, uint32_t beta_at, bool quantize) {
-  t->gamma_at = gamma_at;
-  t->beta_at = beta_at;
+static void normalise(stic_step *t, const stic_norm *norm, bool quantize) {
+  t->gamma_at = norm->gamma_at;
+  t->beta_at = norm->beta_at;
   t->quantize = quantize;
   stic_step_run(t, STIC_EVENT_NORM, norm_tile, t->tiles);
 }
 
 /* Keys and values are prepared once an item, so a head is split only where threads would be left without work. */
 static void attend(stic_step *t) {
-  const stic_header *h = t->s->package.header;
-  const uint32_t heads = t->kept.slices * h->heads_per_slice, threads = h->threads;
+  const uint32_t heads = t->kept.slices * t->cut->entry.heads_per_slice, threads = t->s->package.header->threads;
   uint32_t parts = 1;
   while (heads * parts % threads && heads * parts < 4 * threads && parts < t->tiles) parts++;
   t->queries = (t->tiles + parts - 1) / parts;
@@ -73,19 +72,17 @@ void stic_quantize_hidden(stic_session *s, uint32_t number, uint32_t n) {
 
 void stic_compute_layer(stic_session *s, uint32_t number, uint32_t n, bool quantize) {
   const stic_package *p = &s->package;
-  const stic_layer *l = &p->layers[number];
+  const stic_block *b = &p->blocks[number];
+  const stic_cut *cut = stic_cut_of(p, number);
   const struct stic_kept kept = p->kept[number];
-  const uint32_t hidden = p->padded_hidden, attention = kept.slices * p->attention_width;
-  const uint32_t ffn = kept.slices * p->ffn_width;
-  stic_step t = {.s = s, .kept = kept, .number = number, .n = n, .tiles = (n + STIC_TILE - 1) / STIC_TILE};
-  stic_step_project(&t, STIC_EVENT_QKV, STIC_QKV, STIC_REGION_X, hidden, STIC_REGION_QKV, l->qkv_scale_at,
-                    l->qkv_bias_at);
+  const uint32_t hidden = p->padded_hidden, attention = kept.slices * cut->attention_width;
+  const uint32_t ffn = kept.slices * cut->ffn_width, tiles = (n + STIC_TILE - 1) / STIC_TILE;
+  stic_step t = {.s = s, .cut = cut, .kept = kept, .number = number, .n = n, .tiles = tiles};
+  stic_step_project(&t, STIC_EVENT_QKV, STIC_QKV, STIC_REGION_X, hidden, STIC_REGION_QKV);
   attend(&t);
-  stic_step_project(&t, STIC_EVENT_OUT, STIC_OUT, STIC_REGION_CONTEXT, attention, STIC_REGION_Y, l->out_scale_at,
-                    l->out_bias_at);
-  normalise(&t, l->attention_gamma_at, l->attention_beta_at, true);
-  stic_step_project(&t, STIC_EVENT_UP, STIC_UP, STIC_REGION_X, hidden, STIC_REGION_FFN, l->up_scale_at, l->up_bias_at);
-  stic_step_project(&t, STIC_EVENT_DOWN, STIC_DOWN, STIC_REGION_FFN, ffn, STIC_REGION_Y, l->down_scale_at,
-                    l->down_bias_at);
-  normalise(&t, l->ffn_gamma_at, l->ffn_beta_at, quantize);
+  stic_step_project(&t, STIC_EVENT_OUT, STIC_OUT, STIC_REGION_CONTEXT, attention, STIC_REGION_Y);
+  normalise(&t, &b->attention, true);
+  stic_step_project(&t, STIC_EVENT_UP, STIC_UP, STIC_REGION_X, hidden, STIC_REGION_FFN);
+  stic_step_project(&t, STIC_EVENT_DOWN, STIC_DOWN, STIC_REGION_FFN, ffn, STIC_REGION_Y);
+  normalise(&t, &b->post, quantize);
 }

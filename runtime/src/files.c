@@ -160,3 +160,13 @@ void stic_files_close(stic_source *source) {
   if (source->file >= 0) close(source->file);
   source->file = -1;
 }
+
+bool stic_files_write(int file, const void *from, uint64_t size) {
+  for (uint64_t done = 0; done < size;) {
+    const ssize_t put = write(file, (const uint8_t *)from + done, (size_t)(size - done));
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return false;
+    done += (uint64_t)put;
+  }
+  return true;
+}

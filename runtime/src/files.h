@@ -29,6 +29,9 @@ stic_status stic_files_read(const stic_source *source, const char *name, uint64_
 
 void stic_files_close(stic_source *source);
 
+/* Write all of it to a descriptor; false, with errno, if that fails. */
+bool stic_files_write(int file, const void *from, uint64_t size);
+
 /* "directory/name" in `path`, of PATH_BYTES bytes. */
 enum { STIC_PATH_BYTES = 4200 };
 stic_status stic_files_path(const char *directory, const char *name, char *path, stic_error *error);

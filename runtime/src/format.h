@@ -12,18 +12,26 @@
 #define STIC_PACKED __attribute__((packed))
 
 enum {
-  STIC_MAJOR = 2,
-  STIC_MINOR = 5,
+  STIC_MAJOR = 3,
+  STIC_MINOR = 0,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
-  STIC_TILE = 16,    /* tokens in a tile, rows in a block */
+  STIC_TILE = 16,    /* tokens in a tile, rows in a block of rows */
+  STIC_GROUP = 64,   /* columns that share a ratio in a store with groups */
   STIC_LEVELS = 8,
-  STIC_FULL = 7, /* level of full precision */
-  STIC_MATRICES = 4
+  STIC_FULL = 7,  /* level of full precision */
+  STIC_ROLES = 22 /* tensors of a block in the trunk */
 };
 
-enum { STIC_QKV, STIC_OUT, STIC_UP, STIC_DOWN };
-enum { STIC_X86_64, STIC_AARCH64, STIC_ARCHITECTURES };
+#define STIC_ABSENT UINT32_MAX /* offset of a tensor that a model does not have */
+
+enum { STIC_LAYER, STIC_ATTENTION, STIC_FEED_FORWARD, STIC_VOCABULARY, STIC_KINDS };
+enum { STIC_QKV, STIC_OUT, STIC_UP, STIC_DOWN, STIC_HEAD, STIC_MATRICES, STIC_LAYER_MATRICES = STIC_HEAD };
+enum { STIC_X86_64, STIC_AARCH64, STIC_MACHINES };
+enum { STIC_NO_CACHE, STIC_CACHE_FLOAT16, STIC_CACHE_INT8, STIC_CACHES };
+enum { STIC_LAYER_NORM, STIC_RMS_NORM, STIC_NORMS };
+/* Bits of stic_block.flags. */
+enum { STIC_PARALLEL = 1, STIC_WHOLE_HEAD_NORM = 2, STIC_LAYER_HEAD_NORM = 4, STIC_FLAGS = 7 };
 enum { STIC_LINEAR, STIC_GELU, STIC_GELU_TANH, STIC_RELU, STIC_TANH, STIC_ACTIVATIONS };
 enum { STIC_MALI, STIC_ADRENO, STIC_GPU_STYLES };
 enum { STIC_ON_CPU, STIC_ON_GPU, STIC_PLACES };
@@ -70,6 +78,10 @@ enum {
   STIC_REGION_TYPES,
   STIC_REGION_HEAD,
   STIC_REGION_OUTPUT,
+  STIC_REGION_NORMED,
+  STIC_REGION_TURNS,
+  STIC_REGION_CACHE,
+  STIC_REGION_LOGITS,
   STIC_REGIONS
 };
 
@@ -93,30 +105,39 @@ typedef struct STIC_PACKED stic_header {
   char magic[8]; /* "STICPKG\0" */
   uint32_t major, minor;
   uint32_t index_bytes, index_crc;
-  uint32_t architecture, features;
-  uint32_t hidden, heads_per_slice, head_dim, slices, layers, neurons_per_slice;
-  uint32_t vocabulary, max_length, types, row_stride;
+  uint32_t machine, features;
+  uint64_t cores;      /* bit i: compute threads should run on processor i; 0: on any */
+  uint32_t interleave; /* columns of a row that lie together in a block of rows: 4 or 8 */
+  uint32_t group;      /* 0 or STIC_GROUP */
   uint32_t nested, full_bits;
-  uint32_t pooling, normalize, output_features;
-  uint32_t threads, lanes, request_bytes, stack_bytes;
-  uint32_t table_resident;
-  uint32_t position_at, token_type_at, embedding_gamma_at, embedding_beta_at; /* in the trunk */
-  uint32_t files_at, files;                                                   /* in index.bin, from here on */
-  uint32_t layers_at, bits_at, records_at;
-  uint32_t extents_at, extents, resident_extents;
+  uint32_t row_stride, row_type, table_resident; /* of embeddings.bin */
+  uint32_t threads, lanes;
+  uint32_t row_lanes; /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
+  uint32_t request_bytes, stack_bytes;
+  uint32_t model_at; /* in index.bin, from here on */
+  uint32_t files_at, files;
+  uint32_t shapes_at, shapes;
+  uint32_t blocks_at, blocks;
+  uint32_t records_at;
   uint32_t dense_at, dense;
   uint32_t regions_at;
-  uint64_t arena_bytes, claimed_bytes;
-  uint32_t deadline_us, predicted_us;
-  uint32_t load_first;      /* 1: read everything before computing anything */
-  uint32_t interleave;      /* columns of a row that lie together in a block: 4 or 8 */
-  uint64_t cores;           /* bit i: compute threads should run on processor i; 0: on any */
-  uint32_t gpu_at;          /* in index.bin; 0: no GPU part */
-  uint32_t plans_at, plans; /* in index.bin; 0: no plan family */
-  uint32_t row_lanes;       /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
-  uint32_t padding;         /* token id + 1 that positions skip; 0: none */
-  uint32_t row_type;        /* of embedding rows: STIC_ROW_INT8 or STIC_ROW_FLOAT16 */
+  uint32_t plans_at, plans;
+  uint32_t gpu_at; /* 0: no GPU part */
 } stic_header;
+
+typedef struct STIC_PACKED stic_model {
+  uint32_t hidden, vocabulary;
+  uint32_t max_length; /* tokens: longest input of an encoder, context of a decoder */
+  uint32_t chunk;      /* tokens that are computed at once, at most */
+  uint32_t causal;     /* 1: a decoder */
+  uint32_t types;
+  uint32_t padding; /* token id + 1 that positions skip; 0: none */
+  uint32_t pooling, normalize, output_features;
+  uint32_t norm, cache;
+  uint32_t rotaries, rotary_features;
+  float embedding_multiplier;
+  uint32_t position_at, token_type_at, embedding_gamma_at, embedding_beta_at, rotary_at; /* in the trunk */
+} stic_model;
 
 typedef struct STIC_PACKED stic_file {
   char name[32];
@@ -124,11 +145,30 @@ typedef struct STIC_PACKED stic_file {
   uint32_t crc, reserved;
 } stic_file;
 
-typedef struct STIC_PACKED stic_layer {
-  uint32_t slices, full;
-  uint32_t qkv_scale_at, qkv_bias_at, out_scale_at, out_bias_at, attention_gamma_at, attention_beta_at;
-  uint32_t up_scale_at, up_bias_at, down_scale_at, down_bias_at, ffn_gamma_at, ffn_beta_at;
-} stic_layer;
+typedef struct STIC_PACKED stic_shape {
+  uint32_t kind, slices;
+  uint32_t heads_per_slice, key_heads_per_slice, head_dim;
+  uint32_t neurons_per_slice, gated;
+  uint32_t rows_per_slice;
+} stic_shape;
+
+/* A linear map's place in the trunk, and a norm's. */
+typedef struct STIC_PACKED stic_linear {
+  uint32_t scale_at, bias_at;
+} stic_linear;
+
+typedef struct STIC_PACKED stic_norm {
+  uint32_t gamma_at, beta_at;
+} stic_norm;
+
+typedef struct STIC_PACKED stic_block {
+  uint32_t shape, flags;
+  uint32_t window, rotary;
+  float softcap;
+  stic_linear matrix[STIC_MATRICES];
+  stic_norm input, branch, post, attention;
+  stic_norm query_norm, key_norm;
+} stic_block;
 
 typedef struct STIC_PACKED stic_record {
   uint64_t offset;
@@ -138,8 +178,8 @@ typedef struct STIC_PACKED stic_record {
 typedef struct STIC_PACKED stic_extent {
   uint64_t file_offset, destination;
   uint32_t bytes;
-  uint16_t layer, level, first, count;
-  int32_t wait_layer;
+  uint16_t block, level, first, count;
+  int32_t wait_block;
 } stic_extent;
 
 typedef struct STIC_PACKED stic_dense {
@@ -151,7 +191,7 @@ typedef struct STIC_PACKED stic_region {
 } stic_region;
 
 typedef struct STIC_PACKED stic_plan_entry {
-  uint32_t bits_at, extents_at, extents, resident_extents; /* as the header's fields of these names */
+  uint32_t bits_at, extents_at, extents, resident_extents; /* in index.bin, and how long */
   uint32_t load_first, deadline_us, predicted_us, reserved;
   uint64_t arena_bytes, claimed_bytes;
   stic_region preload, working;
@@ -171,9 +211,11 @@ typedef struct STIC_PACKED stic_launch {
   uint32_t local_bytes, reserved;
 } stic_launch;
 
-_Static_assert(sizeof(stic_header) == 236, "HEADER");
+_Static_assert(sizeof(stic_header) == 144, "HEADER");
+_Static_assert(sizeof(stic_model) == 80, "MODEL");
 _Static_assert(sizeof(stic_file) == 48, "FILE");
-_Static_assert(sizeof(stic_layer) == 56, "LAYER");
+_Static_assert(sizeof(stic_shape) == 32, "SHAPE");
+_Static_assert(sizeof(stic_block) == 108, "BLOCK_ENTRY");
 _Static_assert(sizeof(stic_record) == 16, "RECORD");
 _Static_assert(sizeof(stic_extent) == 32, "EXTENT");
 _Static_assert(sizeof(stic_dense) == 24, "DENSE");

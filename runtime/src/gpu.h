@@ -83,7 +83,7 @@ typedef struct stic_gpu {
   cl_event *wait_list; /* [extents] */
 
   /* gpu_codes.c */
-  uint32_t *entries;      /* [layers][matrices][slices][12], what `codes` holds */
+  uint32_t *entries;      /* [layers][STIC_LAYER_MATRICES][slices][12], what `codes` holds */
   _Atomic uint8_t *stale; /* [layers] 1: changed since it was written to `codes` */
 
   /* A run. */

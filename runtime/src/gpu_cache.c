@@ -90,15 +90,6 @@ cl_program stic_gpu_cache_read(stic_gpu *gpu, const char *path, const char *opti
   return NULL;
 }
 
-static bool write_all(int fd, const void *from, size_t size) {
-  for (size_t done = 0; done < size;) {
-    const ssize_t put = write(fd, (const uint8_t *)from + done, size - done);
-    if (put <= 0) return false;
-    done += (size_t)put;
-  }
-  return true;
-}
-
 static void save(const char *file, const char *key, const uint8_t *binary, size_t size) {
   char temporary[STIC_PATH_BYTES + 32];
   snprintf(temporary, sizeof temporary, "%s.XXXXXX", file);
@@ -110,8 +101,8 @@ static void save(const char *file, const char *key, const uint8_t *binary, size_
                          .key_crc = stic_crc32(0, key, key_bytes),
                          .binary_crc = stic_crc32(0, binary, size)};
   memcpy(header.magic, magic, sizeof magic);
-  const bool written = write_all(fd, &header, sizeof header) && write_all(fd, key, key_bytes) &&
-                       write_all(fd, binary, size) && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
+  const bool written = stic_files_write(fd, &header, sizeof header) && stic_files_write(fd, key, key_bytes) &&
+                       stic_files_write(fd, binary, size) && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
   if (close(fd) || !written || rename(temporary, file)) unlink(temporary);
 }
 

@@ -15,18 +15,19 @@ static stic_status write(stic_gpu *gpu, uint32_t region, const void *from, size_
 }
 
 stic_status stic_gpu_embed(stic_gpu *gpu, const void *rows, const int32_t *types, uint32_t n, stic_error *error) {
-  const stic_header *h = gpu->package->header;
+  const stic_model *m = gpu->package->model;
+  const uint32_t stride = gpu->package->header->row_stride;
   stic_status status;
-  if ((status = write(gpu, STIC_GPU_ROWS, rows, (size_t)n * h->row_stride, error))) return status;
+  if ((status = write(gpu, STIC_GPU_ROWS, rows, (size_t)n * stride, error))) return status;
   if ((status = write(gpu, STIC_GPU_TYPES, types, n * sizeof *types, error))) return status;
   const cl_mem objects[] = {gpu->regions[STIC_GPU_ROWS], gpu->regions[STIC_GPU_TYPES], gpu->trunk, gpu->trunk,
                             gpu->regions[STIC_GPU_X]};
   const int32_t scalars[] = {(int32_t)n,
-                             (int32_t)h->row_stride,
-                             (int32_t)(h->position_at / sizeof(uint16_t)),
-                             (int32_t)(h->token_type_at / sizeof(uint16_t)),
-                             (int32_t)(h->embedding_gamma_at / sizeof(float)),
-                             (int32_t)(h->embedding_beta_at / sizeof(float))};
+                             (int32_t)stride,
+                             (int32_t)(m->position_at / sizeof(uint16_t)),
+                             (int32_t)(m->token_type_at / sizeof(uint16_t)),
+                             (int32_t)(m->embedding_gamma_at / sizeof(float)),
+                             (int32_t)(m->embedding_beta_at / sizeof(float))};
   stic_gpu_begin_stage(gpu, STIC_EVENT_EMBED, -1);
   return stic_gpu_launch(gpu, STIC_KERNEL_embed, (uint32_t[]){tiles_of(n), 1}, objects, scalars, error);
 }

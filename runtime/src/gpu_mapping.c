@@ -5,7 +5,7 @@
 stic_status stic_gpu_open_extent(stic_gpu *gpu, uint32_t extent, stic_error *error) {
   const stic_extent *e = &gpu->package->extents[extent];
   /* What was there before is not wanted: nothing need be brought to the host. A layer on the CPU reads, too. */
-  const bool on_gpu = stic_gpu_runs(gpu, e->layer);
+  const bool on_gpu = stic_gpu_runs(gpu, e->block);
   const cl_bitfield use = on_gpu ? CL_MAP_WRITE_INVALIDATE_REGION : CL_MAP_READ | CL_MAP_WRITE;
   stic_status status = STIC_OK;
   pthread_mutex_lock(&gpu->mutex);
@@ -39,9 +39,9 @@ static stic_status unmap(stic_gpu *gpu, uint32_t extent, cl_event *done, stic_er
 
 stic_status stic_gpu_close_extent(stic_gpu *gpu, uint32_t extent, stic_error *error) {
   const stic_extent *e = &gpu->package->extents[extent];
-  if (!stic_gpu_runs(gpu, e->layer)) return STIC_OK;
+  if (!stic_gpu_runs(gpu, e->block)) return STIC_OK;
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
-    const uint32_t r = stic_record_index(gpu->package, e->layer, e->level, s);
+    const uint32_t r = stic_record_index(gpu->package, e->block, e->level, s);
     stic_gpu_note_record(gpu, e, s, gpu->base + gpu->record_at[r]);
   }
   return unmap(gpu, extent, &gpu->ready[extent], error);
@@ -55,11 +55,11 @@ static void forget(stic_gpu *gpu, uint32_t extent) {
 stic_status stic_gpu_await_extents(stic_gpu *gpu, uint32_t layer, stic_error *error) {
   cl_uint count = 0;
   for (uint32_t i = 0; i < gpu->package->plan.extents; i++)
-    if (gpu->package->extents[i].layer == layer && gpu->ready[i]) gpu->wait_list[count++] = gpu->ready[i];
+    if (gpu->package->extents[i].block == layer && gpu->ready[i]) gpu->wait_list[count++] = gpu->ready[i];
   stic_status status = STIC_OK;
   if (count) status = STIC_CL(gpu, EnqueueBarrierWithWaitList(gpu->queue, count, gpu->wait_list, NULL));
   for (uint32_t i = 0; i < gpu->package->plan.extents && !status; i++)
-    if (gpu->package->extents[i].layer == layer) forget(gpu, i);
+    if (gpu->package->extents[i].block == layer) forget(gpu, i);
   return status;
 }
 
@@ -67,7 +67,7 @@ stic_status stic_gpu_release_extents(stic_gpu *gpu, uint32_t layer, stic_error *
   const stic_plan_entry *plan = &gpu->package->plan;
   stic_status status = STIC_OK;
   for (uint32_t i = plan->resident_extents; i < plan->extents && !status; i++)
-    if (gpu->package->extents[i].layer == layer) status = unmap(gpu, i, NULL, error);
+    if (gpu->package->extents[i].block == layer) status = unmap(gpu, i, NULL, error);
   return status;
 }
 

@@ -107,10 +107,9 @@ static stic_status fill(stic_gpu *gpu, cl_mem object, const void *from, uint64_t
 }
 
 uint64_t stic_gpu_bytes(const stic_gpu *gpu) {
-  const stic_header *h = gpu->package->header;
-  const uint64_t entries = (uint64_t)h->layers * STIC_MATRICES * h->slices;
-  return gpu->package->gpu->state_bytes + gpu->package->trunk->bytes +
-         stic_pad(entries * STIC_CODES_ENTRY * sizeof(uint32_t), STIC_BLOCK);
+  const stic_package *p = gpu->package;
+  const uint64_t entries = (uint64_t)p->header->blocks * STIC_LAYER_MATRICES * p->most_slices;
+  return p->gpu->state_bytes + p->trunk->bytes + stic_pad(entries * STIC_CODES_ENTRY * sizeof(uint32_t), STIC_BLOCK);
 }
 
 static stic_status check_sizes(const stic_gpu *gpu, stic_error *error) {

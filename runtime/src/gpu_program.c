@@ -9,7 +9,7 @@
 /* Bit set, as kernels.cl has it, of the widths of weights in layers on the GPU. */
 static uint32_t widths_used(const stic_package *p) {
   uint32_t widths = 0;
-  for (uint32_t l = 0; l < p->header->layers; l++)
+  for (uint32_t l = 0; l < p->header->blocks; l++)
     for (uint32_t s = 0; p->places[l] == STIC_ON_GPU && s < p->kept[l].slices; s++) {
       const uint32_t bits = stic_bits(p, l, s);
       widths |= 1u << (bits == 32 ? 17 : bits);

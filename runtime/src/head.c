@@ -58,8 +58,8 @@ static void normalise(float *vector, uint32_t features) {
 static void pool(const stic_session *s, uint32_t n, float *to, uint32_t stride) {
   const stic_package *p = &s->package;
   const float *x = stic_region_at(s, STIC_REGION_X);
-  const uint32_t used = p->header->pooling == STIC_POOL_FIRST ? 1 : n;
-  for (uint32_t f = 0; f < p->header->hidden; f++) {
+  const uint32_t used = p->model->pooling == STIC_POOL_FIRST ? 1 : n;
+  for (uint32_t f = 0; f < p->model->hidden; f++) {
     float sum = 0;
     for (uint32_t t = 0; t < used; t++)
       sum += x[((size_t)(t / STIC_TILE) * p->padded_hidden + f) * STIC_TILE + t % STIC_TILE];
@@ -75,27 +75,27 @@ static void gather(const float *tile, uint32_t lanes, uint32_t features, float *
 void stic_compute_head(stic_session *s, uint32_t n) {
   const uint64_t begin = stic_trace_now(&s->trace);
   const stic_package *p = &s->package;
-  const stic_header *h = p->header;
+  const stic_model *m = p->model;
   float *output = stic_region_at(s, STIC_REGION_OUTPUT), *head = stic_region_at(s, STIC_REGION_HEAD);
   const size_t tile_floats = (size_t)p->padded_hidden * STIC_TILE;
-  const bool each = h->pooling == STIC_POOL_TOKENS;
-  if (!each && h->dense == 0) {
+  const bool each = m->pooling == STIC_POOL_TOKENS;
+  if (!each && p->header->dense == 0) {
     pool(s, n, output, 1);
   } else if (!each) {
     memset(head, 0, tile_floats * sizeof *head);
     pool(s, n, head, STIC_TILE);
-    gather(apply_dense(s), 1, h->output_features, output);
+    gather(apply_dense(s), 1, m->output_features, output);
   }
   for (uint32_t first = 0; each && first < n; first += STIC_TILE) {
     const float *tile = (float *)stic_region_at(s, STIC_REGION_X) + (first / STIC_TILE) * tile_floats;
-    if (h->dense) {
+    if (p->header->dense) {
       memcpy(head, tile, tile_floats * sizeof *head);
       tile = apply_dense(s);
     }
-    gather(tile, n - first < STIC_TILE ? n - first : STIC_TILE, h->output_features,
-           output + (size_t)first * h->output_features);
+    gather(tile, n - first < STIC_TILE ? n - first : STIC_TILE, m->output_features,
+           output + (size_t)first * m->output_features);
   }
-  for (uint32_t t = 0; h->normalize && t < (each ? n : 1); t++)
-    normalise(output + (size_t)t * h->output_features, h->output_features);
+  for (uint32_t t = 0; m->normalize && t < (each ? n : 1); t++)
+    normalise(output + (size_t)t * m->output_features, m->output_features);
   stic_stage_done(s, STIC_EVENT_HEAD, -1, begin);
 }

@@ -7,18 +7,19 @@
 
 enum { SPIN_NS = 20000 };
 
-static void merge_order(stic_io *io, bool stream) {
+static void merge_order(stic_io *io, uint32_t blocks) {
   const stic_plan_entry *plan = &io->package->plan;
   const stic_extent *extents = io->package->extents;
-  uint32_t next = 0; /* in by_layer */
+  uint32_t next = 0; /* in by_block */
   io->ordered = 0;
-  for (uint32_t i = plan->resident_extents; stream && i < plan->extents; i++) {
-    for (; next < plan->resident_extents && extents[io->by_layer[next]].layer <= extents[i].layer; next++)
-      if (stic_io_missing_bytes(io, io->by_layer[next])) io->order[io->ordered++] = io->by_layer[next];
+  for (uint32_t i = plan->resident_extents; i < plan->extents; i++) {
+    if (extents[i].block >= blocks) continue;
+    for (; next < plan->resident_extents && extents[io->by_block[next]].block <= extents[i].block; next++)
+      if (stic_io_missing_bytes(io, io->by_block[next])) io->order[io->ordered++] = io->by_block[next];
     io->order[io->ordered++] = i;
   }
   for (; next < plan->resident_extents; next++)
-    if (stic_io_missing_bytes(io, io->by_layer[next])) io->order[io->ordered++] = io->by_layer[next];
+    if (stic_io_missing_bytes(io, io->by_block[next])) io->order[io->ordered++] = io->by_block[next];
 }
 
 uint32_t stic_io_row_group_end(const stic_io *io, uint32_t begin) {
@@ -42,7 +43,7 @@ static void sort_tokens(stic_io *io, uint32_t n) {
     }
 }
 
-void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream) {
+void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, uint32_t blocks) {
   const stic_extent *extents = io->package->extents;
   io->ids = ids;
   io->rows = n;
@@ -56,25 +57,25 @@ void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream) {
   uint32_t groups = 0;
   for (uint32_t t = 0; t < n; t = stic_io_row_group_end(io, t)) groups++;
   atomic_store(&io->rows_pending, groups);
-  for (uint32_t l = 0; l < io->package->header->layers; l++) atomic_store(&io->pending[l], 0);
-  merge_order(io, stream);
+  for (uint32_t l = 0; l < io->package->header->blocks; l++) atomic_store(&io->pending[l], 0);
+  merge_order(io, blocks);
   for (uint32_t i = 0; i < io->ordered; i++) {
     const uint32_t e = io->order[i];
     atomic_store(&io->left[e], stic_io_missing_bytes(io, e));
     stic_io_reading(io, e);
-    atomic_fetch_add(&io->pending[extents[e].layer], 1);
+    atomic_fetch_add(&io->pending[extents[e].block], 1);
   }
   if (groups == 0 && io->ordered == 0) return;
   atomic_store(&io->active, io->row_lanes);
   stic_signal(&io->pass);
 }
 
-/* Wait until the counter is zero; the pass failed or is done. */
+/* Wait until the counter is zero; the pass failed, was cancelled, or is done. */
 static stic_status wait_zero(stic_io *io, const _Atomic uint32_t *counter) {
   const uint64_t start = atomic_load(counter) ? stic_now_ns() : 0;
   for (;;) {
     const uint32_t seen = atomic_load(&io->progress);
-    if (atomic_load(&io->failed)) return STIC_IO;
+    if (atomic_load(&io->failed) || atomic_load(&io->cancelled)) return STIC_IO;
     if (atomic_load(counter) == 0) return STIC_OK;
     if (stic_now_ns() - start < SPIN_NS)
       stic_relax();
@@ -85,11 +86,11 @@ static stic_status wait_zero(stic_io *io, const _Atomic uint32_t *counter) {
 
 stic_status stic_io_wait_rows(stic_io *io) { return wait_zero(io, &io->rows_pending); }
 
-stic_status stic_io_wait_layer(stic_io *io, uint32_t layer) { return wait_zero(io, &io->pending[layer]); }
+stic_status stic_io_wait_block(stic_io *io, uint32_t block) { return wait_zero(io, &io->pending[block]); }
 
-void stic_io_computed(stic_io *io, uint32_t layers) {
+void stic_io_computed(stic_io *io, uint32_t blocks) {
   uint32_t before = atomic_load(&io->computed);
-  while (before < layers && !atomic_compare_exchange_weak(&io->computed, &before, layers)) continue;
+  while (before < blocks && !atomic_compare_exchange_weak(&io->computed, &before, blocks)) continue;
   if (atomic_load(&io->active)) stic_signal(&io->gate);
 }
 

@@ -31,10 +31,10 @@ struct stic_io {
   _Atomic uint32_t *left;               /* [extents] bytes not yet read in this pass */
   stic_present *present;                /* [resident extents] */
   stic_present *spare;                  /* as long: what is present once the plan is changed */
-  uint32_t *by_layer;                   /* [resident extents] sorted by layer */
+  uint32_t *by_block;                   /* [resident extents] sorted by block */
   uint32_t *order;                      /* [extents] what this pass reads */
   uint32_t *tokens;                     /* [max_length] positions of the input, sorted by token id */
-  _Atomic uint32_t *pending;            /* [layers] extents of the layer that this pass has not finished */
+  _Atomic uint32_t *pending;            /* [blocks] extents of the block that this pass has not finished */
 
   /* The pass. */
   pthread_mutex_t mutex;            /* guards the cursors, `device_free_ns` and `error` */
@@ -43,9 +43,9 @@ struct stic_io {
   const int32_t *ids;               /* of the input */
   uint64_t device_free_ns;
   _Atomic uint32_t rows_pending;
-  _Atomic uint32_t computed; /* layers computed in this run */
+  _Atomic uint32_t computed; /* blocks computed in this run */
   _Atomic uint32_t active;   /* lanes at work */
-  _Atomic bool failed, stop;
+  _Atomic bool failed, cancelled, stop;
   _Atomic uint64_t bytes, requests;
   stic_error error;   /* valid if `failed` */
   stic_word pass;     /* changes when a pass begins */
@@ -64,15 +64,17 @@ struct stic_io {
 stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error);
 void stic_io_stop(stic_io *io);
 
-/* Begin a pass: the rows of `n` tokens, what is missing of resident extents, and, if `stream`, the streamed ones. */
-void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, bool stream);
+/* Begin a pass: the rows of `n` tokens, what is missing of resident extents, and the streamed ones of the first `blocks`
+ * blocks. */
+void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, uint32_t blocks);
 
-/* Wait for the embedding rows; for all of a layer; give the status of the pass. */
+/* Wait for the embedding rows; for all of a block; give the status of the pass. They return at once where it was
+ * cancelled, which whoever computes looks up and has the pass fail for. */
 stic_status stic_io_wait_rows(stic_io *io);
-stic_status stic_io_wait_layer(stic_io *io, uint32_t layer);
+stic_status stic_io_wait_block(stic_io *io, uint32_t block);
 
-/* Layers below `layers` have been computed: their places in the working buffer are free. Any thread. */
-void stic_io_computed(stic_io *io, uint32_t layers);
+/* Blocks below `blocks` have been computed: their places in the working buffer are free. Any thread. */
+void stic_io_computed(stic_io *io, uint32_t blocks);
 
 /* Have the pass fail, for the first reason that is given. Any thread. */
 void stic_io_fail(stic_io *io, const stic_error *error);
@@ -88,10 +90,10 @@ uint32_t stic_io_missing_bytes(const stic_io *io, uint32_t extent);
 void stic_io_reading(stic_io *io, uint32_t extent);
 void stic_io_complete(stic_io *io, uint32_t extent);
 
-/* Fill `by_layer`. */
+/* Fill `by_block`. */
 void stic_io_sort_resident(stic_io *io);
 
-/* Free at least `bytes` of the preload buffer, top layers first. */
+/* Free at least `bytes` of the preload buffer, top blocks first. */
 void stic_io_evict(stic_io *io, uint64_t bytes);
 
 uint64_t stic_io_resident_bytes(const stic_io *io);

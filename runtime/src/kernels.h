@@ -56,6 +56,45 @@ typedef struct stic_kernels {
                     int32_t qkv_rows, int32_t out_rows, int32_t rows, int32_t queries);
   /* One tile: x = LayerNorm(x + y). */
   void (*add_norm)(float *x, const float *y, const float *gamma, const float *beta);
+
+  /* What follows are decoders' (docs/decoders.md). Groups are of STIC_GROUP columns of a slice. */
+  /* n rows of embeddings.bin, with their rows of positions or NULL, into x (ceil(n/16), HP, 16). */
+  void (*embed_plain)(const uint8_t *rows, const stic_half *position, float *x, int32_t n, int32_t row_stride);
+  /* One tile of a slice's k columns -> int8 (k/q, 16, q), scale (groups, 16), what products start from (groups, 16). */
+  void (*quantize_grouped)(const float *x, int8_t *q, float *scale, int32_t *offset, int32_t k);
+  /* One slice: acc (tiles, 16 rows, 16 tokens) += ratio (groups, 16) * scale * (panel times x); then y = bias + scale of
+   * the rows * acc, and acc = 0. */
+  void (*dot_grouped)(const uint8_t *panel, const int8_t *x, const int32_t *offset, const float *scale,
+                      const uint8_t *ratio, float *acc, int32_t k, int32_t x_tile, int32_t g_tile, int32_t tiles);
+  void (*dot_grouped_finish)(float *acc, const float *scale, const float *bias, float *y, int32_t y_rows,
+                             int32_t tiles);
+  /* The same for up to STIC_FEW_TOKENS tokens, straight from the planes: acc (tokens, 16 rows). */
+  void (*rows_grouped[9])(const uint8_t *, const uint8_t *, const uint8_t *, const uint8_t *, const uint8_t *,
+                          const uint8_t *, const uint8_t *, const uint8_t *, const int8_t *table, const int8_t *x,
+                          const int32_t *offset, const float *scale, const uint8_t *ratio, float *acc, int32_t k,
+                          int32_t x_pitch, int32_t rows);
+  void (*rows_grouped_finish)(float *acc, const float *scale, const float *bias, float *y, int32_t rows);
+  /* One tile: y = the norm of x over `features`; y may be x; its rows from there to `padded` become zero. */
+  void (*rms_norm)(const float *x, const float *gamma, float *y, int32_t features, int32_t padded);
+  void (*layer_norm)(const float *x, const float *gamma, const float *beta, float *y, int32_t features, int32_t padded);
+  /* In place, on `count` vectors of 16: x += y; gate = act(gate) * up; x = c tanh(x / c). */
+  void (*add)(float *x, const float *y, int32_t count);
+  void (*gate)(float *gate, const float *up, int32_t count);
+  void (*softcap)(float *x, int32_t count);
+  /* Turn `heads` heads, `pitch` rows apart, by a tile's turns (features, 16). */
+  void (*rope)(float *x, const float *turns, int32_t heads, int32_t pitch, int32_t features);
+  /* n tokens of a tile, one key head: k, v (head_dim, 16) to their places in its part of the cache. */
+  void (*cache_store_f16)(const float *k, const float *v, stic_half *keys, stic_half *values, int32_t position,
+                          int32_t n);
+  void (*cache_store_i8)(const float *k, const float *v, int8_t *keys, float *key_scale, int8_t *values,
+                         float *value_scale, int32_t position, int32_t n);
+  /* n tokens of a tile, `queries` heads of one key head: q, out (queries, head_dim, 16); scratch (4, context). */
+  void (*cached_attention_f16)(const float *q, const stic_half *keys, const stic_half *values, float *out,
+                               float *scratch, int32_t queries, int32_t position, int32_t n, int32_t window,
+                               int32_t context);
+  void (*cached_attention_i8)(const float *q, const int8_t *keys, const float *key_scale, const int8_t *values,
+                              const float *value_scale, float *out, float *scratch, int32_t queries, int32_t position,
+                              int32_t n, int32_t window, int32_t context);
 } stic_kernels;
 
 /* Check that this CPU can run what the package was compiled for. */

@@ -113,14 +113,14 @@ static stic_status read_rows(stic_io *io, const request *r, uint32_t lane, stic_
 static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_present present, stic_error *error) {
   const stic_package *p = io->package;
   for (uint32_t s = e->first; s < (uint32_t)e->first + e->count; s++) {
-    const stic_record *r = &p->records[stic_record_index(p, e->layer, e->level, s)];
+    const stic_record *r = &p->records[stic_record_index(p, e->block, e->level, s)];
     const uint64_t at = r->offset - e->file_offset;
     const uint8_t *record = io->weights + e->destination + at;
     if (at >= present.begin && at + r->bytes <= present.end) continue;
     STIC_REQUIRE(record_checksum, stic_crc32(0, record, r->bytes) == r->crc,
-                 "shards.bin is corrupt at layer %u, slice %u, level %u (checksum): copy the package again", e->layer,
+                 "shards.bin is corrupt at block %u, slice %u, level %u (checksum): copy the package again", e->block,
                  s, e->level);
-    if (stic_record_check(p, e->level, record, r->bytes, error)) {
+    if (stic_record_check(p, e->block, e->level, record, r->bytes, error)) {
       stic_error_prefix(error, "shards.bin");
       return STIC_PACKAGE_CORRUPT;
     }
@@ -128,11 +128,11 @@ static stic_status check_extent(const stic_io *io, const stic_extent *e, stic_pr
   return STIC_OK;
 }
 
-static bool wait_for_place(stic_io *io, int32_t wait_layer) {
+static bool wait_for_place(stic_io *io, int32_t wait_block) {
   for (;;) {
     const uint32_t seen = atomic_load(&io->gate);
     if (atomic_load(&io->failed)) return false;
-    if ((int64_t)atomic_load(&io->computed) > wait_layer) return true;
+    if ((int64_t)atomic_load(&io->computed) > wait_block) return true;
     stic_wait(&io->gate, seen);
   }
 }
@@ -140,7 +140,7 @@ static bool wait_for_place(stic_io *io, int32_t wait_layer) {
 static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, stic_error *error) {
   const stic_extent *e = &io->package->extents[r->extent];
   stic_event event = {STIC_EVENT_READ,
-                      e->layer,
+                      e->block,
                       (int32_t)lane,
                       e->level,
                       e->first,
@@ -150,7 +150,7 @@ static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, sti
                       stic_trace_now(io->trace),
                       0,
                       0};
-  if (!wait_for_place(io, e->wait_layer)) return STIC_OK;
+  if (!wait_for_place(io, e->wait_block)) return STIC_OK;
   event.begin_ns = stic_trace_now(io->trace);
   stic_status status = io->gpu->on ? stic_gpu_open_extent(io->gpu, r->extent, error) : STIC_OK;
   if (status) return status;
@@ -169,7 +169,7 @@ static stic_status read_extent(stic_io *io, const request *r, uint32_t lane, sti
   if (!status && io->gpu->on) status = stic_gpu_close_extent(io->gpu, r->extent, error);
   if (status) return status;
   stic_io_complete(io, r->extent);
-  if (atomic_fetch_sub(&io->pending[e->layer], 1) == 1) stic_signal(&io->progress);
+  if (atomic_fetch_sub(&io->pending[e->block], 1) == 1) stic_signal(&io->progress);
   return STIC_OK;
 }
 

@@ -19,19 +19,21 @@ static const uint8_t *record(const stic_step *t, uint32_t level, uint32_t slice)
 /* Where the planes, the table and the outliers of the stage's matrix are in one slice. */
 static stic_codes find(const stic_step *t, uint32_t slice) {
   const stic_package *p = &t->s->package;
+  const uint32_t plane_bytes = stic_plane_bytes(t->cut, t->matrix);
   stic_codes c = {.bits = stic_bits(p, t->number, slice)};
   uint32_t level, last, plane = 0;
   const uint8_t *base = NULL;
   stic_levels_of(p, c.bits, &level, &last);
   const uint32_t first = level;
   for (; level <= last; level++) {
-    const stic_layout *layout = &p->layouts[level];
+    const stic_layout *layout = &t->cut->layouts[level];
     base = record(t, level, slice);
-    for (uint32_t i = 0; i < layout->planes; i++) c.planes[plane++] = base + layout->plane_at[t->matrix][i];
+    for (uint32_t i = 0; i < layout->planes; i++)
+      c.planes[plane++] = base + layout->plane_at[t->matrix] + i * plane_bytes;
   }
-  c.table = (const int8_t *)base + p->layouts[last].table_at[t->matrix];
+  c.table = (const int8_t *)base + t->cut->layouts[last].table_at[t->matrix];
   c.dense = c.table[1 << (c.bits - 1)];
-  c.starts = stic_record_outliers(p, first, record(t, first, slice), t->matrix, &c.entries);
+  c.starts = stic_record_outliers(t->cut, first, record(t, first, slice), t->matrix, &c.entries);
   return c;
 }
 
@@ -39,8 +41,8 @@ static stic_codes find(const stic_step *t, uint32_t slice) {
 static void full_rows(const stic_step *t, uint32_t slice, uint32_t block, const float *x, float *y, uint32_t y_rows) {
   stic_session *s = t->s;
   const stic_package *p = &s->package;
-  const uint32_t k = p->columns[t->matrix];
-  const void *weight = record(t, STIC_FULL, slice) + p->layouts[STIC_FULL].plane_at[t->matrix][0];
+  const uint32_t k = t->cut->columns[t->matrix];
+  const void *weight = record(t, STIC_FULL, slice) + t->cut->layouts[STIC_FULL].plane_at[t->matrix];
   const size_t first = (size_t)block * STIC_TILE * k;
   if (p->header->full_bits == 16)
     s->kernels.matmul_f16((const stic_half *)weight + first, x, y, (int32_t)k, (int32_t)t->width, (int32_t)y_rows,
@@ -61,7 +63,7 @@ static void quantized_rows(const stic_step *t, uint32_t first, uint32_t end, uin
                            float *y, uint32_t y_rows, uint32_t thread) {
   stic_session *s = t->s;
   const stic_kernels *k = &s->kernels;
-  const uint32_t ks = s->package.columns[t->matrix];
+  const uint32_t ks = t->cut->columns[t->matrix];
   const int32_t groups = (int32_t)(ks / 4), x_tile = (int32_t)(t->width * STIC_TILE), tiles = (int32_t)t->tiles;
   const int32_t pitch = (int32_t)(STIC_TILE * s->package.header->interleave);
   const int8_t *x = (const int8_t *)stic_region_at(s, STIC_REGION_QUANTIZED) + x_at;
@@ -126,7 +128,7 @@ static void split_block(void *context, uint32_t item, uint32_t thread) {
 static void joined_block(void *context, uint32_t block, uint32_t thread) {
   const stic_step *t = context;
   stic_session *s = t->s;
-  const uint32_t ks = s->package.columns[t->matrix], y_rows = s->package.padded_hidden, full = t->kept.full;
+  const uint32_t ks = t->cut->columns[t->matrix], y_rows = s->package.padded_hidden, full = t->kept.full;
   const uint32_t row = block * STIC_TILE;
   float *y = t->target + (size_t)row * STIC_TILE;
   if (full < t->kept.slices)
@@ -151,16 +153,16 @@ void stic_step_run(stic_step *t, uint32_t kind, stic_item run, uint32_t items) {
 
 void stic_step_quantize(stic_step *t) { stic_step_run(t, STIC_EVENT_QUANTIZE, quantize_tile, t->tiles); }
 
-void stic_step_project(stic_step *t, uint32_t kind, uint32_t matrix, uint32_t source, uint32_t width, uint32_t target,
-                       uint32_t scale_at, uint32_t bias_at) {
+void stic_step_project(stic_step *t, uint32_t kind, uint32_t matrix, uint32_t source, uint32_t width, uint32_t target) {
+  const stic_linear *map = &t->s->package.blocks[t->number].matrix[matrix];
   const bool split = matrix == STIC_QKV || matrix == STIC_UP;
   t->matrix = matrix;
-  t->blocks = t->s->package.rows[matrix] / STIC_TILE;
+  t->blocks = t->cut->rows[matrix] / STIC_TILE;
   t->source = stic_floats_at(t->s, source);
   t->width = width;
   t->target = stic_floats_at(t->s, target);
-  t->scale_at = scale_at;
-  t->bias_at = bias_at;
+  t->scale_at = map->scale_at;
+  t->bias_at = map->bias_at;
   for (uint32_t slice = t->kept.full; slice < t->kept.slices; slice++) t->s->codes[slice] = find(t, slice);
   if (!split && t->kept.full < t->kept.slices) stic_step_quantize(t);
   stic_step_run(t, kind, split ? split_block : joined_block, split ? t->kept.slices * t->blocks : t->blocks);

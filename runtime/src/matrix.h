@@ -1,14 +1,15 @@
-/* Products with the matrices of a layer, a stage at a time; encoder.c says which stages make a layer. */
+/* Products with the matrices of a block, a stage at a time; encoder.c says which stages make a layer. */
 #ifndef STIC_MATRIX_H
 #define STIC_MATRIX_H
 
 #include "session.h"
 
-/* A stage of a layer, and what its items need to know. */
+/* A stage of a block, and what its items need to know. */
 typedef struct stic_step {
   stic_session *s;
-  struct stic_kept kept;   /* of the layer */
-  uint32_t number;         /* of the layer */
+  struct stic_kept kept;   /* of the block */
+  uint32_t number;         /* of the block */
+  const stic_cut *cut;     /* of the block */
   uint32_t n, tiles;       /* tokens, tiles of them */
   uint32_t matrix, blocks; /* of the stage; blocks of 16 rows in the matrix */
   uint32_t queries;        /* tiles of them in an item of attention */
@@ -33,9 +34,8 @@ void stic_step_run(stic_step *t, uint32_t kind, stic_item run, uint32_t items);
 /* Leave the quantised form of `source`. */
 void stic_step_quantize(stic_step *t);
 
-/* Region `target` = bias + W x for `matrix` of the layer and x of `width` features in region `source`: for qkv and up
+/* Region `target` = bias + W x for `matrix` of the block and x of `width` features in region `source`: for qkv and up
  * from its quantised form, which must be there; for out and down after quantising it. `up` has the activation on top. */
-void stic_step_project(stic_step *t, uint32_t kind, uint32_t matrix, uint32_t source, uint32_t width, uint32_t target,
-                       uint32_t scale_at, uint32_t bias_at);
+void stic_step_project(stic_step *t, uint32_t kind, uint32_t matrix, uint32_t source, uint32_t width, uint32_t target);
 
 #endif

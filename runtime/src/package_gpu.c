@@ -22,7 +22,7 @@ static stic_status place_tables(stic_package *p, stic_error *error) {
                "index.bin: the GPU part has %u launches, at most %u are allowed", g->launches, MOST_LAUNCHES);
   STIC_REQUIRE(gpu_tables,
                g->launches_at % 4 == 0 && g->launches_at + g->launches * (uint64_t)sizeof(stic_launch) <= end &&
-                   g->places_at % 4 == 0 && g->places_at + (uint64_t)h->layers <= end && g->state_at % 4 == 0 &&
+                   g->places_at % 4 == 0 && g->places_at + (uint64_t)h->blocks <= end && g->state_at % 4 == 0 &&
                    g->state_at + (uint64_t)STIC_GPU_REGIONS * sizeof(stic_region) <= end,
                "index.bin: a table of the GPU part lies outside it");
   p->launches = (const stic_launch *)(p->index + g->launches_at);
@@ -63,7 +63,7 @@ static stic_status check_launches(const stic_package *p, stic_error *error) {
 
 static stic_status check_places(const stic_package *p, stic_error *error) {
   bool any = false;
-  for (uint32_t l = 0; l < p->header->layers; l++) {
+  for (uint32_t l = 0; l < p->header->blocks; l++) {
     STIC_REQUIRE(gpu_layer, p->places[l] < STIC_PLACES && (p->kept[l].slices || p->places[l] == STIC_ON_CPU),
                  "index.bin: layer %u of %u slices has place %u", l, p->kept[l].slices, p->places[l]);
     any = any || p->places[l] == STIC_ON_GPU;
@@ -79,12 +79,20 @@ static bool may_share(uint32_t a, uint32_t b) {
           a == STIC_GPU_SCORES || b == STIC_GPU_SCORES);
 }
 
+static uint64_t most_kept(const stic_package *p) {
+  uint64_t most = 0;
+  for (uint32_t l = 0; l < p->header->blocks; l++)
+    if (p->kept[l].slices > most) most = p->kept[l].slices;
+  return most;
+}
+
 static stic_status check_state(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
   const stic_gpu_part *g = p->gpu;
-  const uint64_t lanes = (uint64_t)p->tiles * STIC_TILE, stored = lanes * (g->storage_bits / 8),
-                 slices = p->most_slices;
-  const uint64_t attention = slices * p->attention_width, ffn = slices * p->ffn_width;
+  const uint64_t lanes = (uint64_t)p->tiles * STIC_TILE, stored = lanes * (g->storage_bits / 8), slices = most_kept(p),
+                 length = p->model->max_length;
+  const stic_cut *cut = p->cuts; /* the only one */
+  const uint64_t attention = slices * cut->attention_width, ffn = slices * cut->ffn_width;
   uint64_t widest = p->padded_hidden, sum = 0;
   if (attention > widest) widest = attention;
   if (ffn > widest) widest = ffn;
@@ -99,9 +107,9 @@ static stic_status check_state(const stic_package *p, stic_error *error) {
       [STIC_GPU_QUANTIZED] = widest * lanes,
       [STIC_GPU_TOKEN_SCALE] = lanes * 4,
       [STIC_GPU_TOKEN_SUM] = lanes * 4,
-      [STIC_GPU_SCORES] = slices * h->heads_per_slice * g->scores_tiles * STIC_TILE * lanes * 4,
-      [STIC_GPU_ROWS] = (uint64_t)h->max_length * h->row_stride,
-      [STIC_GPU_TYPES] = (uint64_t)h->max_length * 4,
+      [STIC_GPU_SCORES] = slices * cut->entry.heads_per_slice * g->scores_tiles * STIC_TILE * lanes * 4,
+      [STIC_GPU_ROWS] = length * h->row_stride,
+      [STIC_GPU_TYPES] = length * 4,
   };
   for (uint32_t r = 0; r < STIC_GPU_REGIONS; r++) {
     const stic_region *region = &p->state[r];

@@ -14,35 +14,38 @@ bool stic_finite(const void *numbers, uint64_t count, uint32_t bits) {
 }
 
 stic_status stic_row_check(const stic_package *p, const uint8_t *row, int32_t id, stic_error *error) {
-  const size_t checked = stic_row_checked(p->header);
+  const size_t checked = stic_row_checked(p);
   uint32_t crc;
   memcpy(&crc, row + checked, sizeof crc);
   STIC_REQUIRE(row_checksum, stic_crc32(0, row, checked) == crc,
                "embeddings.bin is corrupt at token %d (checksum): copy the package again", id);
   const bool halves = p->header->row_type == STIC_ROW_FLOAT16;
   const uint8_t *numbers = halves ? row : row + checked - sizeof(float);
-  STIC_REQUIRE(row_scale, stic_finite(numbers, halves ? p->header->hidden : 1, halves ? 16 : 32),
+  STIC_REQUIRE(row_scale, stic_finite(numbers, halves ? p->model->hidden : 1, halves ? 16 : 32),
                "the row of token %d in embeddings.bin holds a number that is not finite: compile the package again",
                id);
   return STIC_OK;
 }
 
-stic_status stic_record_check(const stic_package *p, uint32_t level, const uint8_t *record, uint32_t size,
-                              stic_error *error) {
-  const stic_layout *layout = &p->layouts[level];
+stic_status stic_record_check(const stic_package *p, uint32_t block, uint32_t level, const uint8_t *record,
+                              uint32_t size, stic_error *error) {
+  const stic_cut *cut = stic_cut_of(p, block);
+  const stic_layout *layout = &cut->layouts[level];
   for (int m = 0; m < STIC_MATRICES && level == STIC_FULL; m++)
     STIC_REQUIRE(
         weight_finite,
-        stic_finite(record + layout->plane_at[m][0], (uint64_t)p->rows[m] * p->columns[m], p->header->full_bits),
+        stic_finite(record + layout->plane_at[m], (uint64_t)cut->rows[m] * cut->columns[m], p->header->full_bits),
         "a weight at full precision is not a finite number");
   if (level == STIC_FULL) return STIC_OK;
   for (int m = 0; m < STIC_MATRICES; m++) /* the dot products have room for magnitudes of 127 */
-    STIC_REQUIRE(code_table, !memchr(record + layout->table_at[m], 0x80, (size_t)1 << stic_bits_of_level(level)),
+    STIC_REQUIRE(code_table,
+                 !cut->rows[m] || !memchr(record + layout->table_at[m], 0x80, (size_t)1 << stic_bits_of_level(level)),
                  "a code table holds -128");
   uint64_t at = layout->end;
   for (int m = 0; m < STIC_MATRICES && layout->has_outliers; m++) {
+    if (!cut->rows[m]) continue;
     const uint32_t *starts = (const uint32_t *)(const void *)(record + layout->blocks_at[m]);
-    const uint32_t blocks = p->rows[m] / STIC_TILE, count = starts[blocks], limit = STIC_TILE * p->columns[m];
+    const uint32_t blocks = cut->rows[m] / STIC_TILE, count = starts[blocks], limit = STIC_TILE * cut->columns[m];
     STIC_REQUIRE(outlier_start, starts[0] == 0, "outlier blocks do not start at 0");
     for (uint32_t b = 0; b < blocks; b++)
       STIC_REQUIRE(outlier_blocks, starts[b] <= starts[b + 1], "outlier blocks run backwards");
@@ -61,15 +64,16 @@ stic_status stic_record_check(const stic_package *p, uint32_t level, const uint8
   return STIC_OK;
 }
 
-const uint32_t *stic_record_outliers(const stic_package *p, uint32_t level, const uint8_t *record, uint32_t matrix,
+const uint32_t *stic_record_outliers(const stic_cut *cut, uint32_t level, const uint8_t *record, uint32_t matrix,
                                      const uint16_t **entries) {
-  const stic_layout *layout = &p->layouts[level];
+  const stic_layout *layout = &cut->layouts[level];
   uint64_t at = layout->end;
   const uint32_t *starts = NULL;
   for (uint32_t m = 0; m <= matrix; m++) {
+    if (!cut->rows[m]) continue;
     *entries = (const uint16_t *)(const void *)(record + at);
     starts = (const uint32_t *)(const void *)(record + layout->blocks_at[m]);
-    at = stic_pad(at + 4 * (uint64_t)starts[p->rows[m] / STIC_TILE], STIC_ALIGN);
+    at = stic_pad(at + 4 * (uint64_t)starts[cut->rows[m] / STIC_TILE], STIC_ALIGN);
   }
   return starts;
 }

@@ -14,7 +14,7 @@ uint32_t stic_io_missing_bytes(const stic_io *io, uint32_t extent) {
 }
 
 static const stic_record *record_of(const stic_package *p, const stic_extent *e, uint32_t slice) {
-  return &p->records[stic_record_index(p, e->layer, e->level, slice)];
+  return &p->records[stic_record_index(p, e->block, e->level, slice)];
 }
 
 static uint64_t end_of(const stic_record *r) { return r->offset + r->bytes; }
@@ -37,16 +37,16 @@ void stic_io_complete(stic_io *io, uint32_t extent) {
 void stic_io_sort_resident(stic_io *io) {
   const uint32_t count = io->package->plan.resident_extents;
   uint32_t at = 0;
-  for (uint32_t l = 0; l < io->package->header->layers; l++)
+  for (uint32_t l = 0; l < io->package->header->blocks; l++)
     for (uint32_t i = 0; i < count; i++)
-      if (io->package->extents[i].layer == l) io->by_layer[at++] = i;
+      if (io->package->extents[i].block == l) io->by_block[at++] = i;
 }
 
 void stic_io_evict(stic_io *io, uint64_t bytes) {
   const stic_extent *extents = io->package->extents;
   uint64_t freed = 0;
   for (uint32_t i = io->package->plan.resident_extents; i-- > 0 && freed < bytes;) {
-    const uint32_t e = io->by_layer[i];
+    const uint32_t e = io->by_block[i];
     freed += extents[e].bytes - stic_io_missing_bytes(io, e);
     io->present[e] = (stic_present){0, 0, 0, 0};
     stic_discard(io->arena + extents[e].destination, extents[e].bytes);
@@ -59,7 +59,7 @@ uint64_t stic_io_resident_bytes(const stic_io *io) {
   return bytes;
 }
 
-/* What an extent has of what another one of the same layer and level had. It is exactly the blocks that its records
+/* What an extent has of what another one of the same block and level had. It is exactly the blocks that its records
  * touch, and these are contiguous (package_plans.c); a block that a missing record touches as well is read with it. */
 static stic_present kept_of(const stic_package *p, const stic_extent *e, stic_present had) {
   const uint32_t end = (uint32_t)e->first + e->count;
@@ -73,7 +73,7 @@ static stic_present kept_of(const stic_package *p, const stic_extent *e, stic_pr
 }
 
 static int order_of(const stic_extent *a, const stic_extent *b) {
-  return a->layer != b->layer ? a->layer - b->layer : a->level - b->level;
+  return a->block != b->block ? a->block - b->block : a->level - b->level;
 }
 
 /* Move the records that are kept of `from` to their place in `to`, if that is to the left, or else if to the right. */

@@ -2,29 +2,31 @@
  * allocates. */
 #define _POSIX_C_SOURCE 200809L
 #include <string.h>
-#include <unistd.h>
 
 #include "session.h"
 
 static stic_status check_input(stic_session *s, const int32_t *ids, const int32_t *types, int32_t n,
                                const float *output, size_t capacity) {
-  const stic_header *h = s->package.header;
+  const stic_model *m = s->package.model;
   stic_error *error = &s->error;
   if (!ids || !output) return stic_fail(error, STIC_INVALID_ARGUMENT, "stic_session_run was given a null pointer");
+  if (m->causal)
+    return stic_fail(error, STIC_NOT_THIS_MODEL,
+                     "stic_session_run is for encoders, and this package is a decoder's: call stic_session_extend");
   if (n < 1) return stic_fail(error, STIC_INPUT_LENGTH, "the input has no tokens");
-  if ((uint32_t)n > h->max_length)
+  if ((uint32_t)n > m->max_length)
     return stic_fail(
         error, STIC_INPUT_LENGTH,
         "input of %d tokens; this package was compiled for at most %u: shorten the input, or compile with a"
         " larger --max-length",
-        n, h->max_length);
+        n, m->max_length);
   if (capacity < stic_session_output_size(s, n))
     return stic_fail(error, STIC_OUTPUT_CAPACITY, "the output has room for %zu floats of %zu", capacity,
                      stic_session_output_size(s, n));
-  const int32_t kinds = h->types ? (int32_t)h->types : 1;
+  const int32_t kinds = m->types ? (int32_t)m->types : 1;
   for (int32_t t = 0; t < n; t++) {
-    if (ids[t] < 0 || (uint32_t)ids[t] >= h->vocabulary)
-      return stic_fail(error, STIC_TOKEN_RANGE, "token %d has id %d; the vocabulary has %u", t, ids[t], h->vocabulary);
+    if (ids[t] < 0 || (uint32_t)ids[t] >= m->vocabulary)
+      return stic_fail(error, STIC_TOKEN_RANGE, "token %d has id %d; the vocabulary has %u", t, ids[t], m->vocabulary);
     if (types && (types[t] < 0 || types[t] >= kinds))
       return stic_fail(error, STIC_TOKEN_RANGE, "token %d has type %d; the model has types below %d", t, types[t],
                        kinds);
@@ -33,7 +35,7 @@ static stic_status check_input(stic_session *s, const int32_t *ids, const int32_
 }
 
 /* Rows of a resident table need no reading, only the check that a read row gets. */
-static stic_status place_rows(stic_session *s, const int32_t *ids, uint32_t n) {
+stic_status stic_place_rows(stic_session *s, const int32_t *ids, uint32_t n) {
   const uint32_t stride = s->package.header->row_stride;
   const uint8_t *table = stic_region_at(s, STIC_REGION_TABLE);
   uint8_t *rows = stic_region_at(s, STIC_REGION_ROWS);
@@ -46,8 +48,8 @@ static stic_status place_rows(stic_session *s, const int32_t *ids, uint32_t n) {
   return STIC_OK;
 }
 
-/* Note how long compute, here or on the GPU, waited since begin_ns. A GPU that was still busy did not. */
-static void stalled(stic_session *s, int32_t layer, bool on_gpu, uint64_t begin_ns) {
+/* A GPU that was still busy did not wait. */
+void stic_stalled(stic_session *s, int32_t layer, bool on_gpu, uint64_t begin_ns) {
   const uint64_t now = stic_trace_now(&s->trace), begin = on_gpu ? stic_gpu_idle_since(&s->gpu, begin_ns) : begin_ns;
   if (begin >= now) return;
   s->stall_ns += now - begin;
@@ -58,7 +60,7 @@ static void stalled(stic_session *s, int32_t layer, bool on_gpu, uint64_t begin_
 
 /* The first layer from `from` on that is kept; the number of layers if there is none. */
 static uint32_t next_kept(const stic_package *p, uint32_t from) {
-  while (from < p->header->layers && p->kept[from].slices == 0) from++;
+  while (from < p->header->blocks && p->kept[from].slices == 0) from++;
   return from;
 }
 
@@ -67,7 +69,7 @@ static stic_status hand_over(stic_session *s, uint32_t l, bool to_gpu, uint32_t 
   float *x = stic_region_at(s, STIC_REGION_X);
   if (to_gpu) return stic_gpu_give(&s->gpu, x, n, &s->error);
   const stic_status status = stic_gpu_fetch(&s->gpu, x, n, &s->error);
-  if (!status && l < s->package.header->layers) stic_quantize_hidden(s, l, n);
+  if (!status && l < s->package.header->blocks) stic_quantize_hidden(s, l, n);
   return status;
 }
 
@@ -83,7 +85,7 @@ static stic_status embed(stic_session *s, bool on_gpu, uint32_t n) {
 /* One layer; `next` is the kept one after it, before which all are then computed. */
 static stic_status compute_layer(stic_session *s, uint32_t l, uint32_t next, uint32_t n) {
   if (stic_gpu_runs(&s->gpu, l)) return stic_gpu_compute_layer(&s->gpu, l, next, n, &s->error);
-  const uint32_t layers = s->package.header->layers;
+  const uint32_t layers = s->package.header->blocks;
   stic_compute_layer(s, l, n, next < layers && !stic_gpu_runs(&s->gpu, next));
   const stic_status status = s->gpu.on ? stic_gpu_release_extents(&s->gpu, l, &s->error) : STIC_OK;
   stic_io_computed(&s->io, next);
@@ -92,16 +94,16 @@ static stic_status compute_layer(stic_session *s, uint32_t l, uint32_t next, uin
 
 static stic_status compute(stic_session *s, uint32_t n) {
   const stic_package *p = &s->package;
-  const uint32_t layers = p->header->layers;
+  const uint32_t layers = p->header->blocks;
   stic_status status;
   uint64_t begin = stic_trace_now(&s->trace);
   if ((status = stic_io_wait_rows(&s->io))) return status;
   if (p->plan.load_first)
     for (uint32_t l = 0; l < layers; l++)
-      if ((status = stic_io_wait_layer(&s->io, l))) return status;
+      if ((status = stic_io_wait_block(&s->io, l))) return status;
   const uint32_t first = next_kept(p, 0);
   bool on_gpu = first < layers && stic_gpu_runs(&s->gpu, first);
-  stalled(s, -1, on_gpu, begin);
+  stic_stalled(s, -1, on_gpu, begin);
   if ((status = embed(s, on_gpu, n))) return status;
   stic_io_computed(&s->io, first);
   for (uint32_t l = first, next; l < layers; l = next) {
@@ -111,8 +113,8 @@ static stic_status compute(stic_session *s, uint32_t n) {
       on_gpu = !on_gpu;
     }
     begin = stic_trace_now(&s->trace);
-    if ((status = stic_io_wait_layer(&s->io, l))) return status;
-    stalled(s, (int32_t)l, on_gpu, begin);
+    if ((status = stic_io_wait_block(&s->io, l))) return status;
+    stic_stalled(s, (int32_t)l, on_gpu, begin);
     if ((status = compute_layer(s, l, next, n))) return status;
   }
   if (on_gpu && (status = hand_over(s, layers, false, n))) return status;
@@ -145,10 +147,10 @@ static stic_status run(stic_session *s, const int32_t *ids, const int32_t *types
   else
     memset(own_types, 0, n * sizeof *own_types);
   const bool resident = s->package.header->table_resident;
-  stic_status status = resident ? place_rows(s, own_ids, n) : STIC_OK;
+  stic_status status = resident ? stic_place_rows(s, own_ids, n) : STIC_OK;
   if (!status && s->gpu.on) status = stic_gpu_begin(&s->gpu, &s->error);
   if (status) return status;
-  stic_io_begin(&s->io, own_ids, resident ? 0 : n, true);
+  stic_io_begin(&s->io, own_ids, resident ? 0 : n, s->package.header->blocks);
   status = complete(s, n);
   if (!status) {
     memcpy(output, stic_region_at(s, STIC_REGION_OUTPUT), stic_session_output_size(s, (int32_t)n) * sizeof *output);
@@ -161,16 +163,10 @@ static stic_status run(stic_session *s, const int32_t *ids, const int32_t *types
 
 stic_status stic_session_run(stic_session *s, const int32_t *ids, const int32_t *types, int32_t n, float *output,
                              size_t capacity) {
-  if (!s) return STIC_INVALID_ARGUMENT;
-  /* The message belongs to the run under way, so that this one leaves only its status. */
-  if (atomic_exchange(&s->busy, true)) return STIC_BUSY;
-  stic_status status;
-  if (s->process != getpid())
-    status =
-        stic_fail(&s->error, STIC_WRONG_PROCESS, "the session was opened by another process: open one after the fork");
-  else if (!(status = check_input(s, ids, types, n, output, capacity)))
-    status = run(s, ids, types, (uint32_t)n, output);
+  stic_status status = stic_session_enter(s, "stic_session_run");
+  if (status) return status;
+  if (!(status = check_input(s, ids, types, n, output, capacity))) status = run(s, ids, types, (uint32_t)n, output);
   stic_pool_leave(&s->pool);
-  atomic_store(&s->busy, false);
+  stic_session_leave(s);
   return status;
 }

@@ -5,6 +5,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cache.h"
+#include "sample.h"
+
 static _Thread_local stic_error without_session;
 
 stic_error *stic_error_without_session(void) { return &without_session; }
@@ -18,6 +21,18 @@ void *stic_session_take(stic_session *s, uint64_t count, size_t size) {
   return memory;
 }
 
+stic_status stic_session_enter(stic_session *s, const char *name) {
+  if (!s) return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "%s was given a null pointer", name);
+  if (atomic_exchange(&s->busy, true)) return STIC_BUSY;
+  if (s->process == getpid()) return STIC_OK;
+  const stic_status status =
+      stic_fail(&s->error, STIC_WRONG_PROCESS, "the session was opened by another process: open one after the fork");
+  stic_session_leave(s);
+  return status;
+}
+
+void stic_session_leave(stic_session *s) { atomic_store(&s->busy, false); }
+
 /* What bookkeeping has to have room for, whichever plan is active. */
 typedef struct {
   uint32_t extents, resident;
@@ -27,8 +42,8 @@ typedef struct {
 
 static needs most_of(const stic_package *p) {
   needs most = {0, 0, 0, 0};
-  for (uint32_t number = 0; number < p->plans; number++) {
-    const stic_plan_entry plan = stic_package_plan(p, number);
+  for (uint32_t number = 0; number < p->header->plans; number++) {
+    const stic_plan_entry plan = p->plans[number];
     const stic_extent *extents = (const stic_extent *)(p->index + plan.extents_at);
     /* At most: what is present of an extent may leave two parts of it to read. */
     uint64_t requests = 0;
@@ -41,34 +56,49 @@ static needs most_of(const stic_package *p) {
   return most;
 }
 
-/* Events of a run beside its requests and reads of rows: of a layer its stages and a stall; of the rest a stall, the
+/* A decoder's: marks for the sampler, and zeros for 16 rows' biases, or for all betas of a norm. */
+static bool take_text(stic_session *s) {
+  const stic_package *p = &s->package;
+  if (!p->model->causal) return true;
+  uint64_t widest = p->padded_hidden;
+  for (uint32_t b = 0; b < p->header->blocks; b++) {
+    const uint64_t heads = (uint64_t)stic_slices(p, b) * stic_cut_of(p, b)->attention_width;
+    if (heads > widest) widest = heads;
+  }
+  s->text.marks = stic_session_take(s, stic_sample_marks(p->model->output_features), sizeof *s->text.marks);
+  s->text.zeros = stic_session_take(s, widest, sizeof *s->text.zeros);
+  return s->text.marks && s->text.zeros;
+}
+
+/* Events of a run beside its requests and reads of rows: of a block its stages and a stall; of the rest a stall, the
  * embedding, the head and hand-overs, with room for a few more. A trace keeps MOST_EVENTS, 768 KiB, at most: every
  * session takes that memory, whether anybody reads its trace or not. */
-enum { EVENTS_OF_LAYER = STIC_STAGES_OF_LAYER + 1, EVENTS_BESIDE_LAYERS = 8, MOST_EVENTS = 1 << 14 };
+enum { EVENTS_OF_BLOCK = STIC_STAGES_OF_BLOCK + 1, EVENTS_BESIDE_BLOCKS = 8, MOST_EVENTS = 1 << 14 };
 
 static stic_status take_bookkeeping(stic_session *s, const stic_options *options) {
   const stic_header *h = s->package.header;
+  const stic_model *m = s->package.model;
   const needs most = most_of(&s->package);
-  const uint64_t events = (uint64_t)EVENTS_OF_LAYER * h->layers + EVENTS_BESIDE_LAYERS + h->max_length + most.requests;
+  const uint64_t events = (uint64_t)EVENTS_OF_BLOCK * h->blocks + EVENTS_BESIDE_BLOCKS + m->chunk + most.requests;
   const uint64_t arena_bytes = s->package.plan.arena_bytes;
   s->trace.capacity = events < MOST_EVENTS ? (uint32_t)events : MOST_EVENTS;
   s->trace.events = stic_session_take(s, s->trace.capacity, sizeof *s->trace.events);
-  s->record_at = stic_session_take(s, (uint64_t)h->layers * STIC_LEVELS * h->slices, sizeof *s->record_at);
-  s->codes = stic_session_take(s, h->slices, sizeof *s->codes);
+  s->record_at = stic_session_take(s, stic_records(&s->package), sizeof *s->record_at);
+  s->codes = stic_session_take(s, s->package.most_slices, sizeof *s->codes);
   s->io.left = stic_session_take(s, most.extents, sizeof *s->io.left);
   s->io.present = stic_session_take(s, most.resident, sizeof *s->io.present);
   s->io.spare = stic_session_take(s, most.resident, sizeof *s->io.spare);
-  s->io.by_layer = stic_session_take(s, most.resident, sizeof *s->io.by_layer);
+  s->io.by_block = stic_session_take(s, most.resident, sizeof *s->io.by_block);
   s->io.order = stic_session_take(s, most.extents, sizeof *s->io.order);
-  s->io.tokens = stic_session_take(s, h->max_length, sizeof *s->io.tokens);
-  s->io.pending = stic_session_take(s, h->layers, sizeof *s->io.pending);
+  s->io.tokens = stic_session_take(s, m->chunk, sizeof *s->io.tokens);
+  s->io.pending = stic_session_take(s, h->blocks, sizeof *s->io.pending);
   /* Weights that a GPU shares may lie elsewhere: stic_session_open_gpu decides. */
   const size_t later = s->package.gpu ? (size_t)stic_weights_bytes(&s->package) : 0;
   s->reserved_bytes = most.arena_bytes;
   s->arena = stic_reserve((size_t)s->reserved_bytes);
   if (!s->trace.events || !s->record_at || !s->codes || !s->io.left || !s->io.present || !s->io.spare ||
-      !s->io.by_layer || !s->io.order || !s->io.tokens || !s->io.pending || !stic_session_take_gpu(s, options) ||
-      !s->arena || !stic_fill(s->arena + later, (size_t)arena_bytes - later))
+      !s->io.by_block || !s->io.order || !s->io.tokens || !s->io.pending || !stic_session_take_gpu(s, options) ||
+      !take_text(s) || !s->arena || !stic_fill(s->arena + later, (size_t)arena_bytes - later))
     return stic_fail(&s->error, STIC_OUT_OF_MEMORY, "no memory for the arena of %llu bytes",
                      (unsigned long long)arena_bytes);
   stic_session_place_records(s);
@@ -113,7 +143,7 @@ static stic_status load(stic_session *s, const char *path, const stic_options *o
     return status;
   if ((status = stic_io_start(&s->io, h->stack_bytes, error))) return status;
   stic_trace_start(&s->trace);
-  stic_io_begin(&s->io, NULL, 0, false);
+  stic_io_begin(&s->io, NULL, 0, 0);
   return stic_io_end(&s->io, error);
 }
 
@@ -136,10 +166,11 @@ static void destroy(stic_session *s) {
   stic_files_close(&s->io.embeddings);
   stic_kernels_unload(&s->kernels);
   if (s->arena) stic_unmap(s->arena, (size_t)s->reserved_bytes);
-  void *const memory[] = {s->trace.events, s->record_at,         s->codes,    (void *)s->io.left, s->io.present,
-                          s->io.spare,     s->io.by_layer,       s->io.order, s->io.tokens,       (void *)s->io.pending,
-                          s->gpu.stages,   s->gpu.ends,          s->gpu.map,  s->gpu.ready,       s->gpu.wait_list,
-                          s->gpu.entries,  (void *)s->gpu.stale, s->index};
+  void *const memory[] = {s->trace.events,      s->record_at,          s->codes,         (void *)s->io.left,
+                          s->io.present,        s->io.spare,           s->io.by_block,   s->io.order,
+                          s->io.tokens,         (void *)s->io.pending, s->gpu.stages,    s->gpu.ends,
+                          s->gpu.map,           s->gpu.ready,          s->gpu.wait_list, s->gpu.entries,
+                          (void *)s->gpu.stale, s->text.marks,         s->text.zeros,    s->index};
   for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
   free(s);
 }
@@ -149,7 +180,8 @@ stic_status stic_session_open(const char *path, const stic_options *given, stic_
   if (!session || !path)
     return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_open was given a null pointer");
   *session = NULL;
-  stic_status status = given ? stic_version_read(&options, given, &without_session) : STIC_OK;
+  stic_status status = STIC_OK;
+  if (given) status = stic_version_read("stic_options", &options, sizeof options, given, &without_session);
   if (status) return status;
   stic_session *s = NULL;
   if (posix_memalign((void **)&s, STIC_ALIGN, sizeof *s))
@@ -196,20 +228,20 @@ const char *stic_error_message(const stic_session *s) { return s ? s->error.text
 uint32_t stic_version(void) { return STIC_VERSION_MAJOR << 16 | STIC_VERSION_MINOR; }
 
 stic_status stic_session_evict(stic_session *s, uint64_t bytes) {
-  if (!s) return stic_fail(&without_session, STIC_INVALID_ARGUMENT, "stic_session_evict was given a null pointer");
-  if (atomic_exchange(&s->busy, true)) return STIC_BUSY;
+  const stic_status status = stic_session_enter(s, "stic_session_evict");
+  if (status) return status;
   if (!s->gpu.on)
     stic_io_evict(&s->io, bytes);
   else if (bytes)
     stic_gpu_evict(&s->gpu);
-  atomic_store(&s->busy, false);
+  stic_session_leave(s);
   return STIC_OK;
 }
 
 size_t stic_session_output_size(const stic_session *s, int32_t n) {
   if (!s || n < 0) return 0;
-  const stic_header *h = s->package.header;
-  return (size_t)h->output_features * (h->pooling == STIC_POOL_TOKENS ? (size_t)n : 1);
+  const stic_model *m = s->package.model;
+  return (size_t)m->output_features * (m->pooling == STIC_POOL_TOKENS ? (size_t)n : 1);
 }
 
 static bool can_fill(const void *session, const uint32_t *struct_bytes, const char *name) {
@@ -220,22 +252,27 @@ static bool can_fill(const void *session, const uint32_t *struct_bytes, const ch
 
 stic_status stic_session_info(const stic_session *s, stic_info *info) {
   if (!can_fill(s, info ? &info->struct_bytes : NULL, "stic_session_info")) return STIC_INVALID_ARGUMENT;
-  const stic_header *h = s->package.header;
+  const stic_model *m = s->package.model;
   const stic_info found = {sizeof found,
-                           h->hidden,
-                           h->layers,
-                           h->slices,
-                           h->vocabulary,
-                           h->types,
-                           h->max_length,
-                           h->output_features,
-                           h->pooling == STIC_POOL_TOKENS,
+                           m->hidden,
+                           s->package.header->blocks,
+                           s->package.most_slices,
+                           m->vocabulary,
+                           m->types,
+                           m->max_length,
+                           m->output_features,
+                           m->pooling == STIC_POOL_TOKENS,
                            s->pool.threads,
                            s->io.lanes,
                            s->package.plan.deadline_us,
                            s->package.plan.predicted_us,
-                           s->package.plans,
-                           s->package.plan.claimed_bytes};
+                           s->package.header->plans,
+                           s->package.plan.claimed_bytes,
+                           m->causal,
+                           m->causal ? m->chunk : 0,
+                           m->causal ? 8 * stic_cache_width(&s->package) : 0,
+                           0,
+                           stic_cache_bytes(&s->package)};
   stic_version_write(info, &found, sizeof found);
   return STIC_OK;
 }
@@ -247,7 +284,7 @@ stic_status stic_session_stats(const stic_session *s, stic_stats *stats) {
       (uint64_t)h->stack_bytes * (s->pool.threads - 1) + (uint64_t)STIC_LANE_STACK_BYTES * s->io.row_lanes;
   const uint64_t gpu_bytes = s->gpu.on ? stic_gpu_bytes(&s->gpu) : 0;
   uint32_t gpu_layers = 0;
-  for (uint32_t l = 0; l < h->layers; l++) gpu_layers += stic_gpu_runs(&s->gpu, l);
+  for (uint32_t l = 0; l < h->blocks; l++) gpu_layers += stic_gpu_runs(&s->gpu, l);
   const stic_stats found = {.struct_bytes = sizeof found,
                             .direct = s->io.shards.direct && s->io.embeddings.direct,
                             .emulated = s->emulated,

@@ -13,14 +13,23 @@
 typedef struct stic_codes {
   const uint8_t *planes[8];
   const int8_t *table;
-  const uint16_t *entries; /* outliers: position, float16 */
+  const uint8_t *ratios;   /* (rows / 16, groups, 16), of a store in groups; else outliers: */
+  const uint16_t *entries; /* position, float16 */
   const uint32_t *starts;  /* first entry of each block of 16 rows */
   uint32_t bits;
   int32_t dense; /* the table's value under every outlier */
 } stic_codes;
 
-/* At most: 4 quantisations, 4 products, attention, 2 norms, 2 hand-overs. */
-enum { STIC_STAGES_OF_LAYER = 13 };
+/* At most, of a layer: 4 quantisations, 4 products, attention, 2 norms, 2 hand-overs. */
+enum { STIC_STAGES_OF_BLOCK = 13 };
+
+/* What a decoder's session holds of its text, beside region `cache`. */
+struct stic_text {
+  uint32_t position; /* tokens */
+  bool logits;       /* region `logits` has those of the last one */
+  uint64_t *marks;   /* scratch of the sampler */
+  float *zeros;      /* for biases and betas that the model does not have */
+};
 
 struct stic_session {
   stic_package package;
@@ -38,6 +47,7 @@ struct stic_session {
   uint64_t index_bytes, bookkeeping_bytes, reserved_bytes; /* the last: addresses of the arena, for the largest plan */
   uint64_t runs, run_ns, stall_ns;
   bool emulated;
+  struct stic_text text;
   stic_error error;
 };
 
@@ -78,6 +88,17 @@ bool stic_session_take_gpu(stic_session *s, const stic_options *options);
 
 /* Note where the extents of the plan that is selected put each record (session_plan.c). */
 void stic_session_place_records(stic_session *s);
+
+/* Begin a call, which is `name`, and end it. Where the status is not STIC_OK, it has ended already: for STIC_BUSY the
+ * message belongs to the call under way. */
+stic_status stic_session_enter(stic_session *s, const char *name);
+void stic_session_leave(stic_session *s);
+
+/* Put the embedding rows of a resident table in their place (run.c). */
+stic_status stic_place_rows(stic_session *s, const int32_t *ids, uint32_t n);
+
+/* Note how long compute, here or on the GPU, waited for a block since begin_ns (run.c). */
+void stic_stalled(stic_session *s, int32_t block, bool on_gpu, uint64_t begin_ns);
 
 /* The sentence of a call on this thread that failed and had no session. */
 stic_error *stic_error_without_session(void);

@@ -11,17 +11,17 @@ static bool wanted(const stic_session *s, const stic_options *options) {
 
 bool stic_session_take_gpu(stic_session *s, const stic_options *options) {
   const stic_header *h = s->package.header;
-  const uint64_t shards = (uint64_t)h->layers * STIC_MATRICES * h->slices;
+  const uint64_t shards = (uint64_t)h->blocks * STIC_LAYER_MATRICES * s->package.most_slices;
   stic_gpu *gpu = &s->gpu;
   if (!wanted(s, options)) return true;
-  gpu->stage_capacity = STIC_STAGES_OF_LAYER * h->layers + 4;
+  gpu->stage_capacity = STIC_STAGES_OF_BLOCK * h->blocks + 4;
   gpu->stages = stic_session_take(s, gpu->stage_capacity, sizeof *gpu->stages);
-  gpu->ends = stic_session_take(s, h->layers, sizeof *gpu->ends);
+  gpu->ends = stic_session_take(s, h->blocks, sizeof *gpu->ends);
   gpu->map = stic_session_take(s, s->package.plan.extents, sizeof *gpu->map);
   gpu->ready = stic_session_take(s, s->package.plan.extents, sizeof *gpu->ready);
   gpu->wait_list = stic_session_take(s, s->package.plan.extents, sizeof *gpu->wait_list);
   gpu->entries = stic_session_take(s, shards * STIC_CODES_ENTRY, sizeof *gpu->entries);
-  gpu->stale = stic_session_take(s, h->layers, sizeof *gpu->stale);
+  gpu->stale = stic_session_take(s, h->blocks, sizeof *gpu->stale);
   return gpu->stages && gpu->ends && gpu->map && gpu->ready && gpu->wait_list && gpu->entries && gpu->stale;
 }
 

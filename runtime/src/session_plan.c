@@ -2,27 +2,26 @@
  * allocates. */
 #define _POSIX_C_SOURCE 200809L
 #include <string.h>
-#include <unistd.h>
 
 #include "session.h"
 
 void stic_session_place_records(stic_session *s) {
   const stic_package *p = &s->package;
-  memset(s->record_at, 0, (size_t)p->header->layers * STIC_LEVELS * p->header->slices * sizeof *s->record_at);
+  memset(s->record_at, 0, stic_records(p) * sizeof *s->record_at);
   for (uint32_t i = 0; i < p->plan.extents; i++) {
     const stic_extent *e = &p->extents[i];
     for (uint32_t slice = e->first; slice < (uint32_t)e->first + e->count; slice++) {
-      const uint32_t r = stic_record_index(p, e->layer, e->level, slice);
+      const uint32_t r = stic_record_index(p, e->block, e->level, slice);
       s->record_at[r] = e->destination + (p->records[r].offset - e->file_offset);
     }
   }
 }
 
 stic_status stic_session_plan(const stic_session *s, uint32_t number, stic_plan *plan) {
-  if (!s || !plan || !stic_version_has_size(plan->struct_bytes) || number >= s->package.plans)
+  if (!s || !plan || !stic_version_has_size(plan->struct_bytes) || number >= s->package.header->plans)
     return stic_fail(stic_error_without_session(), STIC_INVALID_ARGUMENT,
                      "stic_session_plan was given a null pointer, a wrong struct_bytes, or the number of no plan");
-  const stic_plan_entry e = stic_package_plan(&s->package, number);
+  const stic_plan_entry e = s->package.plans[number];
   const stic_plan found = {.struct_bytes = sizeof found,
                            .deadline_us = e.deadline_us,
                            .predicted_us = e.predicted_us,
@@ -37,7 +36,7 @@ stic_status stic_session_plan(const stic_session *s, uint32_t number, stic_plan 
  * gained come with what is read into them: to touch them here would take longer than all else that a change does. */
 static stic_status change_to(stic_session *s, uint32_t number) {
   stic_package *p = &s->package;
-  const uint64_t before = p->plan.arena_bytes, after = stic_package_plan(p, number).arena_bytes;
+  const uint64_t before = p->plan.arena_bytes, after = p->plans[number].arena_bytes;
   const stic_extent *extents = p->extents;
   const uint32_t resident = p->plan.resident_extents;
   if (after > before && !stic_allow(s->arena + before, (size_t)(after - before)))
@@ -51,19 +50,12 @@ static stic_status change_to(stic_session *s, uint32_t number) {
 }
 
 stic_status stic_session_set_budget(stic_session *s, uint32_t deadline_us, uint64_t memory_bytes, uint32_t *number) {
-  if (!s)
-    return stic_fail(stic_error_without_session(), STIC_INVALID_ARGUMENT,
-                     "stic_session_set_budget was given a null pointer");
-  if (atomic_exchange(&s->busy, true)) return STIC_BUSY;
   uint32_t chosen = 0;
-  stic_status status;
-  if (s->process != getpid())
-    status =
-        stic_fail(&s->error, STIC_WRONG_PROCESS, "the session was opened by another process: open one after the fork");
-  else
-    status = stic_package_choose(&s->package, deadline_us, memory_bytes, &chosen, &s->error);
+  stic_status status = stic_session_enter(s, "stic_session_set_budget");
+  if (status) return status;
+  status = stic_package_choose(&s->package, deadline_us, memory_bytes, &chosen, &s->error);
   if (!status && chosen != s->package.number) status = change_to(s, chosen);
   if (!status && number) *number = chosen;
-  atomic_store(&s->busy, false);
+  stic_session_leave(s);
   return status;
 }

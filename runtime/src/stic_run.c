@@ -7,13 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../include/stic.h"
 #include "platform.h"
+#include "stic_run.h"
 
 static const char usage[] =
     "usage: stic_run PACKAGE (--ids N,N,... | --ids-file FILE) [options]\n"
     "\n"
-    "Runs the package on token ids and prints the output and what it cost.\n"
+    "Runs the package on token ids and prints the output and what it cost; with --generate, the tokens that follow.\n"
     "\n"
     "  --ids N,N,...      token ids of one input\n"
     "  --types N,N,...    token types, one for each id (default: all 0)\n"
@@ -34,13 +34,28 @@ static const char usage[] =
     "  --json             print one JSON object\n"
     "  --help             print this\n"
     "\n"
+    "Of decoders:\n"
+    "\n"
+    "  --generate N       after --ids, generate at most N tokens\n"
+    "  --stop N,N,...     tokens that end the answer\n"
+    "  --temperature T    0 (default): take the likeliest token; above: draw, the more varied the higher\n"
+    "  --top-k K          draw from the K likeliest tokens (default 0: all)\n"
+    "  --top-p P          draw from the likeliest tokens of together probability P (default 1: all)\n"
+    "  --min-p P          draw from tokens that have P times the likeliest one's probability (default 0: all)\n"
+    "  --repetition-penalty R  make recent tokens less likely (default 1: do not)\n"
+    "  --repetition-tokens N   how many tokens are recent (default 64)\n"
+    "  --seed N           of the draws (default 0)\n"
+    "  --load FILE        go on from a text that was saved\n"
+    "  --save FILE        save the text afterwards\n"
+    "\n"
     "Exit status: 0 all runs succeeded, 1 the package or a run failed, 2 wrong usage.\n";
 
 typedef struct {
-  const char *package, *ids, *types, *ids_file, *trace, *output;
+  const char *package, *ids, *types, *ids_file, *trace, *output, *stops;
   uint64_t runs;
   bool cold, json;
   stic_options options;
+  generation generation;
 } arguments;
 
 typedef struct {
@@ -55,7 +70,7 @@ static _Noreturn void misuse(const char *what, const char *which) {
   exit(2);
 }
 
-static void *need(void *memory) {
+void *need(void *memory) {
   if (memory) return memory;
   fprintf(stderr, "stic_run: out of memory\n");
   exit(1);
@@ -69,6 +84,41 @@ static uint64_t number(const char *text, const char *option, uint64_t most) {
   return value;
 }
 
+static float real(const char *text, const char *option) {
+  char *end;
+  const float value = strtof(text, &end);
+  if (end == text || *end || !isfinite(value)) misuse("not a number: ", option);
+  return value;
+}
+
+/* The options of decoders: whether it is one. */
+static bool parse_generation(generation *g, const char *name, const char *value) {
+  stic_sampling *sampling = &g->sampling;
+  if (!strcmp(name, "--generate"))
+    g->tokens = (uint32_t)number(value, name, 1 << 24);
+  else if (!strcmp(name, "--temperature"))
+    sampling->temperature = real(value, name);
+  else if (!strcmp(name, "--top-k"))
+    sampling->top_k = (uint32_t)number(value, name, UINT32_MAX);
+  else if (!strcmp(name, "--top-p"))
+    sampling->top_p = real(value, name);
+  else if (!strcmp(name, "--min-p"))
+    sampling->min_p = real(value, name);
+  else if (!strcmp(name, "--repetition-penalty"))
+    sampling->repetition_penalty = real(value, name);
+  else if (!strcmp(name, "--repetition-tokens"))
+    g->recent = (uint32_t)number(value, name, UINT32_MAX);
+  else if (!strcmp(name, "--seed"))
+    sampling->seed = number(value, name, UINT64_MAX);
+  else if (!strcmp(name, "--load"))
+    g->load = value;
+  else if (!strcmp(name, "--save"))
+    g->save = value;
+  else
+    return false;
+  return true;
+}
+
 /* The number of a word among the first `count` of `words`. */
 static uint32_t choice(const char *value, const char *option, const char *const *words, uint32_t count) {
   for (uint32_t i = 0; i < count; i++)
@@ -78,7 +128,8 @@ static uint32_t choice(const char *value, const char *option, const char *const 
 
 static arguments parse(int argc, char **argv) {
   static const char *const uses[] = {"auto", "off", "required"}, *const arithmetics[] = {"default", "float", "int8"};
-  arguments a = {.runs = 1, .options = STIC_OPTIONS_DEFAULT};
+  arguments a = {
+      .runs = 1, .options = STIC_OPTIONS_DEFAULT, .generation = {.recent = 64, .sampling = STIC_SAMPLING_DEFAULT}};
   for (int i = 1; i < argc; i++) {
     const char *name = argv[i];
     if (!strcmp(name, "--help")) {
@@ -103,6 +154,8 @@ static arguments parse(int argc, char **argv) {
         a.types = value;
       else if (!strcmp(name, "--ids-file"))
         a.ids_file = value;
+      else if (!strcmp(name, "--stop"))
+        a.stops = value;
       else if (!strcmp(name, "--trace"))
         a.trace = value;
       else if (!strcmp(name, "--output"))
@@ -125,7 +178,7 @@ static arguments parse(int argc, char **argv) {
         a.options.gpu = choice(value, name, uses, 3);
       else if (!strcmp(name, "--gpu-arithmetic"))
         a.options.gpu_arithmetic = choice(value, name, arithmetics, 3);
-      else
+      else if (!parse_generation(&a.generation, name, value))
         misuse("unknown option ", name);
     }
   }
@@ -133,6 +186,10 @@ static arguments parse(int argc, char **argv) {
   if (!a.ids == !a.ids_file) misuse("give --ids or --ids-file", "");
   if (a.types && !a.ids) misuse("--types goes with --ids", "");
   if (a.runs == 0) misuse("--runs must be at least 1", "");
+  if (a.generation.tokens && (!a.ids || a.types || a.runs > 1 || a.cold || a.output))
+    misuse("--generate goes with --ids, and without --types, --runs, --cold and --output", "");
+  if (!a.generation.tokens && (a.stops || a.generation.load || a.generation.save))
+    misuse("--stop, --load and --save go with --generate", "");
   return a;
 }
 
@@ -184,7 +241,7 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static int failed(const stic_session *session) {
+int failed(const stic_session *session) {
   fprintf(stderr, "stic_run: %s\n", stic_error_message(session));
   return 1;
 }
@@ -211,8 +268,7 @@ static void print_output(const float *output, size_t size, bool json) {
   if (shown < size) printf(" ... (%zu numbers)", size);
 }
 
-/* What the runs cost; sorts their times. */
-static void print_costs(const stic_session *session, uint64_t *times, uint64_t runs, uint64_t stall_us, bool json) {
+void print_costs(const stic_session *session, uint64_t *times, uint64_t runs, uint64_t stall_us, bool json) {
   stic_stats stats = {.struct_bytes = sizeof stats};
   stic_info info = {.struct_bytes = sizeof info};
   stic_session_stats(session, &stats);
@@ -283,12 +339,17 @@ static int run_all(stic_session *session, const arguments *a, const inputs *in) 
 }
 
 int main(int argc, char **argv) {
-  const arguments a = parse(argc, argv);
+  arguments a = parse(argc, argv);
   const inputs in = read_inputs(&a);
   stic_session *session;
   if (stic_session_open(a.package, &a.options, &session)) return failed(NULL);
-  const int status = run_all(session, &a, &in);
+  if (a.stops) a.generation.stop = parse_list(a.stops, "--stop", &a.generation.stops);
+  a.generation.json = a.json;
+  int status = a.generation.tokens ? generate(session, &a.generation, in.values, (size_t)in.lengths[0])
+                                   : run_all(session, &a, &in);
+  if (!status && a.generation.tokens && a.trace && stic_session_trace_write(session, a.trace)) status = failed(NULL);
   stic_session_close(session);
+  free(a.generation.stop);
   free(in.values);
   free(in.types);
   free(in.lengths);

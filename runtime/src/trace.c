@@ -37,6 +37,7 @@ static const char *name_of(uint32_t kind) {
     case STIC_EVENT_DOWN: return "down";
     case STIC_EVENT_HEAD: return "head";
     case STIC_EVENT_HAND_OVER: return "hand-over";
+    case STIC_EVENT_CACHE: return "cache";
     case STIC_EVENT_READ: return "read";
     case STIC_EVENT_ROWS: return "rows";
     case STIC_EVENT_CHECK: return "check";

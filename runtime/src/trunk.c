@@ -1,41 +1,44 @@
 /* The tensors of trunk.bin: where they lie, and that they hold numbers. */
+#include <string.h>
+
 #include "package.h"
 
 typedef struct {
   uint32_t at;
-  uint64_t count;
-  uint32_t bits; /* of each float: 16 or 32 */
+  uint64_t count; /* 0: the model does not have it */
+  uint32_t bits;  /* of each float: 16 or 32 */
 } tensor;
 
-enum { EMBEDDING_TENSORS = 4, LAYER_TENSORS = 12, DENSE_TENSORS = 2 };
+enum { MODEL_TENSORS = 5, DENSE_TENSORS = 2 };
 
 static uint32_t tensors(const stic_package *p) {
-  return EMBEDDING_TENSORS + LAYER_TENSORS * p->header->layers + DENSE_TENSORS * p->header->dense;
+  return MODEL_TENSORS + STIC_ROLES * p->header->blocks + DENSE_TENSORS * p->header->dense;
 }
 
-static tensor of_embedding(const stic_package *p, uint32_t i) {
-  const stic_header *h = p->header;
-  const uint64_t width = p->padded_hidden;
+static tensor of_model(const stic_package *p, uint32_t i) {
+  const stic_model *m = p->model;
+  const uint64_t width = p->padded_hidden, length = m->max_length;
   switch (i) {
-    case 0: return (tensor){h->position_at, width * (h->max_length + (h->padding != 0)), 16};
-    case 1: return (tensor){h->token_type_at, width * (h->types ? h->types : 1), 16};
-    case 2: return (tensor){h->embedding_gamma_at, width, 32};
-    default: return (tensor){h->embedding_beta_at, width, 32};
+    case 0: return (tensor){m->position_at, width * (length + (m->padding != 0)), 16};
+    case 1: return (tensor){m->token_type_at, width * (m->types ? m->types : 1), 16};
+    case 2: return (tensor){m->embedding_gamma_at, width, 32};
+    case 3: return (tensor){m->embedding_beta_at, width, 32};
+    default: return (tensor){m->rotary_at, m->rotaries * length * m->rotary_features, 32};
   }
 }
 
-/* Layers that are left out have theirs as well: another plan may keep them. */
-static tensor of_layer(const stic_package *p, uint32_t layer, uint32_t i) {
-  const stic_layer *l = &p->layers[layer];
-  const uint64_t width = p->padded_hidden, slices = p->header->slices;
-  const uint64_t qkv = slices * p->rows[STIC_QKV], up = slices * p->rows[STIC_UP];
-  const tensor all[LAYER_TENSORS] = {{l->qkv_scale_at, qkv, 32},         {l->qkv_bias_at, qkv, 32},
-                                     {l->out_scale_at, width, 32},       {l->out_bias_at, width, 32},
-                                     {l->attention_gamma_at, width, 32}, {l->attention_beta_at, width, 32},
-                                     {l->up_scale_at, up, 32},           {l->up_bias_at, up, 32},
-                                     {l->down_scale_at, width, 32},      {l->down_bias_at, width, 32},
-                                     {l->ffn_gamma_at, width, 32},       {l->ffn_beta_at, width, 32}};
-  return all[i];
+/* Blocks that are left out have theirs as well: another plan may keep them. */
+static tensor of_block(const stic_package *p, uint32_t block, uint32_t role) {
+  const stic_cut *cut = stic_cut_of(p, block);
+  const uint64_t slices = stic_slices(p, block);
+  uint64_t count = p->padded_hidden;
+  uint32_t at;
+  memcpy(&at, (const char *)p->blocks[block].matrix + role * sizeof at, sizeof at);
+  const uint32_t matrix = role / 2, queries = STIC_ROLES / 2 - 2;
+  if (matrix == STIC_QKV || matrix == STIC_UP || matrix == STIC_HEAD) count = slices * cut->rows[matrix];
+  if (matrix == queries) count = slices * cut->attention_width;
+  if (matrix == queries + 1) count = slices * cut->key_width;
+  return (tensor){at, count, 32};
 }
 
 static tensor of_head(const stic_package *p, uint32_t i) {
@@ -45,10 +48,15 @@ static tensor of_head(const stic_package *p, uint32_t i) {
 }
 
 static tensor tensor_of(const stic_package *p, uint32_t i) {
-  if (i < EMBEDDING_TENSORS) return of_embedding(p, i);
-  i -= EMBEDDING_TENSORS;
-  if (i < LAYER_TENSORS * p->header->layers) return of_layer(p, i / LAYER_TENSORS, i % LAYER_TENSORS);
-  return of_head(p, i - LAYER_TENSORS * p->header->layers);
+  const uint32_t blocks = STIC_ROLES * p->header->blocks;
+  tensor t;
+  if (i < MODEL_TENSORS)
+    t = of_model(p, i);
+  else if (i - MODEL_TENSORS < blocks)
+    t = of_block(p, (i - MODEL_TENSORS) / STIC_ROLES, (i - MODEL_TENSORS) % STIC_ROLES);
+  else
+    return of_head(p, i - MODEL_TENSORS - blocks);
+  return t.at == STIC_ABSENT ? (tensor){0, 0, 32} : t;
 }
 
 stic_status stic_trunk_check_places(const stic_package *p, stic_error *error) {

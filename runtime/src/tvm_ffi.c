@@ -1,6 +1,7 @@
 /* The session as functions of TVM's FFI, so that tvm_ffi.load_module and a TVM RPC server can use this library as it
- * is: stic_open, stic_run, stic_output_size, stic_evict, stic_set_budget, stic_info, stic_stats, stic_trace,
- * stic_session_device, stic_stat, stic_close. Sessions are named by small integers. What a device is asked beside them is in device.c. */
+ * is: stic_open, stic_run, stic_extend, stic_sample, stic_output_size, stic_evict, stic_set_budget, stic_info,
+ * stic_stats, stic_trace, stic_session_device, stic_stat, stic_close. Sessions are named by small integers. What a device
+ * is asked beside them is in device.c. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <string.h>
@@ -85,6 +86,34 @@ EXPORT __tvm_ffi_stic_run(void *self, const stic_ffi_any *a, int32_t n, stic_ffi
   const stic_status status = stic_session_run(session, ids, types, (int32_t)tokens, output, (size_t)capacity);
   if (status) return session_error(session, status);
   return stic_ffi_return(result, (int64_t)stic_session_output_size(session, (int32_t)tokens));
+}
+
+EXPORT __tvm_ffi_stic_extend(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {
+  void *ids;
+  int64_t tokens;
+  (void)self;
+  stic_session *session = n == 2 ? find(&a[0]) : NULL;
+  if (!session || !stic_ffi_take_tensor(&a[1], STIC_FFI_CODE_INT, 32, &ids, &tokens))
+    return stic_ffi_misused("stic_extend(handle, ids int32 tensor) -> tokens that the text has");
+  const stic_status status = stic_session_extend_ids(session, ids, (size_t)tokens);
+  return status ? session_error(session, status) : stic_ffi_return(result, stic_session_position(session));
+}
+
+EXPORT __tvm_ffi_stic_sample(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {
+  stic_sampling sampling;
+  void *given, *recent = NULL;
+  int64_t size, tokens = 0;
+  int32_t token;
+  (void)self;
+  stic_session *session = n == 3 ? find(&a[0]) : NULL;
+  if (!session || !stic_ffi_take_tensor(&a[1], STIC_FFI_CODE_UINT, 8, &given, &size) ||
+      size != (int64_t)sizeof sampling ||
+      (a[2].type_index != STIC_FFI_NONE && !stic_ffi_take_tensor(&a[2], STIC_FFI_CODE_INT, 32, &recent, &tokens)))
+    return stic_ffi_misused("stic_sample(handle, uint8 tensor of a stic_sampling, recent int32 tensor or None)"
+                            " -> token");
+  memcpy(&sampling, given, sizeof sampling);
+  const stic_status status = stic_session_sample(session, &sampling, recent, (size_t)tokens, &token);
+  return status ? session_error(session, status) : stic_ffi_return(result, token);
 }
 
 EXPORT __tvm_ffi_stic_output_size(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {

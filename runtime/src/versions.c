@@ -9,20 +9,21 @@ bool stic_version_has_size(uint32_t bytes) {
   return bytes >= sizeof(uint32_t) && bytes <= MOST_BYTES && bytes % sizeof(uint32_t) == 0;
 }
 
-stic_status stic_version_read(stic_options *options, const stic_options *given, stic_error *error) {
-  const size_t known = sizeof *options, bytes = given->struct_bytes;
-  const uint8_t *const from = (const uint8_t *)given;
-  if (!stic_version_has_size(given->struct_bytes))
-    return stic_fail(error, STIC_INVALID_ARGUMENT, "stic_options.struct_bytes is %u: start from STIC_OPTIONS_DEFAULT",
-                     given->struct_bytes);
+stic_status stic_version_read(const char *name, void *options, size_t known, const void *given, stic_error *error) {
+  const uint8_t *const from = given;
+  uint32_t bytes;
+  memcpy(&bytes, given, sizeof bytes);
+  if (!stic_version_has_size(bytes))
+    return stic_fail(error, STIC_INVALID_ARGUMENT,
+                     "%s.struct_bytes is %u: start from the default that stic.h has of it", name, bytes);
   for (size_t at = known; at < bytes; at++)
     if (from[at])
       return stic_fail(error, STIC_INVALID_ARGUMENT,
-                       "stic_options has %zu bytes, of which this engine, %d.%d, knows %zu, and what lies beyond asks"
+                       "%s has %u bytes, of which this engine, %d.%d, knows %zu, and what lies beyond asks"
                        " for something: leave it 0, or use a newer engine",
-                       bytes, STIC_VERSION_MAJOR, STIC_VERSION_MINOR, known);
-  memcpy(options, from, bytes < known ? bytes : known);
-  options->struct_bytes = (uint32_t)known;
+                       name, bytes, STIC_VERSION_MAJOR, STIC_VERSION_MINOR, known);
+  const size_t shared = bytes < known ? bytes : known, own = sizeof bytes;
+  memcpy((uint8_t *)options + own, from + own, shared - own);
   return STIC_OK;
 }
 

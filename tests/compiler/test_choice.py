@@ -27,7 +27,7 @@ from tests.compiler.profiling import ONE, one_thread
 
 __all__ = ["one_thread"]
 
-GEOMETRY = Geometry("tiny", Shape(128, 1, 32, 128), 2, 4, 200)  # as many layers and slices as the model
+GEOMETRY = Geometry("tiny", Shape.layer(128, 4, 1, 32, 128), 2, 200)  # as many layers and slices as the model
 SETTINGS = ImportanceSettings(bits=(2, 3, 4, 5, 6, 8), tokens=200, max_length=16)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.options import ShardOptions
-from stic.compiler.plan import Budget, ComputeCost, IoCost, LayerPlan, Plan, Problem, Proof
+from stic.compiler.plan import BlockCost, Budget, ComputeCost, IoCost, LayerPlan, Plan, Problem, Proof
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, with_rows
 from stic.compiler.simulate import check, simulate
@@ -74,7 +74,7 @@ def test_widths_that_are_none(asked: int) -> None:
 
 @pytest.mark.parametrize(("hidden", "narrow"), [(64, 0), (2046, 0), (2047, 1), (4088, 1), (4089, 0)])
 def test_rows_of_more_blocks_take_longer(hidden: int, narrow: int) -> None:
-    compute = ComputeCost(1.0, {4: 1.0}, 7.0, 1.0)
+    compute = ComputeCost((BlockCost(1.0, {4: 1.0}),), 7.0, 1.0)
     costs = Costs(
         IoCost(50.0, 4096e6, 1 << 18, 20.0), compute, True, gpu=replace(compute, embed_us=2.0), hand_over_us=3.0
     )
@@ -89,7 +89,7 @@ def test_rows_of_more_blocks_take_longer(hidden: int, narrow: int) -> None:
 @pytest.mark.parametrize("hidden", [64, 3072])
 @pytest.mark.parametrize("resident", [False, True])
 def test_replay_equals_the_claim(hidden: int, resident: bool) -> None:
-    geometry = Geometry("small", Shape(hidden, 1, 16, 32), 2, 4, 500)
+    geometry = Geometry("small", Shape.layer(hidden, 4, 1, 16, 32), 2, 500)
     problem: Problem = replace(problem_of(geometry, DEVICES[0], 1, Budget(), length=32), row_type="float16")
     assert problem.row_read_bytes == (BLOCK if hidden == 64 else 2 * BLOCK)
     layers = (LayerPlan((4,) * 4, (4, 4, 0, 0)), LayerPlan((3,) * 4, (0,) * 4))
@@ -113,7 +113,7 @@ def relative_error(package: Package, model: Path) -> float:
     reference, rng, worst = Reference(package), np.random.default_rng(4), 0.0
     reference.cpu.attention = exact_attention  # type: ignore[method-assign]
     for length in (1, 5, 17, 32):
-        ids = rng.integers(0, int(package.header["vocabulary"]), length)
+        ids = rng.integers(0, int(package.model["vocabulary"]), length)
         values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         names = [node.name for node in oracle.get_inputs()]
         want = oracle.run(None, {name: values[name][None] for name in names})[0][0]
@@ -128,7 +128,7 @@ def test_full_precision_is_that_of_the_table_too(
     model = tmp_path / "model.onnx"
     assert stic("export", request.getfixturevalue(kind), "-o", model)[0] == 0
     facts, package = compiled(model, *UNIFORM)
-    assert package.row_type == "float16" and facts["peak_bytes"] == int(package.header["claimed_bytes"])
+    assert package.row_type == "float16" and facts["peak_bytes"] == package.entry.claimed_bytes
     error = relative_error(package, model)
     assert error < 2e-3
     with Session(package.path) as session:

@@ -12,7 +12,7 @@ from stic.compiler.importance.examples import encode
 from stic.compiler.importance.file import save as save_importance
 from stic.compiler.importance.measure import Importance
 from stic.compiler.importance.random_text import random_examples
-from stic.compiler.inputs import read_model
+from stic.compiler.inputs import decodes, read_decoder_model, read_model
 from stic.compiler.stages import Decided, Replays, Solver
 from stic.runtime.errors import InputError
 from tests.compiler.planning import planned
@@ -105,3 +105,17 @@ def test_random_texts_are_token_numbers(tiny_dir: Path) -> None:
     assert ids.min() >= 0 and len(np.unique(ids)) == len(model.embeddings.word)
     assert sum(batch.tokens for batch in batches) == len(ids) == len(examples) * min(32, model.max_length)
     assert examples.texts == random_examples(model)[0].texts
+
+
+def test_graphs_of_decoders_are_known_without_their_weights(tiny_dir: Path, tmp_path: Path) -> None:
+    from tests.compiler.frontend.builder_graph import built
+
+    model = built(tmp_path, external=True)
+    assert decodes(model) and decodes(tmp_path)
+    assert read_decoder_model(tmp_path).architecture == read_decoder_model(model).architecture
+    for path in tmp_path.iterdir():
+        if path.suffix in (".data", ".bin"):
+            path.unlink()
+    assert decodes(model)
+    assert not decodes(tiny_dir)
+    assert not any(decodes(path) for path in tiny_dir.glob("*.onnx"))

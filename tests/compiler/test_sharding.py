@@ -152,7 +152,7 @@ def test_shapes_padding_and_assembly(sizes: tuple[int, int, int, int, int, int])
             covered += g.neurons(index)
             matrices = shard_matrices(sharded, number, index)
             assert sum(m.size for m in matrices.values()) == g.weights_per_shard
-            for name in MATRICES:
+            for name in MATRICES["layer"]:
                 rows, columns = g.used(name, index)
                 assert matrices[name].shape == g.matrix_shape(name) == (len(rows), len(columns))
                 assert not len(rows) % 16 and not len(columns) % 16

@@ -13,7 +13,7 @@ from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.simulate import EMBEDDING, HEAD, ReplayError, check, simulate
 from stic.runtime.format import Shape
 
-TINY = Geometry("tiny", Shape(64, 1, 16, 64), 4, 3, 500)
+TINY = Geometry("tiny", Shape.layer(64, 3, 1, 16, 64), 4, 500)
 
 
 def problem(nested=True, speed=1.0):

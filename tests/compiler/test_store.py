@@ -8,14 +8,16 @@ import pytest
 from stic.compiler.store import lay_out
 from stic.runtime.format import BLOCK, FULL, LEVELS, Shape, levels_of
 
-SHAPE = Shape(32, 1, 16, 20)
+
+def shapes(blocks: int, slices: int) -> tuple[Shape, ...]:
+    return (Shape.layer(32, slices, 1, 16, 20),) * blocks
 
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("full_bits", [0, 16, 32])
 def test_runs_are_aligned_contiguous_and_disjoint(nested, full_bits):
     rng = np.random.default_rng(0)
-    store = lay_out(SHAPE, rng.integers(0, 50, (2, 3, 4)), nested, full_bits)
+    store = lay_out(shapes(2, 3), rng.integers(0, 50, (2, 3, 4)), nested, full_bits)
     records = []
     for layer in range(2):
         for level in range(LEVELS):
@@ -33,7 +35,7 @@ def test_runs_are_aligned_contiguous_and_disjoint(nested, full_bits):
 
 def test_full_precision_comes_last():
     outliers = np.zeros((2, 3, 4), np.int64)
-    small, large = (lay_out(SHAPE, outliers, True, full) for full in (0, 16))
+    small, large = (lay_out(shapes(2, 3), outliers, True, full) for full in (0, 16))
     assert (small.offset[:, :FULL] == large.offset[:, :FULL]).all()
     assert large.offset[:, FULL].min() >= small.total_bytes
 
@@ -42,7 +44,7 @@ def test_full_precision_comes_last():
 @pytest.mark.parametrize("seed", range(8))
 def test_a_part_of_a_store_is_read_alike(nested: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    store = lay_out(SHAPE, rng.integers(0, 50, (3, 5, 4)), nested, 16)
+    store = lay_out(shapes(3, 5), rng.integers(0, 50, (3, 5, 4)), nested, 16)
     wanted = rng.random(store.bytes.shape) < rng.random()
     part = store.only(wanted)
     assert not np.any(wanted & (part.bytes == 0))
@@ -62,20 +64,20 @@ def test_a_part_of_a_store_is_read_alike(nested: bool, seed: int) -> None:
 
 
 def test_a_whole_store_stays_as_it_is() -> None:
-    store = lay_out(SHAPE, np.full((2, 3, 4), 9), True, 32)
+    store = lay_out(shapes(2, 3), np.full((2, 3, 4), 9), True, 32)
     same = store.only(np.ones(store.bytes.shape, bool))
     assert (same.bytes == store.bytes).all() and (same.offset == store.offset).all()
     assert (same.full_bits, same.total_bytes) == (store.full_bits, store.total_bytes)
 
 
 def test_a_store_lacks_what_is_wanted() -> None:
-    store = lay_out(SHAPE, np.zeros((1, 1, 4), np.int64), True, 0)
+    store = lay_out(shapes(1, 1), np.zeros((1, 1, 4), np.int64), True, 0)
     with pytest.raises(ValueError, match="lacks records"):
         store.only(np.ones(store.bytes.shape, bool))
 
 
 def test_extent_covers_its_slices():
-    store = lay_out(SHAPE, np.full((1, 5, 4), 3), True, 0)
+    store = lay_out(shapes(1, 5), np.full((1, 5, 4), 3), True, 0)
     for first in range(5):
         for count in range(1, 6 - first):
             start, size = store.extent(0, 2, first, count)
@@ -86,7 +88,7 @@ def test_extent_covers_its_slices():
 
 
 def test_shard_bytes_add_up_levels():
-    store = lay_out(SHAPE, np.zeros((1, 1, 4), np.int64), True, 16)
+    store = lay_out(shapes(1, 1), np.zeros((1, 1, 4), np.int64), True, 16)
     assert store.shard_bytes(0, 0, 4) == store.bytes[0, :3, 0].sum()
     assert store.shard_bytes(0, 0, 16) == store.bytes[0, FULL, 0]
     assert store.shard_bytes(0, 0, 0) == 0

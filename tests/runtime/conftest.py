@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stic.runtime.format import HEADER, offset_of
+from stic.runtime.format import HEADER, MODEL, offset_of
 
 MAX_LENGTH = 40
 SANITIZERS = ("-g", "-O1", "-std=c11", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -115,12 +115,15 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 
 @pytest.fixture(scope="session")
 def with_header() -> Callable[..., bytes]:
-    """`with_header(index, field=value, ...)`: the index with header fields changed and its checksum right again."""
+    """`with_header(index, field=value, ...)`: the index with fields of its header or its model changed, its checksum
+    right again."""
 
     def change(index: bytes, **values: int) -> bytes:
         data = bytearray(index)
         for name, value in values.items():
-            kind, at = HEADER[name], offset_of(HEADER, name)
+            structure = HEADER if name in (HEADER.names or ()) else MODEL
+            start = 0 if structure is HEADER else int(np.frombuffer(index, HEADER, 1)[0]["model_at"])
+            kind, at = structure[name], start + offset_of(structure, name)
             data[at : at + kind.itemsize] = value.to_bytes(kind.itemsize, "little")
         at = offset_of(HEADER, "index_crc")
         data[at : at + 4] = bytes(4)
@@ -200,6 +203,23 @@ def opencl(gpu_package: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_decoder(name, made, target=...)` writes a package of one of decoder_cases.ARCHITECTURES, each once."""
+    from stic.targets.target import load
+    from tests.runtime.decoder_cases import ARCHITECTURES, HUGE
+    from tests.runtime.decoder_layout import Made
+    from tests.runtime.random_decoders import write_decoder
+
+    @cache
+    def make(name: str, made: Made, target: str = "host") -> Path:
+        folder = tmp_path_factory.mktemp("decoder") / "model.stic"
+        folder.mkdir()
+        return write_decoder((ARCHITECTURES | {"huge": HUGE})[name], made, load(target), folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Builds a program of this folder with the engine, both under ASan and UBSan, once."""
 
@@ -210,9 +230,10 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             pytest.skip("needs gcc or clang")
         program = tmp_path_factory.mktemp("sanitized") / Path(name).stem
         runtime = Path(__file__).resolve().parents[2] / "runtime"
-        sources = [path for path in (runtime / "src").glob("*.c") if path.name != "stic_run.c"]
+        sources = [path for path in (runtime / "src").glob("*.c") if not path.name.startswith("stic_run")]
         files = [str(Path(__file__).with_name(name)), *map(str, sources)]
-        line = [compiler, *SANITIZERS, f"-I{runtime / 'include'}", *files, "-o", str(program), "-ldl"]
+        includes = [f"-I{runtime / part}" for part in ("include", "src")]
+        line = [compiler, *SANITIZERS, *includes, *files, "-o", str(program), "-ldl"]
         built = subprocess.run(line, capture_output=True, text=True, timeout=300)
         if built.returncode and ("asan" in built.stderr or "ubsan" in built.stderr):
             pytest.skip(f"needs the sanitizers' libraries: {built.stderr[-200:]}")

@@ -2,7 +2,7 @@
  *
  *     format_header            one fact a line: a name, then numbers. Enumerators and fields are those of facts.inc,
  *                              which the test writes from format.h and from Python's structures
- *     format_header shapes     for each line of numbers on standard input, an engine's sizes of that shape, in a line */
+ *     format_header shapes     for each line of numbers on standard input, an engine's sizes of that model, in a line */
 #include <stdio.h>
 #include <string.h>
 
@@ -10,6 +10,7 @@
 #include "kernels.c"
 #include "package.c"
 #include "package_memory.c"
+#include "package_model.c"
 #define place_tables place_gpu_tables
 #include "package_gpu.c"
 
@@ -18,12 +19,16 @@
 
 /* 0: neither a number nor one of them, but an array or a structure */
 #define KIND(number) \
-  _Generic((number), uint16_t: 'u', uint32_t: 'u', uint64_t: 'u', int32_t: 'i', double: 'f', default: 0)
+  _Generic((number), uint16_t: 'u', uint32_t: 'u', uint64_t: 'u', int32_t: 'i', float: 'f', double: 'f', default: 0)
 #define NUMBER(name) printf("%s %lld\n", #name, (long long)(name));
 #define FIELD(structure, name) \
   printf("%s.%s %zu %zu %d\n", #structure, #name, offsetof(structure, name), sizeof(((structure *)0)->name), \
          KIND(((structure *)0)->name));
 #define STRUCTURE(name) printf("%s %zu\n", #name, sizeof(name));
+
+static void print_limits(const char *structure, const stic_limit *of, size_t count) {
+  for (size_t i = 0; i < count; i++) printf("limit.%s.%s %u %u\n", structure, of[i].name, of[i].least, of[i].most);
+}
 
 static void print_facts(void) {
 #include "facts.inc"
@@ -31,10 +36,10 @@ static void print_facts(void) {
   NUMBER(MOST_LAUNCHES)
   printf("codes_bytes %zu\n", STIC_CODES_ENTRY * sizeof *((stic_gpu *)0)->entries);
   for (uint32_t level = 0; level < STIC_FULL; level++) printf("level_bits.%u %u\n", level, stic_bits_of_level(level));
-  for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
-    printf("limit.%s %u %u\n", limits[i].name, limits[i].least, limits[i].most);
-  for (size_t i = 0; i < sizeof architectures / sizeof *architectures; i++)
-    printf("architecture.%s %zu\n", architectures[i], i);
+  print_limits("header", limits, sizeof limits / sizeof *limits);
+  print_limits("model", of_model, sizeof of_model / sizeof *of_model);
+  print_limits("shape", of_shape, sizeof of_shape / sizeof *of_shape);
+  for (size_t i = 0; i < sizeof machines / sizeof *machines; i++) printf("machine.%s %zu\n", machines[i], i);
 }
 
 static void print_levels(const stic_package *p) {
@@ -43,14 +48,21 @@ static void print_levels(const stic_package *p) {
     stic_levels_of(p, bits, &first, &last);
     printf(" %u %u", first, last);
   }
+}
+
+static void print_layouts(const stic_package *p, const stic_cut *cut) {
   for (uint32_t level = 0; level < STIC_LEVELS; level++) {
-    const stic_layout *layout = &p->layouts[level];
+    const stic_layout *layout = &cut->layouts[level];
     if (level == STIC_FULL && !p->header->full_bits) continue;
     printf(" %u", layout->planes);
-    for (int m = 0; m < STIC_MATRICES; m++) {
-      for (uint32_t plane = 0; plane < layout->planes; plane++) printf(" %u", layout->plane_at[m][plane]);
+    for (uint32_t m = 0; m < STIC_MATRICES; m++) {
+      if (!cut->rows[m]) continue;
+      printf(" %u %u", cut->rows[m], cut->columns[m]);
+      for (uint32_t plane = 0; plane < layout->planes; plane++)
+        printf(" %u", layout->plane_at[m] + plane * stic_plane_bytes(cut, m));
       if (level != STIC_FULL) printf(" %u", layout->table_at[m]);
       if (layout->has_outliers) printf(" %u", layout->blocks_at[m]);
+      if (layout->has_ratios) printf(" %u", layout->ratios_at[m]);
     }
     printf(" %u", layout->end);
   }
@@ -79,45 +91,75 @@ static void print_state(stic_package p, uint32_t storage_bits, uint32_t scores_t
   }
 }
 
-static void print_sizes(const uint32_t *given) {
-  const stic_header header = {.hidden = given[0],
-                              .heads_per_slice = given[1],
-                              .head_dim = given[2],
-                              .neurons_per_slice = given[3],
-                              .slices = given[4],
-                              .max_length = given[5],
-                              .threads = given[6],
-                              .lanes = given[7],
-                              .row_lanes = given[8],
-                              .row_stride = given[9],
-                              .nested = given[10],
-                              .full_bits = given[11],
-                              .pooling = given[12],
-                              .output_features = given[13],
-                              .dense = given[14] ? 1 : 0,
-                              .table_resident = given[15] ? 1 : 0};
-  const stic_dense dense = {.rows = given[14], .columns = given[0]};
-  const stic_file embeddings = {.bytes = given[15]}, trunk = {.bytes = given[16]};
-  stic_package package = {.header = &header, .dense = &dense, .embeddings = &embeddings, .trunk = &trunk};
-  package.most_slices = given[4];
+enum { OF_MODEL = 15, OF_SHAPE = 8, MOST_GIVEN = 4 };
+
+static void scan(uint32_t *numbers, uint32_t count) {
+  for (uint32_t i = 0; i < count; i++)
+    if (scanf("%u", &numbers[i]) != 1) numbers[i] = 0;
+}
+
+/* A model's numbers, the number of its blocks, and a shape of each. */
+static bool print_sizes(void) {
+  uint32_t g[OF_MODEL], count, scores_tiles, storage_bits;
+  if (scanf("%u %u %u", &count, &storage_bits, &scores_tiles) != 3 || count > MOST_GIVEN) return false;
+  scan(g, OF_MODEL);
+  const stic_model model = {.hidden = g[0],
+                            .max_length = g[1],
+                            .chunk = g[2],
+                            .causal = g[3],
+                            .pooling = g[4],
+                            .output_features = g[5],
+                            .cache = g[3] ? 1 + g[4] : 0,
+                            .rotaries = g[3],
+                            .rotary_features = g[3] * 8};
+  stic_shape shapes[MOST_GIVEN];
+  stic_block blocks[MOST_GIVEN] = {0};
+  for (uint32_t i = 0; i < count; i++) {
+    scan((uint32_t *)&shapes[i], OF_SHAPE);
+    blocks[i].shape = i;
+  }
+  const stic_header header = {.blocks = count,
+                              .shapes = count,
+                              .threads = g[6],
+                              .lanes = g[7],
+                              .row_lanes = g[8],
+                              .row_stride = g[9],
+                              .nested = g[10],
+                              .full_bits = g[11],
+                              .group = g[3] ? STIC_GROUP : 0,
+                              .dense = g[12] ? 1 : 0,
+                              .table_resident = g[13] ? 1 : 0};
+  const stic_dense dense = {.rows = g[12], .columns = g[0]};
+  const stic_file embeddings = {.bytes = g[13]}, trunk = {.bytes = g[14]};
+  static stic_package package;
+  stic_error error;
+  package = (stic_package){.header = &header,
+                           .model = &model,
+                           .shapes = shapes,
+                           .blocks = blocks,
+                           .dense = &dense,
+                           .embeddings = &embeddings,
+                           .trunk = &trunk};
   lay_out(&package);
+  for (uint32_t i = 0; i < count; i++) {
+    if (check_shape(&package, i, &error)) printf("(%s)", error.text);
+    package.first_slice[i + 1] = package.first_slice[i] + shapes[i].slices;
+    package.kept[i].slices = (uint16_t)shapes[i].slices;
+  }
   uint64_t bytes[STIC_REGIONS];
-  needs(&package, given[4], bytes);
+  needs(&package, false, bytes);
   printf("%llu", (unsigned long long)stic_scratch_bytes(&package));
   for (uint32_t r = 0; r < STIC_REGIONS; r++) printf(" %llu", (unsigned long long)bytes[r]);
   print_levels(&package);
-  print_state(package, given[17], given[18]);
+  for (uint32_t i = 0; i < count; i++) print_layouts(&package, &package.cuts[i]);
+  if (!model.causal) print_state(package, storage_bits, scores_tiles);
   printf("\n");
+  return true;
 }
 
 int main(int count, char **arguments) {
-  enum { GIVEN = 19 };
-  uint32_t given[GIVEN];
   (void)arguments;
   if (count == 1) print_facts();
-  for (uint32_t i = 0; count > 1 && scanf("%u", &given[i]) == 1;) {
-    i = (i + 1) % GIVEN;
-    if (i == 0) print_sizes(given);
-  }
+  while (count > 1 && print_sizes()) continue;
   return 0;
 }

@@ -18,14 +18,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 /* What the engine does with each planned shard: find its record and where an extent puts it. */
 static void walk_plan(const stic_package *p) {
   volatile uint64_t sum = 0;
-  for (uint32_t l = 0; l < p->header->layers; l++)
-    for (uint32_t s = 0; s < p->kept[l].slices; s++) {
+  for (uint32_t b = 0; b < p->header->blocks; b++)
+    for (uint32_t s = 0; s < p->kept[b].slices; s++) {
       uint32_t level, last;
-      for (stic_levels_of(p, stic_bits(p, l, s), &level, &last); level <= last; level++)
-        sum += p->records[stic_record_index(p, l, level, s)].offset;
+      for (stic_levels_of(p, stic_bits(p, b, s), &level, &last); level <= last; level++)
+        sum += p->records[stic_record_index(p, b, level, s)].offset;
     }
   for (uint32_t i = 0; i < p->plan.extents; i++) sum += p->extents[i].destination;
-  for (uint32_t l = 0; p->gpu && l < p->header->layers; l++) sum += p->places[l];
+  for (uint32_t l = 0; p->gpu && l < p->header->blocks; l++) sum += p->places[l];
   for (uint32_t i = 0; p->gpu && i < p->gpu->launches; i++)
     sum += strlen(p->launches[i].name) + p->launches[i].local[0];
   for (uint32_t r = 0; p->gpu && r < STIC_GPU_REGIONS; r++) sum += p->state[r].offset;
@@ -34,19 +34,24 @@ static void walk_plan(const stic_package *p) {
 /* The same under every plan, and choosing one. */
 static void walk(stic_package *p) {
   stic_error error;
-  for (uint32_t number = 0; number < p->plans; number++) {
+  for (uint32_t number = 0; number < p->header->plans; number++) {
     stic_package_select(p, number);
     walk_plan(p);
   }
   uint32_t number = 0;
-  if (!stic_package_choose(p, p->plan.deadline_us, p->plan.claimed_bytes, &number, &error) && number >= p->plans)
+  if (!stic_package_choose(p, p->plan.deadline_us, p->plan.claimed_bytes, &number, &error) &&
+      number >= p->header->plans)
     abort();
 }
 
 static void try_record(const stic_package *p, const uint8_t *data, size_t size) {
   stic_error error;
+  const uint32_t block = size % p->header->blocks;
+  const stic_cut *cut = stic_cut_of(p, block);
+  uint32_t leading = 0; /* matrix */
+  while (!cut->rows[leading]) leading++;
   for (uint32_t level = 0; level < STIC_LEVELS; level++) {
-    const stic_layout *layout = &p->layouts[level];
+    const stic_layout *layout = &cut->layouts[level];
     if (layout->end == 0 || layout->end > 1 << 20) continue;
     const size_t whole = layout->end + (layout->has_outliers ? size / STIC_ALIGN * STIC_ALIGN : 0);
     uint8_t *record = aligned_alloc(STIC_ALIGN, whole);
@@ -54,14 +59,15 @@ static void try_record(const stic_package *p, const uint8_t *data, size_t size) 
     memset(record, 0, whole);
     memcpy(record + layout->end, data, whole - layout->end);
     /* The input's bytes also stand where block starts are, so that their checks see something. */
-    const size_t starts = layout->has_outliers ? layout->end - layout->blocks_at[0] : 0;
-    if (starts) memcpy(record + layout->blocks_at[0], data, starts < size ? starts : size);
-    if (!stic_record_check(p, level, record, (uint32_t)whole, &error) && layout->has_outliers) {
+    const size_t starts = layout->has_outliers ? layout->end - layout->blocks_at[leading] : 0;
+    if (starts) memcpy(record + layout->blocks_at[leading], data, starts < size ? starts : size);
+    if (!stic_record_check(p, block, level, record, (uint32_t)whole, &error) && layout->has_outliers) {
       volatile uint32_t sum = 0;
       for (uint32_t m = 0; m < STIC_MATRICES; m++) {
+        if (!cut->rows[m]) continue;
         const uint16_t *entries;
-        const uint32_t *blocks = stic_record_outliers(p, level, record, m, &entries);
-        for (uint32_t i = 0; i < blocks[p->rows[m] / STIC_TILE]; i++) sum += entries[2 * i];
+        const uint32_t *blocks = stic_record_outliers(cut, level, record, m, &entries);
+        for (uint32_t i = 0; i < blocks[cut->rows[m] / STIC_TILE]; i++) sum += entries[2 * i];
       }
     }
     free(record);

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 
 from stic.runtime.format import (
+    BLOCK_ENTRY,
     DENSE,
     EXTENT,
     FILE,
     HEADER,
-    LAYER,
     LEVELS,
+    MODEL,
     PLAN,
     RECORD,
     REGION,
     REGIONS,
+    SHAPE,
     pad,
 )
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, LAUNCH
@@ -70,24 +72,22 @@ class Original:
     def _tables(self) -> Iterator[tuple[str, tuple[int, np.dtype[Any], int]]]:
         """Every table as (offset, row, rows)."""
         head = self.package.header
-        at = {name: int(head[f"{name}_at"]) for name in ("files", "layers", "records", "dense", "regions")}
-        shards = len(self.package.layers) * self.package.bits.shape[1]
+        shards = sum(shape.slices for shape in self.package.shapes)
+        tables = {"files": FILE, "shapes": SHAPE, "blocks": BLOCK_ENTRY, "dense": DENSE, "plans": PLAN}
         yield "header", (0, HEADER, 1)
-        yield "files", (at["files"], FILE, int(head["files"]))
-        yield "layers", (at["layers"], LAYER, int(head["layers"]))
-        yield "records", (at["records"], RECORD, shards * LEVELS)
-        yield "dense", (at["dense"], DENSE, int(head["dense"]))
-        yield "regions", (at["regions"], REGION, len(REGIONS))
+        yield "model", (int(head["model_at"]), MODEL, 1)
+        yield "records", (int(head["records_at"]), RECORD, shards * LEVELS)
+        yield "regions", (int(head["regions_at"]), REGION, len(REGIONS))
+        for name, structure in tables.items():
+            yield name, (int(head[f"{name}_at"]), structure, int(head[name]))
         for plan in self.package.plans:
             yield f"bits of plan {plan.number}", (plan.bits_at, np.dtype([("bits", "u1")]), shards)
             yield f"extents of plan {plan.number}", (plan.extents_at, EXTENT, plan.extents)
-        if head["plans"]:
-            yield "plans", (int(head["plans_at"]), PLAN, int(head["plans"]))
         if head["gpu_at"]:
             gpu = np.frombuffer(self.index, GPU, 1, int(head["gpu_at"]))[0]
             yield "gpu", (int(head["gpu_at"]), GPU, 1)
             yield "launches", (int(gpu["launches_at"]), LAUNCH, int(gpu["launches"]))
-            yield "places", (int(gpu["places_at"]), np.dtype([("place", "u1")]), int(head["layers"]))
+            yield "places", (int(gpu["places_at"]), np.dtype([("place", "u1")]), int(head["blocks"]))
             yield "state", (int(gpu["state_at"]), REGION, len(GPU_REGIONS))
 
     def filed(self, index: bytes | bytearray, name: str, data: bytes) -> Files:
@@ -100,20 +100,20 @@ class Original:
         return {name: data, "index.bin": sealed(changed)}
 
     def record(self, place: tuple[int, int, int], changes: dict[int, bytes]) -> Mutant:
-        """Other bytes at offsets into the record of (layer, level, slice), under the record's own checksum."""
+        """Other bytes at offsets into the record of (block, level, slice), under the record's own checksum."""
         records = self.package.records
         offset, size = int(records[place]["offset"]), int(records[place]["bytes"])
         data, index = bytearray(self.files["shards.bin"]), bytearray(self.index)
         for at, new in changes.items():
             data[offset + at : offset + at + len(new)] = new
         at, dtype, _ = self.tables["records"]
-        start = at + dtype.itemsize * int(np.ravel_multi_index(place, records.shape))
+        start = at + dtype.itemsize * self.package.record_number(*place)
         index[start + 12 : start + 16] = struct.pack("<I", zlib.crc32(data[offset : offset + size]))
         return Mutant(f"record {place}", self.filed(index, "shards.bin", bytes(data)))
 
     def embedding(self, token: int, changes: dict[int, bytes]) -> Mutant:
         """Other bytes at offsets into the row of a token, under the row's own checksum."""
-        data, checked = bytearray(self.files["embeddings.bin"]), pad(int(self.package.header["hidden"]), 4) + 4
+        data, checked = bytearray(self.files["embeddings.bin"]), pad(self.package.hidden, 4) + 4
         start = token * int(self.package.header["row_stride"])
         for at, new in changes.items():
             data[start + at : start + at + len(new)] = new
@@ -141,6 +141,7 @@ class Mutants:
         self.kinds = (
             *(self._number,) * 8,
             *(self._header,) * 4,
+            *(self._model,) * 4,
             self._row,
             self._trunk,
             self._record,
@@ -193,6 +194,12 @@ class Mutants:
         what = self._field(index, "header")
         return Mutant(what, {"index.bin": sealed(index)})
 
+    def _model(self) -> Mutant:
+        """A field of what the model is, or of how its blocks are cut."""
+        index = bytearray(self.original.index)
+        what = self._field(index, self.chance.choice(("model", "shapes", "blocks")))
+        return Mutant(what, {"index.bin": sealed(index)})
+
     def _row(self) -> Mutant:
         """A row of a table over another one, or two rows exchanged."""
         index = bytearray(self.original.index)
@@ -232,8 +239,8 @@ class Mutants:
 
     def _embedding(self) -> Mutant:
         """The scale of a row, or any byte of it."""
-        head = self.original.package.header
-        token, scale = self.chance.randrange(int(head["vocabulary"])), pad(int(head["hidden"]), 4)
+        model = self.original.package.model
+        token, scale = self.chance.randrange(int(model["vocabulary"])), pad(int(model["hidden"]), 4)
         if self.chance.random() < 0.7:
             return self.original.embedding(token, {scale: self._no_number(False)})
         byte = bytes([self.chance.choice((0x80, 0xFF, 0))])

@@ -16,14 +16,15 @@ static void *contents(const char *path, size_t *size) {
 }
 
 static stic_status check(const stic_package *p, const uint8_t *shards, size_t size, stic_error *error) {
-  const uint32_t count = p->header->layers * STIC_LEVELS * p->header->slices;
-  for (uint32_t i = 0; i < count; i++) {
-    const stic_record *r = &p->records[i];
-    const uint32_t level = i / p->header->slices % STIC_LEVELS;
-    if (r->offset + r->bytes > size) exit(3);
-    const stic_status status = r->bytes ? stic_record_check(p, level, shards + r->offset, r->bytes, error) : STIC_OK;
-    if (status) return status;
-  }
+  for (uint32_t block = 0; block < p->header->blocks; block++)
+    for (uint32_t i = 0; i < STIC_LEVELS * stic_slices(p, block); i++) {
+      const stic_record *r = &p->records[stic_record_index(p, block, 0, i)];
+      const uint32_t level = i / stic_slices(p, block);
+      if (r->offset + r->bytes > size) exit(3);
+      const stic_status status =
+          r->bytes ? stic_record_check(p, block, level, shards + r->offset, r->bytes, error) : STIC_OK;
+      if (status) return status;
+    }
   return STIC_OK;
 }
 

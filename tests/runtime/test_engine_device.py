@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("tvm_ffi")
 
 from stic.runtime import native
-from stic.runtime.format import ARCHITECTURES, FEATURES, MAJOR, MINOR
+from stic.runtime.format import FEATURES, MACHINES, MAJOR, MINOR
 from stic.targets.connection import DeviceRefused
 from stic.targets.host import HostFunctions
 from stic.targets.target import load
@@ -23,7 +23,7 @@ def test_facts_are_those_of_this_machine() -> None:
     assert call("stic_device", "version") == major << 16 | minor
     assert (call("stic_device", "format_major"), call("stic_device", "format_minor")) == (MAJOR, MINOR)
     host = load("host")
-    assert ARCHITECTURES[call("stic_device", "architecture")] == host.arch
+    assert MACHINES[call("stic_device", "architecture")] == host.arch
     assert all(call("stic_device", "features") >> FEATURES.index(name) & 1 for name in host.features)
     assert call("stic_device", "cores") == len(os.sched_getaffinity(0))
     assert call("stic_device", "page_bytes") == os.sysconf("SC_PAGESIZE")

@@ -55,12 +55,12 @@ class Contents:
         self.held = set(self.wanted())
 
     def extents(self, resident: bool) -> list[np.void]:
-        count = int(self.now.header["resident_extents"])
+        count = self.now.entry.resident_extents
         return list(self.now.extents[:count] if resident else self.now.extents[count:])
 
     def wanted(self) -> list[tuple[int, int, int]]:
         return [
-            (int(e["layer"]), int(e["level"]), s)
+            (int(e["block"]), int(e["level"]), s)
             for e in self.extents(resident=True)
             for s in range(int(e["first"]), int(e["first"]) + int(e["count"]))
         ]
@@ -75,8 +75,8 @@ class Contents:
         for e in self.extents(resident=True):
             blocks = set()
             for s in range(int(e["first"]), int(e["first"]) + int(e["count"])):
-                if (int(e["layer"]), int(e["level"]), s) not in self.held:
-                    record = self.now.records[e["layer"], e["level"], s]
+                if (int(e["block"]), int(e["level"]), s) not in self.held:
+                    record = self.now.records[e["block"], e["level"], s]
                     start = int(record["offset"])
                     blocks |= set(range(start // BLOCK, -(-(start + int(record["bytes"])) // BLOCK)))
             total += BLOCK * len(blocks)
@@ -193,7 +193,7 @@ def test_a_failed_read_after_a_change_leaves_the_session_usable(
         with Session(copy, direct=False, latency_us=budget(old)) as session:
             session.set_budget(latency_us=budget(new))
             (copy / "shards.bin").write_bytes(bytes(byte ^ 255 for byte in good))
-            with pytest.raises(PackageError, match="corrupt at layer"):
+            with pytest.raises(PackageError, match="corrupt at block"):
                 session.run(IDS)
             (copy / "shards.bin").write_bytes(good)
             for number in (new, again):

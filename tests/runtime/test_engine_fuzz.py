@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.decoder_packages import write
+from tests.runtime.test_engine_reader import READER
+
 ROOT = Path(__file__).resolve().parents[2]
-READER = "package package_memory package_extents package_plans package_gpu record trunk crc error".split()
 
 
 def test_reader_survives_fuzzing(package: Path, gpu_package: Path, family: Path, tmp_path: Path) -> None:
@@ -30,6 +32,7 @@ def test_reader_survives_fuzzing(package: Path, gpu_package: Path, family: Path,
     (corpus / "good").write_bytes(index)
     (corpus / "gpu").write_bytes((gpu_package / "index.bin").read_bytes())
     (corpus / "family").write_bytes((family / "index.bin").read_bytes())
+    (corpus / "decoder").write_bytes((write(tmp_path / "decoder") / "index.bin").read_bytes())
     (corpus / "with-record").write_bytes(index + (package / "shards.bin").read_bytes()[:4096])
     seconds = int(os.environ.get("STIC_FUZZ_SECONDS", "10"))
     options = [f"-max_total_time={seconds}", "-max_len=65536", "-timeout=20", "-print_final_stats=1"]

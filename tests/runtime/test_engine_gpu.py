@@ -156,14 +156,14 @@ def test_trace_has_a_track_for_the_gpu(gpu_package: Path, tmp_path: Path) -> Non
 def test_corrupt_shard_fails_one_run(gpu_copy: Path) -> None:
     package = Package.open(gpu_copy)
     extent = package.extents[-1]
-    record = package.records[extent["layer"], extent["level"], extent["first"]]
+    record = package.records[extent["block"], extent["level"], extent["first"]]
     good = (gpu_copy / "shards.bin").read_bytes()
     with Session(gpu_copy, gpu="required") as session:
         before = session.run([1, 2, 3])
         data = bytearray(good)
         data[int(record["offset"])] ^= 1
         (gpu_copy / "shards.bin").write_bytes(data)
-        with pytest.raises(PackageError, match=f"corrupt at layer {extent['layer']}"):
+        with pytest.raises(PackageError, match=f"corrupt at block {extent['block']}"):
             session.run([1, 2, 3])
         (gpu_copy / "shards.bin").write_bytes(good)
         assert np.array_equal(session.run([1, 2, 3]), before)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import PackageError, ToolchainError
-from stic.runtime.format import FEATURES, MATRICES, MINOR, RECORD, REGION, REGIONS, TILE, record_layout
+from stic.runtime.format import FEATURES, LEVELS, MAJOR, MINOR, RECORD, REGION, REGIONS, TILE, record_layout
 from stic.runtime.package import Package
 from stic.targets.target import load
 from stic.targets.toolchain import find_c_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
-READER = "package package_memory package_extents package_plans package_gpu record trunk crc error".split()
+READER = "package package_model package_memory package_extents package_plans package_gpu record trunk crc error".split()
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 MIXED = ((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2))
 Change = Callable[..., bytes]
@@ -102,8 +102,8 @@ def test_any_set_of_cores(value: int, reader: Path, copy: Path, with_header: Cha
         ({"row_lanes": 17}, "row_lanes is 17"),
         ({"padding": 8193}, "the padding is token 8192 of 8192"),
         ({"features": 1 << len(FEATURES)}, "features is"),
-        ({"major": 1}, f"format 1.{MINOR} and this engine reads 2.0"),
-        ({"minor": MINOR + 1}, f"format 2.{MINOR + 1}"),
+        ({"major": 2}, f"format 2.{MINOR} and this engine reads {MAJOR}.0"),
+        ({"minor": MINOR + 1}, f"format {MAJOR}.{MINOR + 1}"),
     ],
 )
 def test_what_another_engine_may_write(
@@ -124,10 +124,11 @@ def test_a_scratch_region_too_small_for_attention(reader: Path, copy: Path, with
 def outliers_of(package: Package, shards: bytearray) -> np.ndarray:
     """The entries, in `shards`, of the first block with two of them in the record of layer 0, level 0, slice 1."""
     start = int(package.records[0, 0, 1]["offset"])
-    layout = record_layout(package.shape, 0, package.nested)
-    counts = [package.shape.matrix(name)[0] // TILE + 1 for name in MATRICES]
+    shape = package.shapes[0]
+    layout = record_layout(shape, 0, package.nested)
+    counts = [shape.matrix(name)[0] // TILE + 1 for name in shape.matrices]
     starts = [np.frombuffer(shards, "<u4", n, start + at) for n, at in zip(counts, layout.blocks, strict=True)]
-    layout = record_layout(package.shape, 0, package.nested, outliers=tuple(int(s[-1]) for s in starts))
+    layout = record_layout(shape, 0, package.nested, outliers=tuple(int(s[-1]) for s in starts))
     block = int(np.argmax(np.diff(starts[0]) >= 2))
     assert starts[0][block + 1] >= starts[0][block] + 2
     at = start + layout.outliers[0] + 4 * int(starts[0][block])
@@ -152,7 +153,7 @@ def test_outliers_that_are_wrong(
     record = package.records[0, 0, 1]
     shards, index = bytearray((copy / "shards.bin").read_bytes()), bytearray((copy / "index.bin").read_bytes())
     outliers_of(package, shards)[field] = values
-    at, count = int(package.header["records_at"]), package.records.size
+    at, count = int(package.header["records_at"]), LEVELS * sum(shape.slices for shape in package.shapes)
     records = np.frombuffer(index, RECORD, count, at).reshape(package.records.shape)
     records[0, 0, 1]["crc"] = zlib.crc32(shards[int(record["offset"]) :][: int(record["bytes"])])
     (copy / "shards.bin").write_bytes(shards)

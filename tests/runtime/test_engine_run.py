@@ -64,7 +64,7 @@ def assert_same(got: list[np.ndarray], want: list[np.ndarray]) -> None:
 
 def inputs_for(package: Path) -> list[np.ndarray]:
     random = np.random.default_rng(3)
-    return [random.integers(0, int(Package.open(package).header["vocabulary"]), n) for n in LENGTHS]
+    return [random.integers(0, int(Package.open(package).model["vocabulary"]), n) for n in LENGTHS]
 
 
 @pytest.mark.parametrize("case", CASES)

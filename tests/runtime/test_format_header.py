@@ -6,29 +6,36 @@ Needs a C compiler. A program with the engine's own sources prints enumerators, 
 import random
 import re
 import subprocess
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from stic.compiler.memory.gpu import GpuState, gpu_state
-from stic.compiler.memory.placement import LANE_STACK_BYTES, Sizes, regions
+from stic.compiler.memory.gpu import gpu_state
+from stic.compiler.memory.placement import LANE_STACK_BYTES, DecoderSizes, Sizes, regions
 from stic.runtime import format as package_format
 from stic.runtime import gpu_format
 from stic.runtime.format import (
     ACTIVATIONS,
-    ARCHITECTURES,
+    CACHES,
     FEATURES,
     FULL,
     HEADER,
+    KINDS,
     LEAST,
     LEVEL_BITS,
     LEVELS,
     LIMITS,
+    MACHINES,
     MATRICES,
+    MODEL,
+    NORMS,
     POOLINGS,
     REGIONS,
+    ROLES,
     ROW_TYPES,
+    SHAPE,
     Shape,
     levels_of,
     planes_in,
@@ -44,7 +51,7 @@ from stic.targets.toolchain import find_c_compiler
 
 ROOT = Path(__file__).resolve().parents[2] / "runtime"
 HEADER_TEXT = (ROOT / "src" / "format.h").read_text()
-INCLUDED = {f"{name}.c" for name in ("kernels", "package", "package_memory", "package_gpu")}  # by format_header.c
+INCLUDED = {f"{name}.c" for name in ("kernels", "package", "package_memory", "package_model", "package_gpu")}
 
 # Numbers of format.h; tuples of Python whose indices are enumerators, by what these and their count are called there.
 NUMBERS = {
@@ -55,11 +62,19 @@ NUMBERS = {
     "TILE": package_format.TILE,
     "LEVELS": LEVELS,
     "FULL": FULL,
-    "MATRICES": len(MATRICES),
+    "GROUP": package_format.GROUPS[-1],
+    "ROLES": len(ROLES),
+    "LAYER_MATRICES": len(MATRICES["layer"]),
+    "FLAGS": (1 << len(package_format.FLAGS)) - 1,
+    **{name.upper(): 1 << bit for bit, name in enumerate(package_format.FLAGS)},
 }
+EVERY_MATRIX = tuple(dict.fromkeys(name for names in MATRICES.values() for name in names))
 ENUMERATIONS = {
-    ("", None): MATRICES,
-    ("", "ARCHITECTURES"): ARCHITECTURES,
+    ("", "MATRICES"): EVERY_MATRIX,
+    ("", "KINDS"): KINDS,
+    ("", "MACHINES"): MACHINES,
+    ("", "CACHES"): ("no_cache", *(f"cache_{name}" for name in CACHES[1:])),
+    ("", "NORMS"): tuple(f"{name}_norm" for name in NORMS),
     ("", "ACTIVATIONS"): ("linear", *ACTIVATIONS[1:]),  # no activation is "none" to Python
     ("", "GPU_STYLES"): GPU_STYLES,
     ("ON_", "PLACES"): PLACES,
@@ -71,11 +86,12 @@ ENUMERATIONS = {
 }
 ENUMERATORS = {
     f"{prefix}{name.upper()}": value for (prefix, _), names in ENUMERATIONS.items() for value, name in enumerate(names)
-} | {count: len(names) for (_, count), names in ENUMERATIONS.items() if count}
+} | {count: len(names) for (_, count), names in ENUMERATIONS.items()}
 STRUCTURES = {
     "stic_header": HEADER,
     "stic_file": package_format.FILE,
-    "stic_layer": package_format.LAYER,
+    "stic_model": MODEL,
+    "stic_shape": SHAPE,
     "stic_record": package_format.RECORD,
     "stic_extent": package_format.EXTENT,
     "stic_dense": package_format.DENSE,
@@ -124,7 +140,8 @@ def test_numbers_and_enumerators(facts: dict[str, tuple[int, ...]]) -> None:
 
 
 def test_every_structure_is_compared() -> None:
-    assert set(re.findall(r"typedef struct STIC_PACKED (\w+)", HEADER_TEXT)) == set(STRUCTURES)
+    beside = {"stic_block", "stic_linear", "stic_norm"}  # see `test_the_structure_of_a_block`
+    assert set(re.findall(r"typedef struct STIC_PACKED (\w+)", HEADER_TEXT)) == set(STRUCTURES) | beside
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -139,13 +156,26 @@ def test_structures(name: str, facts: dict[str, tuple[int, ...]]) -> None:
     assert sum(size for _, size, _ in wanted.values()) == dtype.itemsize  # packed: C has no field beside these
 
 
-def test_limits(facts: dict[str, tuple[int, ...]]) -> None:
-    assert below(facts, "limit.") == {name: (LEAST.get(name, 0), most) for name, most in LIMITS.items()}
-    assert set(LEAST) <= set(LIMITS) <= set(HEADER.names)
+def test_the_structure_of_a_block() -> None:
+    """In C maps and norms have structures of their own, in the order of ROLES."""
+    code = re.sub(r"/\*.*?\*/", "", HEADER_TEXT, flags=re.S)
+    body = re.search(r"typedef struct STIC_PACKED stic_block \{(.*?)\}", code, re.S)
+    assert body is not None
+    names = re.findall(r"(\w+)(?:\[STIC_MATRICES\])?[,;]", body[1])
+    parts = {"matrix": [f"{m}_{part}_at" for m in EVERY_MATRIX for part in ("scale", "bias")]}
+    parts |= {name: [f"{name}_{part}_at" for part in ("gamma", "beta")] for name in names[names.index("matrix") + 1 :]}
+    assert [field for name in names for field in parts.get(name, [name])] == list(package_format.BLOCK_ENTRY.names)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("header", HEADER), ("model", MODEL), ("shape", SHAPE)])
+def test_limits(name: str, dtype: np.dtype, facts: dict[str, tuple[int, ...]]) -> None:
+    bounds = {field: (LEAST.get(field, 0), LIMITS[field]) for field in dtype.names if field in LIMITS}
+    assert below(facts, f"limit.{name}.") == bounds
+    assert set(LEAST) <= set(LIMITS)
 
 
 def test_facts_that_no_header_of_the_format_holds(facts: dict[str, tuple[int, ...]]) -> None:
-    assert below(facts, "architecture.") == {name: (i,) for i, name in enumerate(ARCHITECTURES)}
+    assert below(facts, "machine.") == {name: (i,) for i, name in enumerate(MACHINES)}
     assert below(facts, "level_bits.") == {str(level): (bits,) for level, bits in enumerate(LEVEL_BITS)}
     assert facts["lane_stack_bytes"] == (LANE_STACK_BYTES,)
     assert facts["MOST_LAUNCHES"] == (gpu_format.MOST_LAUNCHES,)
@@ -153,48 +183,81 @@ def test_facts_that_no_header_of_the_format_holds(facts: dict[str, tuple[int, ..
     assert facts["stic_header.cores"][1] * 8 == target.MOST_CORES
 
 
-def shapes(count: int) -> list[dict[str, int]]:
-    """Random shapes, and the smallest and largest ones; sizes that are not multiples of a tile among them."""
+@dataclass(frozen=True)
+class Given:
+    """A model, as the engine's program is told of it."""
+
+    numbers: dict[str, int]
+    shapes: tuple[Shape, ...]
+    storage_bits: int
+
+    @property
+    def sizes(self) -> Sizes:
+        n = self.numbers
+        decoder = None
+        if n["causal"]:
+            decoder = DecoderSizes(n["chunk"], package_format.GROUPS[-1], CACHES[1 + n["pooling"]], 1, 8)
+        vectors = n["max_length"] if POOLINGS[n["pooling"]] == "tokens" else 1
+        head = max(n["dense"], n["hidden"]) if n["dense"] else 0
+        output = 0 if n["causal"] else vectors * n["output_features"]
+        lanes = (n["threads"], n["lanes"], n["row_lanes"], 1 << 18)
+        return Sizes(self.shapes, n["max_length"], n["trunk_bytes"], n["row_stride"], head, output, *lanes, decoder)
+
+
+def given(count: int) -> list[Given]:
+    """Random models, and the smallest and largest ones; sizes that are not multiples of a tile among them."""
     rng = random.Random(0)
 
-    def one(edge: int | None) -> dict[str, int]:
+    def one(edge: int | None, causal: int) -> Given:
         def number(most: int, least: int = 1) -> int:
             return rng.randint(least, most) if edge is None else (least, most)[edge]
 
-        hidden = number(400)
-        return {
+        hidden, length = number(400), number(300)
+        numbers = {
             "hidden": hidden,
-            "heads_per_slice": number(4),
-            "head_dim": number(70),
-            "neurons_per_slice": number(300),
-            "slices": number(6),
-            "max_length": number(300),
+            "max_length": length,
+            "chunk": number(length) if causal else length,
+            "causal": causal,
+            "pooling": number(2 - causal, 0),
+            "output_features": number(500),
             "threads": number(8),
             "lanes": number(4),
             "row_lanes": number(8, 4),
             "row_stride": row_stride(hidden, ROW_TYPES[number(1, 0)]),
             "nested": number(1, 0),
             "full_bits": (0, 16, 32)[number(2, 0)],
-            "pooling": number(2, 0),
-            "output_features": number(500),
-            "dense": number(1, 0) * number(500),
+            "dense": (1 - causal) * number(1, 0) * number(500),
             "embeddings_bytes": number(1, 0) * number(50) * 4096,
             "trunk_bytes": number(9999),
-            "storage_bits": (16, 32)[number(1, 0)],
         }
+        layer = Shape.layer(hidden, number(6), number(4), number(70), number(300))
+        keys, dim = number(3), number(70)
+        cuts: tuple[Shape, ...] = (
+            Shape("attention", hidden, number(6), keys * number(3), keys, dim),
+            Shape("feed_forward", hidden, number(6), neurons_per_slice=number(300), gated=bool(number(1, 0))),
+            Shape("attention", hidden, number(6), keys, keys, dim),
+            Shape("vocabulary", hidden, number(6), rows_per_slice=number(300)),
+        )
+        return Given(numbers, cuts if causal else (layer,), (16, 32)[number(1, 0)])
 
-    return [one(0), one(1), *(one(None) for _ in range(count))]
+    edges = [one(edge, causal) for edge in (0, 1) for causal in (0, 1)]
+    return [*edges, *(one(None, causal) for _ in range(count) for causal in (0, 1))]
 
 
-def levels(shape: Shape, nested: bool, full_bits: int) -> list[int]:
-    """What the engine's program prints of levels and of the layout of their records."""
-    found = [level for bits in LEVEL_BITS for level in (levels_of(bits, nested)[0], levels_of(bits, nested)[-1])]
+def levels(nested: bool) -> list[int]:
+    """What the engine's program prints of levels."""
+    return [level for bits in LEVEL_BITS for level in (levels_of(bits, nested)[0], levels_of(bits, nested)[-1])]
+
+
+def layouts(shape: Shape, nested: bool, full_bits: int, group: int) -> list[int]:
+    """What it prints of the layout of records."""
+    found = []
     for level in range(LEVELS if full_bits else FULL):
-        layout = record_layout(shape, level, nested, full_bits)
+        layout = record_layout(shape, level, nested, full_bits, group=group)
         found.append(1 if level == FULL else planes_in(level, nested))
-        for matrix in range(len(MATRICES)):
-            found += layout.planes[matrix]
-            found += [part[matrix] for part in (layout.tables, layout.blocks) if part]
+        for number, name in enumerate(shape.matrices):
+            found += [*shape.matrix(name), *layout.planes[number]]
+            found += [part[number] for part in (layout.tables, layout.blocks, layout.ratios) if part]
         found.append(layout.size)
     return found
 
@@ -206,37 +269,28 @@ def arena(z: Sizes, table_bytes: int, dense: bool) -> list[int]:
 
 
 def test_sizes(program: Path) -> None:
-    given = shapes(150)
-    states: list[GpuState] = []
+    models = given(80)
     wanted: list[list[int]] = []
-    lines: list[Sequence[int]] = []
-    for one in given:
-        shape = Shape(one["hidden"], one["heads_per_slice"], one["head_dim"], one["neurons_per_slice"])
-        vectors = one["max_length"] if POOLINGS[one["pooling"]] == "tokens" else 1
-        z = Sizes(
-            shape,
-            one["slices"],
-            one["max_length"],
-            one["trunk_bytes"],
-            one["row_stride"],
-            max(one["dense"], one["hidden"]) if one["dense"] else 0,
-            vectors * one["output_features"],
-            one["threads"],
-            one["lanes"],
-            one["row_lanes"],
-            1 << 18,
-        )
-        precision = {bits: name for name, bits in PRECISION_BITS.items()}[one["storage_bits"]]
-        states.append(gpu_state(z, precision))
-        lines.append([*one.values(), states[-1].scores_tiles])
+    lines: list[list[int]] = []
+    for one in models:
+        n, z = one.numbers, one.sizes
+        causal, nested, full_bits = bool(n["causal"]), bool(n["nested"]), n["full_bits"]
+        precision = {bits: name for name, bits in PRECISION_BITS.items()}[one.storage_bits]
+        state = None if causal else gpu_state(z, precision)
+        cuts = [(KINDS.index(x.kind), *(int(getattr(x, name)) for name in SHAPE.names[1:])) for x in z.shapes]
+        tiles = 0 if state is None else state.scores_tiles
+        lines.append([len(cuts), one.storage_bits, tiles, *n.values(), *(value for cut in cuts for value in cut)])
+        head_dim = max(x.head_dim for x in z.shapes)
+        group = package_format.GROUPS[-1] if causal else 0
         wanted.append(
-            [scratch_bytes(z.max_length, shape.head_dim)]
-            + arena(z, one["embeddings_bytes"], one["dense"] > 0)
-            + levels(shape, bool(one["nested"]), one["full_bits"])
-            + [states[-1].regions[name][1] for name in GPU_REGIONS]
+            [scratch_bytes(z.max_length, head_dim, causal)]
+            + arena(z, n["embeddings_bytes"], n["dense"] > 0)
+            + levels(nested)
+            + [number for x in z.shapes for number in layouts(x, nested, full_bits, group)]
+            + ([] if state is None else [state.regions[name][1] for name in GPU_REGIONS])
         )
     text = "\n".join(" ".join(map(str, line)) for line in lines)
     done = subprocess.run([str(program), "shapes"], input=text, capture_output=True, text=True, timeout=60, check=True)
     found = [line.split() for line in done.stdout.splitlines()]
-    for one, expected, line in zip(given, wanted, found, strict=True):
+    for one, expected, line in zip(models, wanted, found, strict=True):
         assert line == [str(number) for number in expected], one

@@ -53,7 +53,7 @@ def test_reads_back_what_was_written(package: Path) -> None:
     assert (gpu.style, gpu.storage, gpu.fallback) == ("mali", "float16", True)
     assert PROGRAM_FILE in opened.files and int(opened.header["minor"]) == MINOR
     assert opened.plan["plan"]["layers"][3]["place"] == "gpu"
-    sizes = state_sizes(opened.shape, 4, 40, 16, gpu.scores_tiles, int(opened.header["row_stride"]))
+    sizes = state_sizes(opened.shapes[0], 4, 40, 16, gpu.scores_tiles, int(opened.header["row_stride"]))
     assert {name: size for name, (_, size) in gpu.regions.items()} == sizes
     offset, size = opened.regions["preload"]
     assert offset == 0 and opened.regions["working"][0] == pad(size, BLOCK)
@@ -64,7 +64,7 @@ def test_all_that_the_gpu_holds_is_claimed(make_package: Write, package: Path) -
     assert opened.gpu is not None and without.gpu is None and set(without.places) == {"cpu"}
     assert PROGRAM_FILE not in without.files and int(without.header["minor"]) == MINOR
     beside = opened.gpu.state_bytes + int(opened.files["trunk.bin"]["bytes"]) + codes_bytes(4, 4)
-    claimed = [int(p.header["claimed_bytes"]) for p in (opened, without)]
+    claimed = [p.entry.claimed_bytes for p in (opened, without)]
     grown = len((package / "index.bin").read_bytes()) - int(without.header["index_bytes"])
     assert beside + grown <= claimed[0] - claimed[1] <= beside + 4 * BLOCK
 

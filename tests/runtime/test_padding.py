@@ -48,7 +48,7 @@ def test_other_tokens_are_counted_as_if_padding_were_not_there(path: Path, text:
 
 def test_a_package_without_padding_counts_every_token(make_package: Callable[..., Path]) -> None:
     package = Package.open(make_package(BITS, compiled=False))
-    assert int(package.header["padding"]) == 0
+    assert int(package.model["padding"]) == 0
     layers = Reference(package).cpu
     ids = np.array([5, PADDING, 6])
     assert not np.array_equal(layers.embed(ids, 0 * ids)[:, 2], layers.embed(ids[::2], 0 * ids[::2])[:, 1])

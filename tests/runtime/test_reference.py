@@ -23,10 +23,11 @@ def reference(request: pytest.FixtureRequest, make_package: Callable[..., Path])
 
 def trunk(reference: Reference, layer: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Scales and biases of one matrix, (slices, N); the same for all slices where they share them."""
-    package, row = reference.package, reference.package.layers[layer]
-    n, slices = reference.package.shape.matrix(name)[0], int(package.header["slices"])
-    shape = (slices, n) if name in ("qkv", "up") else (1, n)
-    scale, bias = (package.tensor(int(row[f"{name}_{part}_at"]), "<f4", *shape) for part in ("scale", "bias"))
+    package, row = reference.package, reference.package.blocks[layer]
+    shape = package.shapes[layer]
+    n, slices = shape.matrix(name)[0], shape.slices
+    size = (slices, n) if name in ("qkv", "up") else (1, n)
+    scale, bias = (package.tensor(int(row[f"{name}_{part}_at"]), "<f4", *size) for part in ("scale", "bias"))
     return np.broadcast_to(scale, (slices, n)), np.broadcast_to(bias, (slices, n))
 
 
@@ -58,7 +59,7 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
 @pytest.mark.parametrize("name", ["qkv", "up"])
 @pytest.mark.parametrize("layer", range(len(BITS)))
 def test_rows_that_belong_to_slices(reference: Reference, layer: int, name: str) -> None:
-    row, x = reference.package.layers[layer], activations(reference.package.shape.matrix(name)[1])
+    row, x = reference.package.blocks[layer], activations(reference.package.shapes[layer].matrix(name)[1])
     outputs = reference.cpu.split(layer, name, x, int(row[f"{name}_scale_at"]), int(row[f"{name}_bias_at"]))
     codes, scale = quantize(x)
     bias = trunk(reference, layer, name)[1]
@@ -71,7 +72,7 @@ def test_rows_that_belong_to_slices(reference: Reference, layer: int, name: str)
 @pytest.mark.parametrize("name", ["out", "down"])
 @pytest.mark.parametrize("layer", range(len(BITS)))
 def test_columns_that_belong_to_slices(reference: Reference, layer: int, name: str) -> None:
-    row, width = reference.package.layers[layer], reference.package.shape.matrix(name)[1]
+    row, width = reference.package.blocks[layer], reference.package.shapes[layer].matrix(name)[1]
     inputs = np.split(activations(width * len(BITS[layer])), len(BITS[layer]))
     got = reference.cpu.join(layer, name, inputs, int(row[f"{name}_scale_at"]), int(row[f"{name}_bias_at"]))
     codes, scale = quantize(np.concatenate(inputs))
@@ -79,11 +80,11 @@ def test_columns_that_belong_to_slices(reference: Reference, layer: int, name: s
     for s, x in enumerate(inputs):
         part = codes[s * width : (s + 1) * width]
         want = want + dense(reference, layer, s, name) @ seen(reference, layer, s, x, part, scale)
-    assert_close(got, want[: reference.package.shape.hidden])
+    assert_close(got, want[: reference.package.hidden])
 
 
 def test_products_count_outliers_by_their_code(reference: Reference) -> None:
-    for name in MATRICES:
+    for name in MATRICES["layer"]:
         matrix = reference.package.matrix(0, 1, name, 8)
         assert matrix.codes is not None and matrix.table is not None
         x = np.random.default_rng(6).integers(-127, 128, (matrix.codes.shape[1], 3)).astype(np.int32)

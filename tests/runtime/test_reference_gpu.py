@@ -70,8 +70,8 @@ def test_without_an_arithmetic_or_a_gpu_everything_is_the_cpus(packages, make_pa
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_float_products_are_those_of_the_stored_weights(packages, layer):
     package = packages("float32")
-    layers, row = GpuLayers(package, "float"), package.layers[layer]
-    rng, slices = np.random.default_rng(layer), int(row["slices"])
+    layers, row = GpuLayers(package, "float"), package.blocks[layer]
+    rng, slices = np.random.default_rng(layer), int(package.kept[layer])
 
     def dense(s: int, name: str, scale: np.ndarray) -> np.ndarray:
         matrix = package.matrix(layer, s, name, int(package.bits[layer, s]))
@@ -81,19 +81,21 @@ def test_float_products_are_those_of_the_stored_weights(packages, layer):
         weight[matrix.outlier_rows, matrix.outlier_columns] = matrix.outlier_values
         return weight
 
-    n, k = package.shape.matrix("up")
+    n, k = package.shapes[0].matrix("up")
     x = rng.standard_normal((k, 5)).astype(np.float32)
     got = layers.split(layer, "up", x, int(row["up_scale_at"]), int(row["up_bias_at"]))
-    scale, bias = (package.tensor(int(row[f"up_{part}_at"]), "<f4", slices, n) for part in ("scale", "bias"))
+    scale, bias = (
+        package.tensor(int(row[f"up_{part}_at"]), "<f4", package.shapes[0].slices, n) for part in ("scale", "bias")
+    )
     for s in range(slices):
         np.testing.assert_allclose(got[s], dense(s, "up", scale[s]) @ x + bias[s][:, None], rtol=1e-5, atol=1e-5)
 
-    n, k = package.shape.matrix("down")
+    n, k = package.shapes[0].matrix("down")
     inputs = [rng.standard_normal((k, 5)).astype(np.float32) for _ in range(slices)]
     joined = layers.join(layer, "down", inputs, int(row["down_scale_at"]), int(row["down_bias_at"]))
     scale, bias = (package.tensor(int(row[f"down_{part}_at"]), "<f4", n) for part in ("scale", "bias"))
     want = bias[:, None] + sum(dense(s, "down", scale) @ x for s, x in enumerate(inputs))
-    np.testing.assert_allclose(joined, want[: package.shape.hidden], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(joined, want[: package.hidden], rtol=1e-5, atol=1e-5)
 
 
 def test_stored_activations_are_halves(packages):

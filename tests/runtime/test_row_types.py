@@ -12,7 +12,7 @@ import pytest
 
 from stic.compiler.package.trunk import build_embeddings
 from stic.runtime.errors import InputError, PackageError
-from stic.runtime.format import BLOCK, HEADER, ROW_TYPES, row_bytes, row_stride
+from stic.runtime.format import BLOCK, ROW_TYPES, row_bytes, row_stride
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from stic.runtime.session import Session
@@ -69,11 +69,11 @@ def test_engine_gives_the_references_answer(case: str, make_package: Callable[..
     path = make_package(**CASES[case], row_type="float16")
     package = Package.open(path)
     package.verify()
-    assert package.row_type == "float16" and int(package.header["minor"]) >= 5
+    assert package.row_type == "float16"
     rng, reference = np.random.default_rng(2), Reference(package)
     with Session(path) as session:
         for length in LENGTHS:
-            ids = rng.integers(0, int(package.header["vocabulary"]), length)
+            ids = rng.integers(0, int(package.model["vocabulary"]), length)
             np.testing.assert_allclose(session.run(ids), reference.run(ids), rtol=1e-5, atol=2e-6)
 
 
@@ -99,10 +99,10 @@ def test_what_rows_take_is_claimed(make_package: Callable[..., Path]) -> None:
         narrow, wide = (Package.open(make_package(**options, row_type=kind)) for kind in ROW_TYPES)
         stride = [int(package.header["row_stride"]) for package in (narrow, wide)]
         assert stride == [row_stride(64, kind) for kind in ROW_TYPES] and stride[1] == 2 * stride[0]
-        assert wide.regions["rows"][1] == int(wide.header["max_length"]) * stride[1]
+        assert wide.regions["rows"][1] == wide.max_length * stride[1]
         tables = [package.regions["table"][1] for package in (narrow, wide)]
         assert tables == ([8192 * n for n in stride] if resident else [0, 0])
-        more = int(wide.header["claimed_bytes"]) - int(narrow.header["claimed_bytes"])
+        more = wide.entry.claimed_bytes - narrow.entry.claimed_bytes
         assert more >= tables[1] - tables[0]  # rows of the input may lie where something else lies later
 
 
@@ -142,20 +142,6 @@ def test_headers_that_make_no_sense(
         Package.open(copy)
     with pytest.raises(PackageError, match=engines):
         Session(copy)
-
-
-def test_packages_from_before_have_int8_rows(
-    make_package: Callable[..., Path], tmp_path: Path, with_header: Change
-) -> None:
-    """The header had no such field, and zeros in its place."""
-    path = make_package(BITS)
-    copy = Path(shutil.copytree(path, tmp_path / "copy.stic"))
-    at = HEADER.fields["row_type"][1]
-    index = (copy / "index.bin").read_bytes()
-    assert index[at : at + 4] == bytes(4)
-    (copy / "index.bin").write_bytes(with_header(index, minor=4))
-    with Session(path) as new, Session(copy) as old:
-        np.testing.assert_array_equal(new.run([1, 2, 3]), old.run([1, 2, 3]))
 
 
 @pytest.mark.usefixtures("opencl")

@@ -96,14 +96,14 @@ def test_not_a_package(tmp_path: Path) -> None:
 def test_corrupt_shard_leaves_the_session_usable(copy: Path) -> None:
     package = Package.open(copy)
     extent = package.extents[-1]
-    at = int(package.records[extent["layer"], extent["level"], extent["first"]]["offset"])
+    at = int(package.records[extent["block"], extent["level"], extent["first"]]["offset"])
     good = (copy / "shards.bin").read_bytes()
     with Session(copy, direct=False) as session:
         before = session.run([1, 2, 3])
         with (copy / "shards.bin").open("r+b") as file:
             file.seek(at)
             file.write(bytes([good[at] ^ 1]))
-        with pytest.raises(PackageError, match=f"corrupt at layer {extent['layer']}, slice 0"):
+        with pytest.raises(PackageError, match=f"corrupt at block {extent['block']}, slice 0"):
             session.run([1, 2, 3])
         (copy / "shards.bin").write_bytes(good)
         assert np.array_equal(session.run([1, 2, 3]), before)

@@ -61,11 +61,11 @@ def test_answers_are_the_same(pair: tuple[Path, Path]) -> None:
             for one in (session, whole):
                 assert one.set_budget(latency_us=1000 * (number + 1)).number == number
             for length in LENGTHS:
-                ids = rng.integers(0, int(few.header["vocabulary"]), length)
+                ids = rng.integers(0, int(few.model["vocabulary"]), length)
                 answer = session.run(ids)
                 np.testing.assert_array_equal(answer, whole.run(ids))
                 assert session.stats().io_bytes == whole.stats().io_bytes
-    ids = rng.integers(0, int(few.header["vocabulary"]), 7)
+    ids = rng.integers(0, int(few.model["vocabulary"]), 7)
     for number in range(len(few.plans)):
         answer = Reference(few.with_plan(number)).run(ids)
         np.testing.assert_array_equal(answer, Reference(every.with_plan(number)).run(ids))
@@ -87,7 +87,7 @@ def test_only_what_plans_read_is_stored(pair: tuple[Path, Path]) -> None:
     sizes = [int(package.files["shards.bin"]["bytes"]) for package in (few, every)]
     assert sizes[0] == sizes[1] if stored.all() else sizes[0] <= sizes[1]
     for name in ("arena_bytes", "claimed_bytes", "extents", "resident_extents", "predicted_us"):
-        assert few.header[name] == every.header[name]
+        assert getattr(few.entry, name) == getattr(every.entry, name)
 
 
 def test_four_bits_take_half_the_bytes(make_package: Callable[..., Path]) -> None:
@@ -107,7 +107,7 @@ def test_a_plan_that_reads_what_is_absent(
     used = read_by(Package.open(package))[layer, level]
     copy = Path(shutil.copytree(package, tmp_path / "copy.stic"))
     index, opened = bytearray((copy / "index.bin").read_bytes()), Package.open(copy)
-    records = np.frombuffer(index, RECORD, used.size * LEVELS * len(opened.layers), int(opened.header["records_at"]))
+    records = np.frombuffer(index, RECORD, used.size * LEVELS * len(opened.shapes), int(opened.header["records_at"]))
     records.reshape(-1, LEVELS, used.size)[layer, level, int(np.flatnonzero(used)[-1])] = (0, 0, 0)
     (copy / "index.bin").write_bytes(with_header(bytes(index)))
     for opening in (Package.open, Session):

@@ -24,21 +24,21 @@ static uint8_t *contents(const char *directory, const stic_file *file, stic_erro
 }
 
 static stic_status check_records(const stic_package *p, const uint8_t *shards, stic_error *error) {
-  const uint32_t count = p->header->layers * STIC_LEVELS * p->header->slices;
   stic_status status = STIC_OK;
-  for (uint32_t i = 0; i < count && !status; i++) {
-    const stic_record *r = &p->records[i];
-    if (!r->bytes) continue;
-    STIC_REQUIRE(record_checksum, stic_crc32(0, shards + r->offset, r->bytes) == r->crc,
-                 "record %u has a wrong checksum", i);
-    status = stic_record_check(p, i / p->header->slices % STIC_LEVELS, shards + r->offset, r->bytes, error);
-  }
+  for (uint32_t block = 0; block < p->header->blocks; block++)
+    for (uint32_t i = 0; i < STIC_LEVELS * stic_slices(p, block) && !status; i++) {
+      const stic_record *r = &p->records[stic_record_index(p, block, 0, i)];
+      if (!r->bytes) continue;
+      STIC_REQUIRE(record_checksum, stic_crc32(0, shards + r->offset, r->bytes) == r->crc,
+                   "record %u of block %u has a wrong checksum", i, block);
+      status = stic_record_check(p, block, i / stic_slices(p, block), shards + r->offset, r->bytes, error);
+    }
   return status;
 }
 
 static stic_status check_rows(const stic_package *p, const uint8_t *rows, stic_error *error) {
   stic_status status = STIC_OK;
-  for (uint32_t id = 0; id < p->header->vocabulary && !status; id++)
+  for (uint32_t id = 0; id < p->model->vocabulary && !status; id++)
     status = stic_row_check(p, rows + (size_t)id * p->header->row_stride, (int32_t)id, error);
   return status;
 }

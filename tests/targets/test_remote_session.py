@@ -16,7 +16,7 @@ __all__ = ["make_package"]
 
 def test_either_limit_of_emulated_storage_takes_its_time(make_package: Callable[..., Path]) -> None:
     package = Package.open(make_package(((8, 8, 8, 8),) * 4))
-    rows, size = int(package.header["max_length"]), int(package.header["request_bytes"])
+    rows, size = int(package.model["max_length"]), int(package.header["request_bytes"])
     extents = package.extents["bytes"].tolist()
     moved, requests = sum(extents) + rows * BLOCK, sum(-(-extent // size) for extent in extents) + rows
     assert emulated_reading_s(package, EmulatedStorage(1_000_000)) == pytest.approx(moved / 1e6)

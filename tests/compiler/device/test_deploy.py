@@ -152,3 +152,28 @@ def test_several_clients_share_the_devices_of_a_key(pair: str, device: list[str]
     expected = expected_output(package)
     assert all(np.array_equal(output_of(found[n])[0], expected) for n in range(3))
     assert sum(json.loads(found[n])["sent"]["sent_bytes"] > 0 for n in range(3)) == 1
+
+
+def test_a_decoder_goes_on_with_a_text_there(stic: Stic, device: list[str], tmp_path: Path, package: Path) -> None:
+    from tests.compiler.commands import small_decoder
+
+    made, model = tmp_path / "decoder.stic", small_decoder.write(tmp_path / "decoder")
+    planning = ["--target", "host", "--planner", "preload", "--bits", "4", "-o", made]
+    status, _, err = stic("compile", model, *planning)
+    assert status == 0, err
+    asked = ["--prompt", "hello", "--max-tokens", "6"]
+    for how in (["--greedy"], ["--seed", "7", "--repetition-penalty", "1.3"]):
+        here = json.loads(stic("generate", made, *asked, *how, "--json")[1])
+        status, out, err = stic("deploy", made, *device, "--run", *asked, *how, "--json")
+        assert status == 0, err
+        there = json.loads(out)
+        assert (there["tokens"], there["text"]) == (here["tokens"], here["text"])
+        assert there["device"]["key"] == "here" and there["first_token_us"] > 0
+    for arguments, said in (
+        ([made, *device, "--prompt", "hello"], "--prompt belongs to --run"),
+        ([made, *device, "--run", "--text", "hello"], "use `stic generate`"),
+        ([made, *device, "--run", "--prompt", "word " * small_decoder.CONTEXT], "shorten it"),
+        ([package, *device, "--run", "--prompt", "hello"], "is an encoder"),
+    ):
+        status, out, err = stic("deploy", *arguments)
+        assert status in (1, 2) and said in err

@@ -35,8 +35,8 @@ def test_layers_are_measured_on_whatever_opencl_finds(tmp_path: Path) -> None:
     assert shape["embed_us"] > 0 and all(us > 0 for us in shape["slice_us"].values())
     cpu = {**shape, "submit_us": 5.0}
     data = {"format": 1, "device": "here", "io": IO, "compute": {"threads": 2, "shapes": [cpu]}, "gpu": found}
-    got = costs(parse(json.loads(json.dumps(data))), Shape(64, 2, 16, 64), 2, 32, 2, bits=(2, 8))
-    assert got.measured and got.gpu is not None and got.gpu.slice_us[8] == shape["slice_us"]["8"]
+    got = costs(parse(json.loads(json.dumps(data))), Shape.layer(64, 2, 2, 16, 64), 32, 2, bits=(2, 8))
+    assert got.measured and got.gpu is not None and got.gpu.layer.slice_us[8] == shape["slice_us"]["8"]
 
 
 def test_without_opencl_the_reason_is_said(tmp_path: Path) -> None:

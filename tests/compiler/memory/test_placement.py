@@ -22,10 +22,10 @@ from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.runtime.format import BLOCK, REGIONS, Shape, pad
 from stic.runtime.gpu_format import GPU_REGIONS
 
-SHAPE = Shape(48, 1, 24, 40)
 SLICES = 3
-NESTED = store_of(Geometry("tiny", SHAPE, 5, SLICES, 100), seed=1)
-COPIES = store_of(Geometry("tiny", SHAPE, 5, SLICES, 100), seed=1, nested=False)
+SHAPE = Shape.layer(48, SLICES, 1, 24, 40)
+NESTED = store_of(Geometry("tiny", SHAPE, 5, 100), seed=1)
+COPIES = store_of(Geometry("tiny", SHAPE, 5, 100), seed=1, nested=False)
 
 
 def make(layers, read_ahead=1, overlap=True):
@@ -60,7 +60,7 @@ def test_placements_verify(plan):
     assert sum(x.bytes for x in placement.resident) == placement.preload_bytes
     if not plan.overlap or plan.read_ahead >= 4:
         assert placement.working_bytes == sum(x.bytes for x in placement.streamed)
-        assert all(x.wait_layer == -1 for x in placement.streamed)
+        assert all(x.wait_block == -1 for x in placement.streamed)
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,7 +76,7 @@ FAULTS = {  # what is put in an extent's place, and what the check says of it
     "twice": (lambda x, p: [x, x], "out of load order"),
     "shorter": (lambda x, p: [replace(x, bytes=0)], "does not hold slice"),
     "other slice": (lambda x, p: [replace(x, first=(x.first + 1) % SLICES)], "slice|not exactly"),
-    "future": (lambda x, p: [replace(x, wait_layer=x.layer)], "waits for"),
+    "future": (lambda x, p: [replace(x, wait_block=x.block)], "waits for"),
 }
 
 
@@ -97,7 +97,7 @@ def test_faults_in_placements_are_caught(fault, plan, data):
 def without_waiting(plan):
     """A plan's placement with reads that wait for nothing, and whether some of them share bytes."""
     placement = place_extents(plan, NESTED)
-    eager = replace(placement, streamed=tuple(replace(x, wait_layer=-1) for x in placement.streamed))
+    eager = replace(placement, streamed=tuple(replace(x, wait_block=-1) for x in placement.streamed))
     spans = [(x.destination, x.destination + x.bytes) for x in placement.streamed]
     return eager, any(a[0] < b[1] and b[0] < a[1] for i, b in enumerate(spans) for a in spans[:i])
 
@@ -124,14 +124,14 @@ def test_double_buffering_costs_the_largest_neighbouring_pair():
     wide, narrow = LayerPlan((8, 8, 8), (0, 0, 0)), LayerPlan((2,), (0,))
     plan = make([wide, narrow, narrow, wide, narrow], read_ahead=1)
     placement = place_extents(plan, NESTED)
-    sizes = [sum(x.bytes for x in placement.streamed if x.layer == k) for k in range(5)]
+    sizes = [sum(x.bytes for x in placement.streamed if x.block == k) for k in range(5)]
     assert placement.working_bytes == max(a + b for a, b in pairwise(sizes))
 
 
 def test_nothing_waits_before_anything_was_overwritten():
     resident, streamed = LayerPlan((2, 2, 2), (2, 2, 2)), LayerPlan((2, 2, 2), (0, 0, 0))
     placement = place_extents(make([resident, resident, resident, streamed, streamed], read_ahead=0), NESTED)
-    assert [x.wait_layer for x in placement.streamed] == [-1, 3]
+    assert [x.wait_block for x in placement.streamed] == [-1, 3]
 
 
 def test_unusable_copies_are_refused():
@@ -141,8 +141,16 @@ def test_unusable_copies_are_refused():
 
 SIZES = st.builds(
     Sizes,
-    shape=st.builds(Shape, st.integers(1, 100), st.integers(1, 3), st.integers(1, 40), st.integers(1, 200)),
-    slices=st.integers(1, 8),
+    shapes=st.tuples(
+        st.builds(
+            Shape.layer,
+            st.integers(1, 100),
+            st.integers(1, 8),
+            st.integers(1, 3),
+            st.integers(1, 40),
+            st.integers(1, 200),
+        )
+    ),
     max_length=st.integers(1, 100),
     trunk_bytes=st.integers(1, 100_000),
     row_stride=st.sampled_from((64, 1024, 4096, 8192)),
@@ -165,8 +173,8 @@ def test_regions_verify_and_add_up(sizes, preload, working, table, weights_first
     assert arena == without + preload + working + table
     assert placed["working"][0] + working == (preload + working if weights_first else arena)
     assert fixed_bytes(sizes, NESTED) > without
-    tiles, z = -(-sizes.max_length // 16), sizes.shape
-    assert placed["qkv"][1] == tiles * sizes.slices * 3 * pad(z.heads_per_slice * z.head_dim, 16) * 64
+    tiles, z = -(-sizes.max_length // 16), sizes.shapes[0]
+    assert placed["qkv"][1] == tiles * z.slices * 3 * pad(z.heads_per_slice * z.head_dim, 16) * 64
     keys, width = 16 * tiles, pad(z.head_dim, 16)
     assert placed["scratch"][1] == sizes.threads * (148 * keys + 2 * keys * width + 24 * width)
 
@@ -174,7 +182,7 @@ def test_regions_verify_and_add_up(sizes, preload, working, table, weights_first
 @settings(max_examples=60, deadline=None)
 @given(st.lists(plans(), min_size=2, max_size=3))
 def test_families_verify(family):
-    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536)
+    sizes = Sizes((SHAPE,), 16, 100, 64, 0, 1, 1, 1, 1, 65536)
     placements = [place_extents(plan, NESTED) for plan in family]
     placed = [regions(sizes, one.preload_bytes, one.working_bytes, 0)[0] for one in placements]
     verify_family(placements, placed)
@@ -185,7 +193,7 @@ def test_families_verify(family):
 
 
 def test_faults_in_families_are_caught():
-    sizes = Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536)
+    sizes = Sizes((SHAPE,), 16, 100, 64, 0, 1, 1, 1, 1, 65536)
     plan = make([LayerPlan((4, 4, 4), (4, 4, 4))] * 5)
     placement = place_extents(plan, NESTED)
     placed, _ = regions(sizes, placement.preload_bytes, 0, 0)
@@ -212,7 +220,7 @@ def test_overlapping_regions_are_caught(sizes, name):
 
 
 def test_a_region_outside_the_arena_is_caught():
-    placed, arena = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536), 0, 0, 0)
+    placed, arena = regions(Sizes((SHAPE,), 16, 100, 64, 0, 1, 1, 1, 1, 65536), 0, 0, 0)
     with pytest.raises(MemoryPlanError, match="leaves"):
         verify_regions({**placed, "output": (arena, 64)}, arena)
 
@@ -225,13 +233,14 @@ def test_a_gpu_s_state_verifies_and_is_counted(sizes, storage):
     verify_state(state.regions, state.state_bytes)
     tiles = -(-sizes.max_length // 16)
     assert 1 <= state.scores_tiles <= tiles and state.state_bytes % BLOCK == 0
-    heads = sizes.slices * sizes.shape.heads_per_slice
+    (shape,) = sizes.shapes
+    heads = shape.slices * shape.heads_per_slice
     scores = state.regions["scores"][1]
     assert scores == 4 * heads * state.scores_tiles * 16 * 16 * tiles
     assert state.scores_tiles == 1 or scores <= SCORES_BYTES
     held = gpu_bytes(sizes, NESTED, storage)
     assert held % BLOCK == 0 and held > state.state_bytes + sizes.trunk_bytes
-    smaller = gpu_state(replace(sizes, slices=1), storage)
+    smaller = gpu_state(replace(sizes, shapes=(replace(shape, slices=1),)), storage)
     assert smaller.state_bytes <= state.state_bytes
 
 
@@ -246,13 +255,13 @@ def test_overlapping_state_is_caught(sizes, name):
 
 @pytest.mark.parametrize("fault", [(BLOCK // 2, 64), (1 << 40, 64), (0, 0)])
 def test_state_outside_its_buffer_is_caught(fault):
-    state = gpu_state(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536), "float16")
+    state = gpu_state(Sizes((SHAPE,), 16, 100, 64, 0, 1, 1, 1, 1, 65536), "float16")
     with pytest.raises(MemoryPlanError, match=r"not a multiple|leaves"):
         verify_state({**state.regions, "types": fault}, state.state_bytes)
 
 
 def test_weights_apart_are_caught():
-    placed, _ = regions(Sizes(SHAPE, 3, 16, 100, 64, 0, 1, 1, 1, 1, 65536), 3 * BLOCK, BLOCK, 0, weights_first=True)
+    placed, _ = regions(Sizes((SHAPE,), 16, 100, 64, 0, 1, 1, 1, 1, 65536), 3 * BLOCK, BLOCK, 0, weights_first=True)
     verify_weights(placed)
     for name, at in (("preload", BLOCK), ("working", 9 * BLOCK)):
         with pytest.raises(MemoryPlanError, match="apart"):

@@ -86,7 +86,7 @@ def test_numbers_that_are_none_are_named(where: str, value: float) -> None:
 
 
 def test_weights_that_float16_cannot_hold(tmp_path: Path) -> None:
-    quantized = materials_for("nested").quantized
+    quantized = materials_for("nested").encoder
     layers = quantized.sharded.model.layers
     first = replace(layers[0], ffn_in=replace(layers[0].ffn_in, weight=np.full_like(layers[0].ffn_in.weight, LARGE)))
     kernels = tmp_path / "kernels.so"

@@ -109,7 +109,7 @@ def test_a_package_may_replace_its_twin(parts: Parts, other: Parts, tmp_path: Pa
     write_package(other, tmp_path / "m", twin=tmp_path / "m")
     package = Package.open(tmp_path / "m")
     package.verify()
-    assert int(package.header["predicted_us"]) == 123
+    assert package.entry.predicted_us == 123
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
@@ -118,7 +118,7 @@ def test_a_package_of_something_else_is_no_twin(parts: Parts, tmp_path: Path) ->
     other_kernels = tmp_path / "kernels.so"
     other_kernels.write_bytes(b"other code")
     coarse = plan_of(((4, 2), (3,)), ((4, 0), (0,)))
-    model = materials.quantized.sharded.model
+    model = materials.encoder.sharded.model
     word = replace(model.embeddings, word=model.embeddings.word[::-1].copy())
     embeddings = build_embeddings(word.word)
     assert embeddings != materials.embeddings

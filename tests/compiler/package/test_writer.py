@@ -55,7 +55,7 @@ def test_every_record_reads_back(parts: Parts, tmp_path: Path) -> None:
     for layer, level, s in present.tolist():
         assert package.record(layer, level, s) == record(parts.quantized, parts.store, layer, level, s, 4)
     assert package.bits.tolist() == [[16, 8, 5, 2], [6, 4, 3, 0]]
-    assert package.layers["full"].tolist() == [1, 0] and package.layers["slices"].tolist() == [4, 3]
+    assert package.kept.tolist() == [4, 3]
     assert (package.path / "shards.bin").stat().st_size % BLOCK == 0
 
 
@@ -76,14 +76,14 @@ def test_equal_parts_make_equal_packages(parts: Parts, tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantizer", ["nested", "gobo"])
 def test_weights_read_back(quantizer: str, target: str, tmp_path: Path, parts: Parts) -> None:
     materials = materials_for(quantizer)
-    quantized, store = materials.quantized, materials.store
+    quantized, store = materials.encoder, materials.store
     assert store.nested == (quantizer == "nested")
     planned = (Planned(plan_of(BITS, RESIDENT)),)
     write_package(assemble_package(materials, planned, load(target), parts.kernels, keep_planes=True), tmp_path / "m")
     package = Package.open(tmp_path / "m")
     package.verify()
     assert package.nested == store.nested and package.plan["quantizer"] == quantizer
-    for name in MATRICES:
+    for name in MATRICES["layer"]:
         exact = package.matrix(1, 2, name, 16).weight
         np.testing.assert_array_equal(exact, shard_matrices(quantized.sharded, 1, 2)[name].astype("<f2"))
         matrix = quantized.matrix(1, 2, name)
@@ -131,7 +131,7 @@ def test_an_old_package_is_replaced(parts: Parts, other: Parts, tmp_path: Path) 
     write_package(other, output)
     package = Package.open(output)
     package.verify()
-    assert int(package.header["predicted_us"]) == 123
+    assert package.entry.predicted_us == 123
     assert [path.name for path in tmp_path.iterdir()] == ["model.stic"]
 
 
@@ -209,7 +209,7 @@ def test_leftovers_of_a_killed_run_are_no_obstacle(parts: Parts, other: Parts, t
         (leftover / "shards.bin").write_bytes(b"half")
     write_package(other, output)
     assert [path.name for path in tmp_path.iterdir()] == ["model.stic"]
-    assert int(Package.open(output).header["predicted_us"]) == 123
+    assert Package.open(output).entry.predicted_us == 123
 
 
 def test_an_interrupted_run_leaves_nothing(parts: Parts, tmp_path: Path) -> None:

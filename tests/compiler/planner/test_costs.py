@@ -13,7 +13,7 @@ from stic.runtime.errors import InputError
 from stic.runtime.format import Shape
 from stic.targets import target
 
-SHAPE = Shape(384, 1, 32, 128)
+SHAPE = Shape.layer(384, 12, 1, 32, 128)
 PROFILE = {
     "format": 1,
     "device": "a phone",
@@ -48,18 +48,18 @@ GPU = {
 
 
 def test_a_gpu_is_measured_beside_the_cpu():
-    got = costs(parse({**PROFILE, "gpu": GPU}), SHAPE, 12, 128, 2, bits=(2, 4, 16))
-    assert got.gpu is not None and got.hand_over_us == 30.0 and got.gpu.layer_us == 300.0
-    assert got.gpu.slice_us == {2: 5.0, 4: 9.0, 16: 9.0} and got.compute.slice_us[4] == 60.0
+    got = costs(parse({**PROFILE, "gpu": GPU}), SHAPE, 128, 2, bits=(2, 4, 16))
+    assert got.gpu is not None and got.hand_over_us == 30.0 and got.gpu.layer.block_us == 300.0
+    assert got.gpu.layer.slice_us == {2: 5.0, 4: 9.0, 16: 9.0} and got.compute.layer.slice_us[4] == 60.0
     assert got.notes == ("bits 4 were not measured; the next larger ones stand in",)
-    assert costs(parse(PROFILE), SHAPE, 12, 128, 2).gpu is None
+    assert costs(parse(PROFILE), SHAPE, 128, 2).gpu is None
 
 
 def test_times_on_a_gpu_scale_with_the_shape_and_not_with_threads():
     profile = parse({**PROFILE, "gpu": GPU})
-    one, two = (costs(profile, SHAPE, 12, 64, threads) for threads in (1, 2))
-    assert one.gpu is not None and two.gpu is not None and one.gpu.slice_us == two.gpu.slice_us
-    assert one.gpu.slice_us[2] < 5.0 and any("times on a GPU are scaled" in note for note in one.notes)
+    one, two = (costs(profile, SHAPE, 64, threads) for threads in (1, 2))
+    assert one.gpu is not None and two.gpu is not None and one.gpu.layer.slice_us == two.gpu.layer.slice_us
+    assert one.gpu.layer.slice_us[2] < 5.0 and any("times on a GPU are scaled" in note for note in one.notes)
 
 
 @pytest.mark.parametrize(
@@ -76,20 +76,20 @@ def test_a_gpu_s_wrong_numbers_are_refused(change):
 @pytest.mark.parametrize("name", ["mali-g52", "mali-g710", "adreno-640", "adreno-740"])
 def test_a_gpu_s_facts_give_an_estimate(name):
     chosen, bits = target.load(name), (2, 4, 8, 16)
-    plain = estimate(chosen, SHAPE, 12, 128, 4, 2, bits)
+    plain = estimate(chosen, SHAPE, 128, 4, 2, bits)
     got = with_gpu(plain, chosen.gpu, SHAPE, 128, bits)
     assert got.gpu is not None and not got.measured and any("estimated" in note for note in got.notes)
-    assert got.gpu.slice_us[2] < got.gpu.slice_us[8] and got.hand_over_us > 0 and got.gpu.layer_us > 0
+    assert got.gpu.layer.slice_us[2] < got.gpu.layer.slice_us[8] and got.hand_over_us > 0 and got.gpu.layer.block_us > 0
     longer = with_gpu(plain, chosen.gpu, SHAPE, 256, bits)
     assert (
         longer.gpu is not None
-        and longer.gpu.slice_us[4] > got.gpu.slice_us[4]
+        and longer.gpu.layer.slice_us[4] > got.gpu.layer.slice_us[4]
         and longer.hand_over_us > got.hand_over_us
     )
 
 
 def test_what_was_measured_on_a_gpu_is_not_estimated():
-    measured = costs(parse({**PROFILE, "gpu": GPU}), SHAPE, 12, 128, 2, bits=(2, 16))
+    measured = costs(parse({**PROFILE, "gpu": GPU}), SHAPE, 128, 2, bits=(2, 16))
     assert with_gpu(measured, target.load("mali").gpu, SHAPE, 128, (2, 16)) is measured
     assert with_gpu(measured, None, SHAPE, 128, (2, 16)).gpu is None
 
@@ -97,41 +97,46 @@ def test_what_was_measured_on_a_gpu_is_not_estimated():
 def test_a_measured_shape_is_used_as_measured(tmp_path):
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(PROFILE))
-    got = costs(load(path), SHAPE, 12, 128, 2, bits=(2, 4, 16))
+    got = costs(load(path), SHAPE, 128, 2, bits=(2, 4, 16))
     assert got.measured and got.notes == ()
-    assert got.compute.slice_us == {2: 50.0, 4: 60.0, 16: 200.0}
-    assert (got.compute.layer_us, got.compute.embed_us, got.compute.head_us, got.compute.submit_us) == (100, 30, 20, 10)
+    assert got.compute.layer.slice_us == {2: 50.0, 4: 60.0, 16: 200.0}
+    assert (got.compute.layer.block_us, got.compute.embed_us, got.compute.head_us, got.compute.submit_us) == (
+        100,
+        30,
+        20,
+        10,
+    )
     assert got.io.bytes_per_s == pytest.approx(4e8 * 0.95) and got.io.row_us == 50.0
 
 
 def test_other_shapes_are_scaled_and_say_so():
     profile = parse(PROFILE)
-    wide = Shape(768, 1, 64, 256)
-    got = costs(profile, wide, 12, 64, 4, bits=(2, 3, 32))
+    wide = Shape.layer(768, 12, 1, 64, 256)
+    got = costs(profile, wide, 64, 4, bits=(2, 3, 32))
     assert not got.measured and len(got.notes) == 3
     ratio = macs_of(wide, 64) / macs_of(SHAPE, 128) / 2
-    assert got.compute.slice_us[2] == pytest.approx(50 * ratio)
-    assert got.compute.slice_us[3] == got.compute.slice_us[4]  # the next larger one measured
-    assert got.compute.slice_us[32] == got.compute.slice_us[16]
-    assert got.compute.layer_us == pytest.approx(100 * 2 * 0.5 / 2)
+    assert got.compute.layer.slice_us[2] == pytest.approx(50 * ratio)
+    assert got.compute.layer.slice_us[3] == got.compute.layer.slice_us[4]  # the next larger one measured
+    assert got.compute.layer.slice_us[32] == got.compute.layer.slice_us[16]
+    assert got.compute.layer.block_us == pytest.approx(100 * 2 * 0.5 / 2)
 
 
 def test_the_nearest_shape_is_scaled():
     data = json.loads(json.dumps(PROFILE))
     far = {**data["compute"]["shapes"][0], "hidden": 1024, "slice_us": {"2": 9999.0}}
     data["compute"]["shapes"].insert(0, far)
-    assert costs(parse(data), SHAPE, 12, 120, 2).compute.slice_us[2] < 50
+    assert costs(parse(data), SHAPE, 120, 2).compute.layer.slice_us[2] < 50
 
 
 def test_more_tokens_cost_more():
     profile = parse(PROFILE)
-    times = [costs(profile, SHAPE, 12, rows, 2).compute.slice_us[4] for rows in (16, 64, 128, 256)]
+    times = [costs(profile, SHAPE, rows, 2).compute.layer.slice_us[4] for rows in (16, 64, 128, 256)]
     assert times == sorted(times) and times[2] == 60.0
 
 
 def test_cached_io_is_noted():
     profile = replace(parse(PROFILE), direct=False)
-    assert "page cache" in costs(profile, SHAPE, 12, 128, 2).notes[0]
+    assert "page cache" in costs(profile, SHAPE, 128, 2).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -149,20 +154,20 @@ def test_negative_times_and_missing_shapes_are_refused(tmp_path):
     with pytest.raises(InputError, match="negative"):
         parse(data)
     with pytest.raises(InputError, match="no compute times"):
-        costs(replace(parse(PROFILE), shapes=()), SHAPE, 12, 128, 2)
+        costs(replace(parse(PROFILE), shapes=()), SHAPE, 128, 2)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=r"broken\.json"):
         load(tmp_path / "broken.json")
 
 
 def test_estimates_say_that_they_are():
-    got = estimate(target.load("odroid-n2plus"), SHAPE, 12, 128, 4, 2, (2, 4, 8, 16))
+    got = estimate(target.load("odroid-n2plus"), SHAPE, 128, 4, 2, (2, 4, 8, 16))
     assert not got.measured and "estimated" in got.notes[0]
-    times = [got.compute.slice_us[b] for b in (2, 4, 8, 16)]
+    times = [got.compute.layer.slice_us[b] for b in (2, 4, 8, 16)]
     assert times == sorted(times) and times[0] > 0
     bare = replace(target.load("odroid-n2plus"), storage={})
     with pytest.raises(InputError, match="read_bytes_per_s"):
-        estimate(bare, SHAPE, 12, 128, 4, 2, (2,))
+        estimate(bare, SHAPE, 128, 4, 2, (2,))
 
 
 def test_paced_storage_takes_its_own_time_or_that_of_the_bandwidth():

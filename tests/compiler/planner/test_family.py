@@ -14,7 +14,7 @@ from stic.compiler.planner.family import Family, plan_family, words
 from stic.runtime.errors import InfeasibleError, InputError
 from stic.runtime.format import Shape
 
-GEOMETRY = Geometry("tiny", Shape(128, 1, 32, 128), 4, 4, 2000)
+GEOMETRY = Geometry("tiny", Shape.layer(128, 4, 1, 32, 128), 4, 2000)
 
 
 def problem(memory_bytes: int | None = None, latency_us: int | None = None, vocabulary: int = 2000) -> Problem:

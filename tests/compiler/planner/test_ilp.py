@@ -21,11 +21,10 @@ from stic.runtime.errors import InfeasibleError
 from stic.runtime.format import Shape
 
 SLOW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-SHAPE = Shape(128, 1, 32, 128)
 
 
 def tiny(seed, layers=2, slices=2, bits=(2, 4, 16), elastic=False, nested=True, budget=None, speed=0.05):
-    geometry = Geometry("tiny", SHAPE, layers, slices, 200)
+    geometry = Geometry("tiny", Shape.layer(128, slices, 1, 32, 128), layers, 200)
     device = replace(DEVICES[seed % 3], macs_per_s=DEVICES[seed % 3].macs_per_s * speed)
     return problem_of(geometry, device, seed, budget or Budget(), elastic, 16, bits, nested)
 
@@ -46,7 +45,7 @@ def along_path(problem, seed):
 def prefixes(problem):
     """Widths by layer of the submodels on the problem's path."""
     layers = [k for k, _ in problem.path.order]
-    return {tuple(layers[:n].count(k) for k in range(problem.store.layers)) for n in range(1, len(layers) + 1)}
+    return {tuple(layers[:n].count(k) for k in range(problem.store.blocks)) for n in range(1, len(layers) + 1)}
 
 
 def narrower(problem, latency, memory):
@@ -74,14 +73,14 @@ def budget_between(problem, latency, memory, preload=None):
 
 def _uniform(problem, bits):
     table = CostTable(problem)
-    width = problem.store.slices
-    costs = [table.layer(k, (bits,) * width, (0,) * width) for k in range(problem.store.layers)]
-    return claim(problem, costs, False, problem.store.layers)
+    width = problem.store.most_slices
+    costs = [table.layer(k, (bits,) * width, (0,) * width) for k in range(problem.store.blocks)]
+    return claim(problem, costs, False, problem.store.blocks)
 
 
 def layer_choices(problem):
     """Every (bits, resident) that a layer may have."""
-    width, nested = problem.store.slices, problem.store.nested
+    width, nested = problem.store.most_slices, problem.store.nested
     widths = range(width + 1) if problem.elastic else [width]
     for m in widths:
         for bits in itertools.combinations_with_replacement(reversed(problem.bits), m):
@@ -95,7 +94,7 @@ def layer_choices(problem):
 def brute_force(problem):
     """The best objective over all plans that the program may choose from; None if none fits."""
     table = CostTable(problem)
-    depth = problem.store.layers
+    depth = problem.store.blocks
     choices = [[(c, table.layer(k, *c)) for c in layer_choices(problem)] for k in range(depth)]
     values = [[_value(problem, k, bits) for (bits, _), _ in options] for k, options in enumerate(choices)]
     nested = None if problem.path is None else prefixes(problem)

@@ -16,7 +16,7 @@ from stic.compiler.simulate import ReplayError, check, simulate
 from stic.runtime.errors import InfeasibleError
 from stic.runtime.format import BLOCK, Shape
 
-TINY = Geometry("tiny", Shape(64, 1, 16, 64), 4, 3, 500)
+TINY = Geometry("tiny", Shape.layer(64, 3, 1, 16, 64), 4, 500)
 BITS = (2, 4, 8, 16)
 GPU_BYTES = 100 * BLOCK
 DEVICE = replace(DEVICES[2], macs_per_s=2e9)  # storage that rarely makes compute wait
@@ -27,9 +27,13 @@ def problem(elastic=False, hand_over_us=40.0, gpu=0.5):
     """A small problem whose GPU takes `gpu` times as long as the CPU."""
     p = problem_of(TINY, DEVICE, 1, Budget(), elastic, length=32, bits=BITS)
     cost = p.compute
-    slices = {b: gpu * us for b, us in cost.slice_us.items()}
-    there = ComputeCost(gpu * cost.layer_us, slices, gpu * cost.embed_us, cost.head_us)
+    there = ComputeCost((cost.layer.scaled(gpu),), gpu * cost.embed_us, cost.head_us)
     return replace(p, gpu=there, hand_over_us=hand_over_us, gpu_bytes=GPU_BYTES)
+
+
+def with_slices(p, slice_us):
+    """The problem with other times of slices on the GPU."""
+    return replace(p, gpu=replace(p.gpu, blocks=(replace(p.gpu.layer, slice_us=slice_us),)))
 
 
 @st.composite
@@ -82,7 +86,7 @@ def test_every_change_of_place_costs_a_hand_over(places, hand_overs):
 def test_shortest_paths_are_the_best_of_all_placements(layers, gpu, hand_over_us, odd):
     p = problem(gpu=gpu, hand_over_us=hand_over_us)
     assert p.gpu is not None
-    p = replace(p, gpu=replace(p.gpu, slice_us={b: us * odd.get(b, 1.0) for b, us in p.gpu.slice_us.items()}))
+    p = with_slices(p, {b: us * odd.get(b, 1.0) for b, us in p.gpu.layer.slice_us.items()})
     found = best_places(p, layers)
     assert len(found) == len(layers)
     least = min(compute_us(p, layers, places) for places in product(("cpu", "gpu"), repeat=len(layers)))
@@ -111,11 +115,10 @@ def test_planners_take_a_placement_as_given(planner, elastic, places):
 @given(st.integers(0, 50), st.tuples(*[PLACES] * 2), st.floats(0.2, 1.5), st.sampled_from((0.0, 300.0, 3000.0)))
 def test_an_elastic_model_s_optimum_is_that_of_all_plans(seed, places, gpu, hand_over_us):
     """Left-out layers change which hand-overs there are: the program must count those of the layers kept."""
-    tiny = Geometry("two", Shape(64, 1, 16, 64), 2, 2, 500)
+    tiny = Geometry("two", Shape.layer(64, 2, 1, 16, 64), 2, 500)
     p = problem_of(tiny, DEVICE, seed, Budget(), True, length=32, bits=(2, 8))
     cost = p.compute
-    slices = {b: gpu * us for b, us in cost.slice_us.items()}
-    there = ComputeCost(gpu * cost.layer_us, slices, gpu * cost.embed_us, cost.head_us)
+    there = ComputeCost((cost.layer.scaled(gpu),), gpu * cost.embed_us, cost.head_us)
     p = replace(p, gpu=there, hand_over_us=hand_over_us, gpu_bytes=GPU_BYTES, places=places)
     layers = [(), (2,), (8,), (2, 2), (8, 2), (8, 8)]
     plans = [
@@ -147,7 +150,7 @@ def test_layers_are_split_where_bits_decide_it():
     """Full precision is fast on this GPU, everything else is not: a plan of both is best in both places."""
     p = problem(hand_over_us=1.0)
     assert p.gpu is not None
-    p = replace(p, gpu=replace(p.gpu, slice_us={b: us * (0.1 if b > 8 else 8) for b, us in p.compute.slice_us.items()}))
+    p = with_slices(p, {b: us * (0.1 if b > 8 else 8) for b, us in p.compute.layer.slice_us.items()})
     assert best_places(p, ((16, 16, 16), (16, 16, 16), (2, 2, 2), (2, 2, 2))) == ("gpu", "gpu", "cpu", "cpu")
     budget = budget_between(p, 0.5)
     plan = solve(replace(p, budget=budget), "ilp", time_limit_s=8.0)
@@ -174,7 +177,7 @@ def test_where_nothing_fits_both_places_are_named():
 
 def test_places_need_costs_and_one_for_each_layer():
     p = problem()
-    with pytest.raises(ValueError, match="3 places for 4 layers"):
+    with pytest.raises(ValueError, match="3 places for 4 blocks"):
         replace(p, places=("cpu",) * 3)
     with pytest.raises(ValueError, match="it has no costs"):
         replace(p, gpu=None, places=("gpu",) * 4)

@@ -11,7 +11,7 @@ from stic.compiler.planner.branch import roots
 from stic.compiler.planner.closed_form import CostTable, claim
 from stic.runtime.format import Shape
 
-GEOMETRY = Geometry("tiny", Shape(128, 1, 32, 128), 4, 2, 200)
+GEOMETRY = Geometry("tiny", Shape.layer(128, 2, 1, 32, 128), 4, 200)
 
 
 def slow(seed, times, elastic=False):

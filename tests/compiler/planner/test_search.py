@@ -15,7 +15,7 @@ from stic.compiler.planner.search import Search
 from stic.compiler.simulate import check
 from stic.runtime.format import Shape
 
-GEOMETRY = Geometry("small", Shape(128, 1, 32, 128), 6, 12, 200)
+GEOMETRY = Geometry("small", Shape.layer(128, 12, 1, 32, 128), 6, 200)
 BITS = (2, 3, 4, 5, 6, 8)
 
 
