@@ -17,6 +17,7 @@ from stic.runtime.format import INTERLEAVES, TILE, pad
 from stic.targets.target import Target
 
 GROUP = 64  # codes that an unpack kernel handles in one step
+COLUMNS = 64  # of a matrix that share scales, where scales are by group
 
 
 def interleave(target: Target) -> int:

@@ -28,13 +28,18 @@ LANES = 16  # tokens in a tile: the width of every vector outside the micro-kern
 _UNBOUNDED = 1 << 30  # flat buffers carry no extent; the C caller owns them
 
 
-def kernel(name: str, arguments: Sequence[tuple[str, str]], body: Callable[..., None]) -> PrimFunc:
-    """Build one function. An argument is (name, dtype), a pointer, or (name, "scalar"), an int32."""
+def kernel(
+    name: str, arguments: Sequence[tuple[str, str]], body: Callable[..., None], aliased: bool = False
+) -> PrimFunc:
+    """Build one function. An argument is (name, dtype), a pointer, or (name, "scalar"), an int32.
+
+    Where `aliased`, a caller may pass one buffer twice.
+    """
     with IRBuilder() as builder:
         with B.prim_func(s_tir=True):
             B.func_name(name)
             handles = [B.arg(label, B.int32() if dtype == "scalar" else B.handle(dtype)) for label, dtype in arguments]
-            B.func_attr({"global_symbol": name, "tirx.noalias": True})
+            B.func_attr({"global_symbol": name, "tirx.noalias": not aliased})
             values = []
             for (_, dtype), handle in zip(arguments, handles, strict=True):
                 if dtype == "scalar":
@@ -152,7 +157,7 @@ def build(functions: Sequence[PrimFunc], target: dict[str, Any]) -> Any:
     """Lower to an LLVM module whose functions are plain C symbols.
 
     The pass list is TVM's default for CPUs without SplitHostDevice, MakePackedAPI and LowerTVMBuiltin, and without
-    the first StmtSimplify and RemoveNoOp, which change no code and take half of the time.
+    CompactBufferAllocation, the first StmtSimplify and RemoveNoOp, which change no code and take most of the time.
     """
     llvm = tvm.target.Target(target)
     llvm = llvm.with_host(llvm)
@@ -162,7 +167,6 @@ def build(functions: Sequence[PrimFunc], target: dict[str, Any]) -> Any:
             s.CanonicalizeLoop(),
             s.PlanAndUpdateBufferAllocationLocation(),
             s.ConvertBlocksToOpaque(),
-            s.CompactBufferAllocation(),
             s.LowerMatchBuffer(),
             s.LowerOpaqueBlock(),
             x.FlattenBuffer(),

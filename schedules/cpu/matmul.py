@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from stic.runtime.format import TILE
 from stic.schedules.cpu.isa import float_rows
-from stic.schedules.shape import KernelShape
+from stic.schedules.shape import DecoderShape, KernelShape
 from stic.schedules.tir import LANES, Buffer, Expr, PrimFunc, bind, cast, f32, kernel, load, local, loop, splat, store
 from stic.targets.target import Target
 
@@ -46,11 +46,11 @@ def _matmul(name: str, dtype: str, rows: int) -> PrimFunc:
     return kernel(name, [("w", dtype), ("x", "float32"), ("y", "float32"), *scalars], body)
 
 
-def matmul_f16(target: Target, shape: KernelShape) -> PrimFunc:
+def matmul_f16(target: Target, shape: KernelShape | DecoderShape) -> PrimFunc:
     """Weights in float16."""
     return _matmul("stic_matmul_f16", "float16", float_rows(target))
 
 
-def matmul_f32(target: Target, shape: KernelShape) -> PrimFunc:
+def matmul_f32(target: Target, shape: KernelShape | DecoderShape) -> PrimFunc:
     """Weights in float32."""
     return _matmul("stic_matmul_f32", "float32", float_rows(target))

@@ -14,7 +14,7 @@ from stic.schedules.cpu.dot_vnni import vpdpbusd
 from stic.schedules.cpu.isa import has_vnni
 from stic.schedules.cpu.vector_math import fma
 from stic.schedules.pack import interleave
-from stic.schedules.shape import KernelShape
+from stic.schedules.shape import DecoderShape, KernelShape
 from stic.schedules.tir import (
     LANES,
     Buffer,
@@ -50,7 +50,7 @@ class Entry:
         self.weight = fma(-scale[self.row], cast(dense, "float32"), value, 1)
 
 
-def bias(target: Target, shape: KernelShape) -> PrimFunc:
+def bias(target: Target, shape: KernelShape | DecoderShape) -> PrimFunc:
     """void stic_bias(f32* y, f32* bias, i32 y_rows, i32 tiles): y[t][0..15][:] = bias."""
 
     def body(y: Buffer, values: Buffer, y_rows: Expr, tiles: Expr) -> None:

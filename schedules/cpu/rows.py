@@ -47,7 +47,7 @@ from stic.schedules.tir import (
 from stic.schedules.tuning import Tuning
 from stic.targets.target import Target
 
-_SCATTERED = 2  # tokens whose outputs are stored one by one; turning a whole tile round costs more than these
+SCATTERED = 2  # tokens whose outputs are stored one by one; turning a whole tile round costs more than these
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class RowsKernel:
     width: int = LANES  # int32 elements a token takes in acc
     tokens: tuple[int, ...] = (1, 2, 4, 8)  # numbers of tokens with a loop of their own; others take the next
     chains: int = 8  # independent sums, where there are fewer tokens, that hide the latency of a multiply-add
+
+    def for_tokens(self, rows: Expr, emit: Callable[[int], None]) -> None:
+        """Emit emit(number of tokens) for each number that has a loop of its own; the least that is enough runs."""
+        for fewer, tokens in zip((0, *self.tokens), self.tokens, strict=False):
+            with when(tirx.all(rows > fewer, rows <= tokens)):
+                emit(tokens)
 
 
 def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, q: int, tuning: Tuning) -> PrimFunc:
@@ -97,9 +103,7 @@ def rows_kernel(bit_count: int, decoders: Sequence[Decoder], micro: RowsKernel, 
                         total = total + micro.result(acc, chain * size + token * micro.width)
                     store(out, token * LANES, total)
 
-        for fewer, tokens in zip((0, *micro.tokens), micro.tokens, strict=False):
-            with when(tirx.all(rows > fewer, rows <= tokens)):
-                product(tokens)
+        micro.for_tokens(rows, product)
 
     pointers = [*((f"p{p}", "uint8") for p in range(8)), ("lut", "int8"), ("x", "int8"), ("acc", "int32")]
     scalars = [(name, "scalar") for name in ("groups", "x_pitch", "rows")]
@@ -188,12 +192,12 @@ def _rows_finish(name: str, target: Target, activate: Callable[[Expr], Expr] | N
             return value if activate is None else activate(value)
 
         with local((LANES * LANES, "float32"), (LANES * LANES, "float32")) as (block, spare):
-            with when(rows <= _SCATTERED):
+            with when(rows <= SCATTERED):
                 with loop(rows) as token:
                     store(block, 0, finished(token))
                     for row in range(TILE):
                         store(y, row * LANES + token, block[row], 1)
-            with when(rows > _SCATTERED):
+            with when(rows > SCATTERED):
                 with loop(LANES) as token:
                     store(block, token * LANES, finished(token))
                 transpose16(block, spare)

@@ -73,18 +73,31 @@ def each_group(
     for decoder in decoders:
         table = decoder.table(lut)
         steps = bind((groups - done) // decoder.groups)
-        with loop(steps) as step:
-            first = bind(done + step * decoder.groups)
-            if prefetch_bytes and decoder.groups * GROUP_BYTES == LINE:
-                for plane in planes:
-                    prefetch(plane, first * GROUP_BYTES + prefetch_bytes // len(planes))
-            scratch: AbstractContextManager[list[Buffer]] = (
-                local((decoder.work, "int8")) if decoder.work else nullcontext([])
-            )
-            with scratch as work:
-                for i, vectors in enumerate(decoder.decode(planes, first * GROUP_BYTES, table, *work)):
-                    visit(first, i, vectors)
+        each_step(decoder, table, planes, (done, steps), visit, prefetch_bytes)
         done = bind(done + steps * decoder.groups)
+
+
+def each_step(
+    decoder: Decoder,
+    table: list[Expr],
+    planes: Sequence[Buffer],
+    part: tuple[Expr, Expr],
+    visit: Callable[[Expr, int, Vectors], None],
+    prefetch_bytes: int,
+) -> None:
+    """Emit `visit(first, i, vectors)` for the groups of a part: (first group, steps of the decoder)."""
+    start, steps = part
+    with loop(steps) as step:
+        first = bind(start + step * decoder.groups)
+        if prefetch_bytes and decoder.groups * GROUP_BYTES == LINE:
+            for plane in planes:
+                prefetch(plane, first * GROUP_BYTES + prefetch_bytes // len(planes))
+        scratch: AbstractContextManager[list[Buffer]] = (
+            local((decoder.work, "int8")) if decoder.work else nullcontext([])
+        )
+        with scratch as work:
+            for i, vectors in enumerate(decoder.decode(planes, first * GROUP_BYTES, table, *work)):
+                visit(first, i, vectors)
 
 
 def unpack_kernel(bit_count: int, decoders: Sequence[Decoder], prefetch_bytes: int) -> PrimFunc:

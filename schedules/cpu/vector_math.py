@@ -9,6 +9,7 @@ without load and store (on AVX-512; NEON copies the constant of every fma, and s
     gelu       square 1 fma + 1 copy, limits 3, polynomial 13 fma + 6 copies + 1, 0.5 + .. 1 fma, x .. 1     27
     gelu_tanh  cubic 3, exp2 with two limits 13, 1 + .. 1, division 1                                  18
     silu       limit 1, negation 1, exp 14, 1 + .. 1, division 1                                       18
+    softcap    product 1, exp2 with two limits 13, 1 + .. 1, division 1, c - .. 1                      17
 
 All are bound by the two multiply-add pipes once several vectors are in flight. Limits compare floats as integers, which
 other pipes do: positive floats are in the order of their bits, negative ones in reverse.
@@ -126,6 +127,13 @@ def silu(x: Expr) -> Expr:
     """x / (1 + exp(-x)) (Elfwing et al., arXiv 1702.03118); x below -88 counts as -88, where it is below 1e-36."""
     x = _at_least(x, -88.0)
     return bind(x / bind(exp16(negative(x)) + f32(1.0)))
+
+
+def softcap(x: Expr, cap: float) -> Expr:
+    """cap * tanh(x / cap) = cap - 2 cap / (1 + exp(2 x / cap)) (Gemma 2, arXiv 2408.00118); error below 2e-7 cap."""
+    exponent = bind(x * f32(2 * _LOG2_E / cap))
+    power = _exp2(_at_most(_at_least(exponent, -126.0), 128.0))
+    return bind(f32(cap) - bind(f32(2 * cap) / bind(power + f32(1.0))))
 
 
 def relu(x: Expr) -> Expr:

@@ -19,10 +19,12 @@ import pytest
 pytest.importorskip("tvm", reason="needs apache-tvm")
 
 from stic.compiler.package.kernels import generate
-from stic.schedules.shape import KernelShape
+from stic.schedules.rule import decoder_rules
+from stic.schedules.shape import DecoderShape, KernelShape
+from stic.schedules.tir import build
 from stic.targets import target as target_module
 from stic.targets.target import Target, load
-from stic.targets.toolchain import find_c_compiler
+from stic.targets.toolchain import find_c_compiler, link_shared
 
 
 def _qemu(cpu: str) -> tuple[str, ...]:
@@ -49,7 +51,16 @@ LEVELS = {
 WITHOUT: dict[str, tuple[str, tuple[str, ...]]] = {
     "portable": ("x86-64-v3", ("avx2",)),  # the fallback rules
 }
-Call = tuple[str, Sequence[np.ndarray | int]]
+
+
+@dataclass(frozen=True)
+class Again:
+    """An argument that is an earlier one's buffer, given once more."""
+
+    argument: int
+
+
+Call = tuple[str, Sequence[np.ndarray | int | Again]]
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,10 @@ class Machine:
     target: Target
     emulator: tuple[str, ...]
     driver: Path
-    kernels: Callable[[KernelShape], Path]
+    kernels: Callable[[KernelShape | DecoderShape], Path]
     folder: Path
 
-    def run(self, calls: Sequence[Call], shape: KernelShape) -> list[list[np.ndarray]]:
+    def run(self, calls: Sequence[Call], shape: KernelShape | DecoderShape) -> list[list[np.ndarray]]:
         """Call kernels in one process; return, for every call, its buffers as the kernel left them."""
         cases, results = self._write(calls), self.folder / "results"
         command = [*self.emulator, str(self.driver), str(self.kernels(shape)), str(cases), str(results)]
@@ -78,7 +89,7 @@ class Machine:
             answers.append(buffers)
         return answers
 
-    def count(self, calls: Sequence[Call], shape: KernelShape) -> list[int]:
+    def count(self, calls: Sequence[Call], shape: KernelShape | DecoderShape) -> list[int]:
         """Call kernels in one process; return how many instructions each executed, beyond those of an empty function.
 
         Skips where this machine cannot count them.
@@ -107,7 +118,7 @@ class Machine:
             pytest.skip("this machine does not step through single instructions")
         return [count - empty for count in executed]
 
-    def disassembly(self, shape: KernelShape, symbol: str) -> list[tuple[int, str]]:
+    def disassembly(self, shape: KernelShape | DecoderShape, symbol: str) -> list[tuple[int, str]]:
         """(address, instruction) of a function, in order. Skips where objdump is absent."""
         tool = "aarch64-linux-gnu-objdump" if self.emulator else "objdump"
         if shutil.which(tool) is None:
@@ -126,6 +137,8 @@ class Machine:
             for argument in arguments:
                 if isinstance(argument, np.ndarray):
                     data += struct.pack("<qq", 1, argument.nbytes) + argument.tobytes()
+                elif isinstance(argument, Again):
+                    data += struct.pack("<qq", 2, argument.argument)
                 else:
                     data += struct.pack("<qq", 0, int(argument))
         cases = self.folder / "cases"
@@ -167,9 +180,9 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     driver = folder / "driver"
     source = Path(__file__).with_name("driver.c")
     find_c_compiler(target).run(["-O1", "-o", str(driver), str(source), "-ldl"], "the test driver")
-    built: dict[KernelShape, Path] = {}
+    built: dict[KernelShape | DecoderShape, Path] = {}
 
-    def kernels(shape: KernelShape) -> Path:
+    def kernels(shape: KernelShape | DecoderShape) -> Path:
         if shape not in built:
             out = folder / f"kernels{len(built)}.so"
             generate(shape, target, out)
@@ -177,3 +190,21 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return built[shape]
 
     return Machine(target, emulator, driver, kernels, folder)
+
+
+@pytest.fixture(scope="session")
+def decoder(machine: Machine) -> Machine:
+    """The machine with all of a decoder's kernels but the products, which take the time to compile."""
+    built: dict[DecoderShape, Path] = {}
+
+    def kernels(shape: KernelShape | DecoderShape) -> Path:
+        assert isinstance(shape, DecoderShape)
+        if shape not in built:
+            out = machine.folder / f"decoder{len(built)}.so"
+            functions = [rule(machine.target, shape) for rule in decoder_rules(shape)]
+            build(functions, dict(machine.target.tvm)).write_to_file(str(out.with_suffix(".o")))
+            link_shared([out.with_suffix(".o")], out, machine.target)
+            built[shape] = out
+        return built[shape]
+
+    return replace(machine, kernels=kernels)

@@ -1,7 +1,7 @@
 /* Call kernels with arguments read from a file, each buffer ending at an unreadable page.
 
    driver KERNELS.so CASES RESULTS; a case is: int64 name length, name, int64 count, then for each argument int64 kind
-   (0 scalar, 1 buffer), int64 value or size, and the bytes of a buffer. All buffers are written back in order.
+   (0 scalar, 1 buffer, 2 the same as an earlier argument), int64 value, size or number, and the bytes of a buffer. All buffers are written back in order.
 
    Every kernel runs between two marks, for count_x86.c and count_qemu.c to count its instructions. The first pair is
    around a function that does nothing: what a call costs by itself. */
@@ -13,11 +13,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define ARGUMENTS 16
+#define ARGUMENTS 17
 #define MARK -1234 /* a descriptor that cannot exist: closing it changes nothing */
 
 typedef void (*kernel_fn)(long, long, long, long, long, long, long, long, long, long, long, long, long, long, long,
-                          long);
+                          long, long);
 
 void mark(void);
 
@@ -46,14 +46,14 @@ static int64_t number(FILE *file) {
 __attribute__((weak)) void mark(void) { close(MARK); }
 
 static void nothing(long a, long b, long c, long d, long e, long f, long g, long h, long i, long j, long k, long l,
-                    long m, long n, long o, long p) {
+                    long m, long n, long o, long p, long q) {
   (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
-  (void)i, (void)j, (void)k, (void)l, (void)m, (void)n, (void)o, (void)p;
+  (void)i, (void)j, (void)k, (void)l, (void)m, (void)n, (void)o, (void)p, (void)q;
 }
 
 __attribute__((noinline)) static void call(kernel_fn kernel, const long *a) {
   mark();
-  kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]);
+  kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16]);
   mark();
 }
 
@@ -75,7 +75,7 @@ int main(int argc, char **argv) {
     need(count <= ARGUMENTS, "too many arguments");
     for (int i = 0; i < count; i++) {
       int64_t kind = number(cases), value = number(cases);
-      a[i] = (long)value;
+      a[i] = kind == 2 ? a[value] : (long)value;
       if (kind == 1) {
         sizes[i] = (size_t)value;
         buffers[i] = guarded(sizes[i]);

@@ -1,5 +1,5 @@
-"""Elementary functions, norms, quantisation, embedding and the decoders' kernels of every target: the bits of
-`stic.runtime.arithmetic`, which tests/runtime/test_arithmetic.py holds against float64; no access past a buffer's end.
+"""Elementary functions, norms, quantisation and embedding of every target: the bits of `stic.runtime.arithmetic`, which
+tests/runtime/test_arithmetic.py holds against float64; no access past a buffer's end.
 
 Needs apache-tvm and a C compiler; the aarch64 targets also need qemu-aarch64 and aarch64-linux-gnu-gcc.
 """
@@ -19,9 +19,6 @@ from stic.runtime import arithmetic
 from stic.runtime.format import TILE
 from stic.schedules.cpu import vector_math
 from stic.schedules.cpu.isa import panel_zero
-from stic.schedules.cpu.norm import add_rms_norm, rms_norm
-from stic.schedules.cpu.rope import rope
-from stic.schedules.cpu.swiglu import swiglu
 from stic.schedules.pack import interleave, pad16
 from stic.schedules.shape import KernelShape
 from stic.schedules.tir import LANES, build, kernel, load, loop, store
@@ -62,10 +59,6 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.tobytes() == np.ascontiguousarray(b).tobytes()
 
 
-def close(actual: np.ndarray, exact: np.ndarray, tolerance: float) -> None:
-    np.testing.assert_allclose(actual, exact, rtol=tolerance, atol=tolerance)
-
-
 def elementwise(name: str, function: Callable[[Any], Any]) -> Any:
     """A kernel that applies a function of vector_math in place."""
 
@@ -77,15 +70,14 @@ def elementwise(name: str, function: Callable[[Any], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def decoder(machine: Any) -> Any:
-    """The machine with the kernels that no encoder has, and with single functions of vector_math."""
+def exponentials(machine: Any) -> Any:
+    """The machine with single functions of vector_math."""
     target: Target = machine.target
 
     def kernels(shape: KernelShape) -> Any:
-        library = machine.folder / f"decoder{shape.hidden}.so"
+        library = machine.folder / "exponentials.so"
         if not library.is_file():
-            functions = [rule(target, shape) for rule in (rms_norm, add_rms_norm, rope, swiglu)]
-            functions += [elementwise(name, getattr(vector_math, name)) for name in ("exp2_16", "exp16")]
+            functions = [elementwise(name, getattr(vector_math, name)) for name in ("exp2_16", "exp16")]
             compiled = library.with_suffix(".o")
             build(functions, dict(target.tvm)).write_to_file(str(compiled))
             link_shared([compiled], library, target)
@@ -95,12 +87,12 @@ def decoder(machine: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["exp2_16", "exp16"])
-def test_exponentials(decoder: Any, name: str) -> None:
+def test_exponentials(exponentials: Any, name: str) -> None:
     rng = np.random.default_rng(1)
     x = vectors(np.arange(0, 130, 0.5), np.linspace(0, 90, 5000), rng.uniform(0, 1, 999), every_size(999), SPECIAL)
     x = np.minimum(x, np.float32(88 if name == "exp16" else 128))
     mirror = arithmetic.exp if name == "exp16" else arithmetic.exp2
-    assert same(decoder.run([(f"stic_{name}", [x, len(x)])], SHAPES[0])[0][0], mirror(x))
+    assert same(exponentials.run([(f"stic_{name}", [x, len(x)])], SHAPES[0])[0][0], mirror(x))
 
 
 @every_shape
@@ -192,46 +184,3 @@ def test_embed_float16(machine: Any, shape: KernelShape, n: int) -> None:
     expected = arithmetic.layer_norm(tokens, gamma, beta, shape.embed_epsilon).reshape(hidden, tiles, TILE)
     assert same(answer[:, :hidden], expected.transpose(1, 0, 2))
     assert not answer[:, hidden:].any()
-
-
-@every_shape
-def test_rms_norm(decoder: Any, shape: KernelShape) -> None:
-    hidden, rng = shape.hidden, np.random.default_rng(4)
-    x, y = normal(rng, pad16(hidden), 16) * 100, normal(rng, pad16(hidden), 16)
-    gamma, out = normal(rng, hidden), np.full((pad16(hidden), 16), np.nan, np.float32)
-    alone, added = decoder.run([("stic_rms_norm", [x, gamma, out]), ("stic_add_rms_norm", [x, y, gamma, out])], shape)
-    assert same(alone[0], x) and same(added[0][:hidden], (x + y)[:hidden]) and same(added[1], y)
-    for answer, value in ((alone[2], x), (added[3], x + y)):
-        exact = value[:hidden].astype(np.float64)
-        exact = exact / np.sqrt((exact**2).mean(axis=0) + shape.norm_epsilon) * gamma[:, None]
-        close(answer[:hidden], exact, 1e-5)
-        assert not answer[hidden:].any()
-
-
-@every_shape
-def test_rope(decoder: Any, shape: KernelShape) -> None:
-    heads, width, rng = 3, shape.head_dim, np.random.default_rng(5)
-    x, positions = normal(rng, heads, width, 16), rng.integers(0, 4096, 16)
-    angles = np.outer(10000.0 ** (-np.arange(0, width, 2) / width), positions)
-    turns = np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
-    answer = decoder.run([("stic_rope", [x, turns, heads])], shape)[0][0]
-    first, second = np.split(x.astype(np.float64), 2, axis=1)
-    turned = (first + 1j * second) * np.exp(1j * angles)
-    close(answer, np.concatenate([turned.real, turned.imag], axis=1), 1e-6)
-
-
-def test_rope_wants_pairs(decoder: Any) -> None:
-    with pytest.raises(ValueError, match="pairs of features"):
-        rope(decoder.target, replace(SHAPES[0], head_dim=7))
-
-
-def test_swiglu(decoder: Any) -> None:
-    rng = np.random.default_rng(6)
-    gate = vectors(np.linspace(0, 100, 3000), rng.standard_normal(3000), every_size(500)[:-1], SPECIAL)
-    up = normal(rng, *gate.shape)
-    up[np.abs(gate) > 1e30] = 1
-    answer, kept = decoder.run([("stic_swiglu", [gate, up, len(gate)])], SHAPES[0])[0]
-    assert same(kept, up) and same(answer, arithmetic.silu(gate) * up)
-    with np.errstate(over="ignore"):
-        exact = gate.astype(np.float64) / (1 + np.exp(-gate.astype(np.float64))) * up
-    close(answer, exact, 1e-6)
