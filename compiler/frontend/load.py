@@ -45,26 +45,32 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]], Pre
     Raises InputError for a file that is damaged or incomplete, UnsupportedModelError for a graph that is
     recognisably no encoder (names the node).
     """
+    model = open_structure(path)
+    _load_external(model, path)
+    try:
+        model = inline_local_functions(model) if model.functions else model
+        _reject_foreign(model.graph, path)
+        check_arity(model, path)
+        precision = precision_of(model.graph)
+        to_float32(model.graph)
+    except (ValueError, TypeError, RuntimeError, IndexError, OverflowError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    weights = _take_weights(model.graph, path)
+    _reject_not_finite(weights, path)
+    return model, weights, precision
+
+
+def open_structure(path: Path) -> onnx.ModelProto:
+    """Parse `path` without its external data. InputError if it is no ONNX file with a graph."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give an ONNX model (or export one with `stic export`)")
     try:
         model = onnx.load(str(path), load_external_data=False, format="protobuf")
     except (DecodeError, ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"{path} is not an ONNX file, or is truncated: {_first_line(error)}") from error
+        raise InputError(f"{path} is not an ONNX file, or is truncated: {first_line(error)}") from error
     if not model.graph.node or not model.graph.output:
         raise InputError(f"{path} is not an ONNX model: it holds no graph with nodes and outputs")
-    _load_external(model, path)
-    try:
-        model = inline_local_functions(model) if model.functions else model
-        _reject_foreign(model.graph, path)
-        _check_arity(model, path)
-        precision = precision_of(model.graph)
-        _to_float32(model.graph)
-    except (ValueError, TypeError, RuntimeError, IndexError, OverflowError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path} is damaged: {_first_line(error)}") from error
-    weights = _take_weights(model.graph, path)
-    _reject_not_finite(weights, path)
-    return model, weights, precision
+    return model
 
 
 def prepared(
@@ -74,7 +80,7 @@ def prepared(
 
     It computes in float32, whatever its weights are stored in.
     """
-    _to_float32(structure.graph)
+    to_float32(structure.graph)
     widened = {
         name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in weights.items()
     }
@@ -82,34 +88,44 @@ def prepared(
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
-    folder = path.parent.resolve()
     for tensor in model.graph.initializer:
-        if not uses_external_data(tensor):
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        file = (folder / location).resolve()
-        if not location or folder not in file.parents:
-            raise InputError(f"{path}: weight '{tensor.name}' claims to be in {location!r}, outside the model's folder")
-        if not file.is_file():
-            raise InputError(f"{path}: its weights file {location} is missing; put it beside the model")
-        try:
-            end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-        except ValueError as error:
-            raise InputError(f"{path}: weight '{tensor.name}' has a damaged offset or length") from error
-        if end > file.stat().st_size:
-            raise InputError(f"{path}: its weights file {location} is truncated ('{tensor.name}' ends at byte {end})")
+        if uses_external_data(tensor):
+            external_place(tensor, path)
     try:
-        load_external_data_for_model(model, str(folder))
+        load_external_data_for_model(model, str(path.parent.resolve()))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: its weights file cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{path}: its weights file cannot be read: {first_line(error)}") from error
+
+
+def external_place(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int]:
+    """The file that holds a weight of the model `path`, and the byte where it begins.
+
+    InputError for a place outside the model's folder, and for a file that is missing or too short.
+    """
+    folder = path.parent.resolve()
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    file = (folder / location).resolve()
+    if not location or folder not in file.parents:
+        raise InputError(f"{path}: weight '{tensor.name}' claims to be in {location!r}, outside the model's folder")
+    if not file.is_file():
+        raise InputError(f"{path}: its weights file {location} is missing; put it beside the model")
+    try:
+        start, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
+    except ValueError as error:
+        raise InputError(f"{path}: weight '{tensor.name}' has a damaged offset or length") from error
+    if start + length > file.stat().st_size:
+        raise InputError(
+            f"{path}: its weights file {location} is truncated ('{tensor.name}' ends at byte {start + length})"
+        )
+    return file, start
 
 
 def _reject_foreign(graph: onnx.GraphProto, path: Path) -> None:
     for node in graph.node:
         if node.op_type in _DECODER or (node.op_type == "Attention" and len(node.input) > 4 and node.input[4]):
             raise UnsupportedModelError(
-                f"{path}: {describe(node)} belongs to a decoder; decoders are not supported yet"
+                f"{path}: {describe(node)} belongs to a decoder; decoders of this form are not supported"
             )
         if node.op_type in _CNN:
             raise UnsupportedModelError(
@@ -135,11 +151,11 @@ def _reject_foreign(graph: onnx.GraphProto, path: Path) -> None:
         if value.name not in weights and (value.name.startswith("past_") or len(shape) >= 4):
             raise UnsupportedModelError(
                 f"{path}: input '{value.name}' ({len(shape)} axes) is no token input; expected token ids and a mask"
-                " (an input of past keys belongs to a decoder; decoders are not supported yet)"
+                " (an input of past keys belongs to a decoder; decoders of this form are not supported)"
             )
 
 
-def _check_arity(model: onnx.ModelProto, path: Path) -> None:
+def check_arity(model: onnx.ModelProto, path: Path) -> None:
     """Refuse operators that this ONNX does not know, and nodes with too few inputs or outputs for theirs."""
     version = max((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=1)
     for node in model.graph.node:
@@ -156,7 +172,8 @@ def _check_arity(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def _to_float32(graph: onnx.GraphProto) -> None:
+def to_float32(graph: onnx.GraphProto) -> None:
+    """Turn every float type of a graph's weights, constants and casts into float32."""
     for tensor in graph.initializer:
         _tensor_to_float32(tensor)
     for node in graph.node:
@@ -181,7 +198,7 @@ def _take_weights(graph: onnx.GraphProto, path: Path) -> dict[str, NDArray[Any]]
         try:
             weights[tensor.name] = numpy_helper.to_array(tensor)
         except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
-            raise InputError(f"{path}: weight '{tensor.name}' is damaged: {_first_line(error)}") from error
+            raise InputError(f"{path}: weight '{tensor.name}' is damaged: {first_line(error)}") from error
     graph.ClearField("initializer")
     return weights
 
@@ -198,6 +215,7 @@ def _reject_not_finite(weights: Mapping[str, NDArray[Any]], path: Path) -> None:
             )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, cut to what fits a sentence."""
     text = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__

@@ -62,7 +62,7 @@ def _vector(graph: Graph, name: str, size: int) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class _Between:
+class Between:
     """The function from the value `start` to the value `end`."""
 
     graph: Graph
@@ -89,29 +89,35 @@ class _Between:
             return np.full(rows.shape, np.nan)
 
 
-def _composed(graph: Graph, value: str) -> tuple[str, Norm] | None:
+def rms(graph: Graph, value: str) -> tuple[str, Norm] | None:
+    """Read the root-mean-square normalisation (arXiv 1910.07467) that ends in `value`, as `norm` does; beta is zero."""
+    value = graph.source(value)
+    return _composed(graph, value, centred=False) if value in graph.features else None
+
+
+def _composed(graph: Graph, value: str, centred: bool = True) -> tuple[str, Norm] | None:
     """Try the dominators of `value`, the nearest first, as the input of a norm that ends there."""
     shape = graph.shape(value)
     start = value
     while len(shape) > 1 and shape[-1] > 1 and (start := graph.dominators.get(start, "")):
-        between = _between(graph, start, value)
-        if between is None:
+        function = between(graph, start, value)
+        if function is None:
             return None
         rows = graph.value(start).size > shape[-1] and graph.shape(start) == shape  # two of them are needed below
-        if rows and any(_reduces(graph, node, shape) for node in between.nodes):
-            found = _solve(graph, between)
+        if rows and any(_reduces(graph, node, shape) for node in function.nodes):
+            found = _solve(graph, function, centred)
             if found is not None:
                 return graph.source(start), found
     return None
 
 
-def _between(graph: Graph, start: str, end: str) -> _Between | None:
-    """Collect the nodes between two values; None if they are too many or read what an input holds."""
+def between(graph: Graph, start: str, end: str, varying: bool = False) -> Between | None:
+    """Collect the nodes between two values; None if too many, or (unless `varying`) if they read what an input has."""
     inside, waiting, constants = {end}, [end], set()
     while waiting:
         for name in filter(None, graph.producers[waiting.pop()].input):
             if name not in graph.features:
-                if not graph.is_constant(name):
+                if not varying and not graph.is_constant(name):
                     return None
                 constants.add(name)
             elif name != start and name not in inside:
@@ -120,14 +126,14 @@ def _between(graph: Graph, start: str, end: str) -> _Between | None:
         if len(inside) > _NODES:
             return None
     nodes = tuple(node for node in graph.nodes if inside.intersection(node.output))
-    return _Between(graph, start, end, nodes, tuple(sorted(constants)))
+    return Between(graph, start, end, nodes, tuple(sorted(constants)))
 
 
 def _reduces(graph: Graph, node: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
     return node.op_type in _NORMALISERS or graph.shape(node.output[0]) == (*shape[:-1], 1)
 
 
-def _solve(graph: Graph, function: _Between) -> Norm | None:
+def _solve(graph: Graph, function: Between, centred: bool) -> Norm | None:
     """Return the norm that `function` is, or None if it is none."""
     size = graph.shape(function.start)[-1]
     count = graph.value(function.start).size // size
@@ -154,17 +160,18 @@ def _solve(graph: Graph, function: _Between) -> Norm | None:
     found = Norm(_nearest(gamma, vectors), _nearest(beta, vectors), _decimal(max(epsilon, 0.0), scalars))
     scales = (1.0, 1e3, *(_MAGNITUDES[place] * np.array([0.2, 1.0, 5.0]) if found.epsilon else ()))
     tests = (scale * random.normal(0.3, 1, (count, size)) for scale in scales)
-    return found if all(_predicts(graph, function, found, rows) for rows in tests) else None
+    return found if all(_predicts(graph, function, found, rows, centred) for rows in tests) else None
 
 
-def _predicts(graph: Graph, function: _Between, norm: Norm, rows: Doubles) -> bool:
-    centred = rows - rows.mean(axis=-1, keepdims=True)
-    expected = norm.gamma * centred / np.sqrt(rows.var(axis=-1, keepdims=True) + norm.epsilon) + norm.beta
+def _predicts(graph: Graph, function: Between, norm: Norm, rows: Doubles, centred: bool) -> bool:
+    plain = rows - rows.mean(axis=-1, keepdims=True) if centred else rows
+    square = np.square(plain).mean(axis=-1, keepdims=True)
+    expected = norm.gamma * plain / np.sqrt(square + norm.epsilon) + norm.beta
     error = np.abs(function(rows) - expected).max()
     return bool(error <= graph.precision.norm * np.abs(expected).max())
 
 
-def _written(graph: Graph, function: _Between, size: int) -> tuple[list[Any], list[float]]:
+def _written(graph: Graph, function: Between, size: int) -> tuple[list[Any], list[float]]:
     """Return the vectors and the numbers that the nodes of `function` are given, which it is likely made of."""
     arrays = [graph.value(name).reshape(-1) for name in function.constants]
     floats = [array for array in arrays if np.issubdtype(array.dtype, np.floating)]

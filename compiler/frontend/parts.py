@@ -12,7 +12,7 @@ from stic.compiler.frontend.graph import NEUTRAL, Graph
 from stic.compiler.frontend.norms import norm
 from stic.compiler.model import HeadActivation, Linear
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Erf", "Tanh", "Relu", "Gelu", "Sigmoid", "Exp", "Neg", "Reciprocal",
     "Abs", "Sign", "Max", "Min", "Clip", "Where", "Greater", "Less", "Elu", "LeakyRelu", "Selu", "Softplus", "Swish",
     "Mish", "HardSwish", "HardSigmoid",
@@ -95,7 +95,7 @@ def activation(graph: Graph, value: str) -> tuple[str, HeadActivation | str]:
         seen.add(name)
         features, others = graph.operands(name) if name in graph.producers else ([], [])
         scalars = bool(features) and all(graph.scalar(other) is not None for other in others)
-        if graph.op(name) in _ELEMENTWISE and scalars and _product(graph, name) is None:  # a bias may be one number
+        if graph.op(name) in ELEMENTWISE and scalars and _product(graph, name) is None:  # a bias may be one number
             waiting.extend(features)
         else:
             starts.add(name)
@@ -103,7 +103,7 @@ def activation(graph: Graph, value: str) -> tuple[str, HeadActivation | str]:
         return value, "none"
     start = starts.pop()
     grid = np.linspace(-8, 8, 4001, dtype=np.float32)
-    result = _on_grid(graph, value, {start: grid})
+    result = on_grid(graph, value, {start: grid})
     kinds = {
         "none": grid, "relu": np.maximum(grid, 0), "tanh": np.tanh(grid), "gelu": gelu(grid.copy()),
         "gelu_tanh": gelu_tanh(grid.copy()),
@@ -116,15 +116,15 @@ def activation(graph: Graph, value: str) -> tuple[str, HeadActivation | str]:
     raise graph.refuse(value, "GELU (erf or tanh form), ReLU or tanh as activation")
 
 
-def _on_grid(graph: Graph, value: str, known: dict[str, Any]) -> NDArray[Any]:
+def on_grid(graph: Graph, value: str, known: dict[str, Any]) -> NDArray[Any]:
     """Compute `value` from the values in `known`, everything else being scalar constants."""
     if value not in graph.features:
         return graph.value(value).reshape(())
     if value not in known:
         node = graph.producers[value]
         if node.op_type in NEUTRAL or graph.source(value) != value:
-            known[value] = _on_grid(graph, graph.source(value), known)
+            known[value] = on_grid(graph, graph.source(value), known)
         else:
-            arrays = [_on_grid(graph, name, known) if name else None for name in node.input]
+            arrays = [on_grid(graph, name, known) if name else None for name in node.input]
             known[value] = graph.run_node(node, arrays)[0]
     return np.asarray(known[value])

@@ -84,19 +84,35 @@ class Weights:
         full = name if whole_name else self.prefix + name
         if full not in self._entries:
             raise InputError(f"{self._path}: it has no weight '{full}', which the model of config.json needs")
-        dtype, actual, begin, end = self._entries[full]
-        if dtype not in ("F64", "F32", "F16", "BF16"):
-            raise InputError(f"{self._path}: weight '{full}' has type {dtype}; expected F32, F16, BF16 or F64")
+        actual = self.shape(full)
         if len(actual) != len(shape) or any(s is not None and s != a for s, a in zip(shape, actual, strict=True)):
             raise InputError(f"{self._path}: weight '{full}' has shape {actual}; config.json says {shape}")
-        kind, offset, count = np.dtype(_DTYPES[dtype]), self._start + begin, int(np.prod(actual))
+        return self._floats(full, self._stored(full))
+
+    def shape(self, full: str) -> tuple[int, ...]:
+        """The shape of a tensor by its full name."""
+        shape: tuple[int, ...] = self._entries[full][1]
+        return shape
+
+    def rows(self, full: str, first: int, count: int) -> NDArray[Any]:
+        """Rows first .. first + count - 1 of a tensor by its full name, float16 or float32; the rest is not read."""
+        return self._floats(full, self._stored(full)[first : first + count])
+
+    def _stored(self, full: str) -> NDArray[Any]:
+        """A tensor as the file holds it."""
+        dtype, shape, begin, end = self._entries[full]
+        if dtype not in ("F64", "F32", "F16", "BF16"):
+            raise InputError(f"{self._path}: weight '{full}' has type {dtype}; expected F32, F16, BF16 or F64")
+        kind, offset, count = np.dtype(_DTYPES[dtype]), self._start + begin, int(np.prod(shape))
         if begin < 0 or end - begin != count * kind.itemsize:
             raise InputError(f"{self._path} is truncated: weight '{full}' is not whole")
-        array: NDArray[Any]
         if offset % kind.itemsize == 0 and end - begin >= _MAPPED_BYTES:
-            array = np.memmap(self._path, kind, "r", offset, actual)
-        else:
-            array = np.fromfile(self._path, kind, count, offset=offset).reshape(actual)
+            return np.memmap(self._path, kind, "r", offset, shape)
+        return np.fromfile(self._path, kind, count, offset=offset).reshape(shape)
+
+    def _floats(self, full: str, array: NDArray[Any]) -> NDArray[Any]:
+        """What the file holds as float16 or float32. InputError for what is not finite."""
+        dtype = self._entries[full][0]
         if dtype == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         result = np.asarray(array if dtype == "F16" else array.astype(np.float32, copy=False))

@@ -64,7 +64,7 @@ def refuse_causal(graph: Graph) -> None:
         if causal:
             raise UnsupportedModelError(
                 f"{graph.where}: {describe(node)} hides later tokens from earlier ones (a causal mask): this is a "
-                "decoder; decoders are not supported yet"
+                "decoder; decoders of this form are not supported"
             )
 
 

@@ -50,6 +50,11 @@ class ShardedWeights:
                 )
         self.prefix = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As `Weights.names`."""
+        return tuple(self._shards)
+
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._shards
 
@@ -64,6 +69,14 @@ class ShardedWeights:
         if full not in self._shards:
             raise InputError(f"{self._index}: no shard has weight '{full}', which the model of config.json needs")
         return self._shards[full].get(full, shape, whole_name=True)
+
+    def shape(self, full: str) -> tuple[int, ...]:
+        """As `Weights.shape`."""
+        return self._shards[full].shape(full)
+
+    def rows(self, full: str, first: int, count: int) -> NDArray[Any]:
+        """As `Weights.rows`."""
+        return self._shards[full].rows(full, first, count)
 
 
 def _listing(index: Path) -> tuple[dict[str, str], float]:

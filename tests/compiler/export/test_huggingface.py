@@ -190,7 +190,7 @@ def _config(folder: Path, **changes: Any) -> None:
         (lambda f: _config(f, model_type="deberta-v2"), "relative positions; bert, distilbert"),
         (lambda f: _config(f, model_type="modernbert"), r"\(pre-norm\), not after them, and .*rotary.*; bert"),
         (lambda f: _config(f, model_type="xlm-roberta-xl"), "normalise before"),
-        (lambda f: _config(f, model_type="t5"), "an encoder and a decoder; decoders are not supported yet"),
+        (lambda f: _config(f, model_type="t5"), "an encoder and a decoder in one"),
         (lambda f: _config(f, model_type="tf-idf"), "model_type 'tf-idf' is not supported; bert, distilbert"),
         (lambda f: _config(f, model_type=["bert"]), r"model_type '\['bert'\]' is not supported; bert"),
         (lambda f: _config(f, model_type="electra", embedding_size=128), "embeddings are 128 wide and pass a linear"),

@@ -117,7 +117,7 @@ def test_decoder_of_torch(tmp_path: Path) -> None:
     ids = torch.randint(0, 40, (2, 6))
     model = transformers.GPT2Model(config).eval()
     torch.onnx.export(model, (), str(tmp_path / "gpt.onnx"), kwargs={"input_ids": ids}, dynamo=True, verbose=False)
-    with pytest.raises(UnsupportedModelError, match="decoders are not supported yet"):
+    with pytest.raises(UnsupportedModelError, match="decoders of this form are not supported"):
         load_model(tmp_path / "gpt.onnx")
 
 
@@ -132,13 +132,13 @@ def test_causal_mask_in_an_encoder(good: Path, tmp_path: Path) -> None:
         graph.node.insert(at, helper.make_node("Add", [softmax.input[0], "triangle"], ["causal"]))
         graph.node[at + 1].input[0] = "causal"
 
-    with pytest.raises(UnsupportedModelError, match=r"op Softmax.*causal mask.*decoders are not supported yet"):
+    with pytest.raises(UnsupportedModelError, match=r"op Softmax.*causal mask.*decoders of this form"):
         load_model(changed(good, tmp_path, make_causal))
 
 
 def test_past_keys(good: Path, tmp_path: Path) -> None:
     past = helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, [1, 4, 3, 16])
-    with pytest.raises(UnsupportedModelError, match="decoders are not supported yet"):
+    with pytest.raises(UnsupportedModelError, match="decoders of this form are not supported"):
         load_model(changed(good, tmp_path, lambda graph: graph.input.append(past)))
 
 

@@ -1,0 +1,1 @@
+"""A decoder as the compiler sees it, and its forward pass in numpy."""
