@@ -1,0 +1,1 @@
+"""Text to tokens and back: a decoder's tokenizer, its chat template, and its answer as it is generated."""
