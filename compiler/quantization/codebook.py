@@ -60,7 +60,7 @@ class Tree:
         return code.astype(np.uint8).reshape(values.shape)
 
 
-class _Samples:
+class Samples:
     """Sorted samples with prefix sums: means of intervals by binary search."""
 
     def __init__(self, values: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
@@ -76,6 +76,13 @@ class _Samples:
         at = np.searchsorted(self.sums[0], self.sums[0, -1] * np.arange(1, count) / count)
         found: Doubles = self.values[np.clip(at, 0, len(self.values) - 1)]
         return found
+
+    def k_means(self, thresholds: Doubles, rounds: int) -> Doubles:
+        """Return the thresholds between clusters after some rounds, from those given on."""
+        for _ in range(rounds):
+            means = self.means(thresholds)
+            thresholds = (means[1:] + means[:-1]) / 2
+        return thresholds
 
     def means(self, thresholds: Doubles) -> Doubles:
         """Return the mean of each interval between thresholds; an empty one takes a value inside it."""
@@ -107,12 +114,9 @@ class _Samples:
         return found
 
 
-def _greedy(samples: _Samples, rounds: int) -> Doubles:
+def _greedy(samples: Samples, rounds: int) -> Doubles:
     """Four clusters by k-means, then each cluster in two, down to LEAVES: the start of the joint fit."""
-    thresholds = samples.quantiles(1 << LOW)
-    for _ in range(4 * rounds):
-        means = samples.means(thresholds)
-        thresholds = (means[1:] + means[:-1]) / 2
+    thresholds = samples.k_means(samples.quantiles(1 << LOW), 4 * rounds)
     for bits in range(LOW + 1, HIGH + 1):
         finer = np.empty((1 << bits) - 1)
         finer[1::2] = thresholds
@@ -151,7 +155,7 @@ def fit_tree(
     if not len(values):
         zeros = {bits: np.zeros(1 << bits) for bits in LEVEL_BITS}
         return Tree(np.zeros(LEAVES - 1), zeros)
-    samples = _Samples(values, weights)
+    samples = Samples(values, weights)
     thresholds = _greedy(samples, rounds)
     for _ in range(rounds):
         thresholds = refine(thresholds, samples.means_of_levels(thresholds), priority)

@@ -15,7 +15,6 @@ from stic.compiler.quantization.gobo import OUTLIER_Z, dictionary
 from stic.compiler.quantization.moments import input_moments, random_tokens, tapped_states
 from stic.compiler.quantization.nested import PRIORITY, fit_nested
 from stic.compiler.quantization.quantize import (
-    SHARED_SCALE,
     QuantizedModel,
     _damped,
     bytes_per_weight,
@@ -28,7 +27,7 @@ from stic.compiler.quantization.quantize import (
 from stic.compiler.quantization.rounding import round_jointly
 from stic.compiler.sharding import ShardedModel, shard, shard_matrices
 from stic.runtime.errors import InputError
-from stic.runtime.format import LEVEL_BITS, MATRICES
+from stic.runtime.format import JOINED, LEVEL_BITS, MATRICES
 
 
 def make_sharded(hidden: int, heads: int, head_dim: int, ffn: int, seed: int = 0) -> ShardedModel:
@@ -65,7 +64,8 @@ def _error(quantized: QuantizedModel, bits: int) -> float:
     for index in range(quantized.sharded.geometry.slices):
         weights = shard_matrices(quantized.sharded, 0, index)
         total += sum(
-            float(np.square(dequantize(quantized, 0, index, name, bits) - weights[name]).sum()) for name in MATRICES
+            float(np.square(dequantize(quantized, 0, index, name, bits) - weights[name]).sum())
+            for name in MATRICES["layer"]
         )
     return total
 
@@ -73,7 +73,7 @@ def _error(quantized: QuantizedModel, bits: int) -> float:
 def test_codes_tables_and_scales_have_their_form(quantized: QuantizedModel) -> None:
     g = quantized.sharded.geometry
     for index in range(g.slices):
-        for name in MATRICES:
+        for name in MATRICES["layer"]:
             matrix = quantized.matrix(0, index, name)
             rows = g.used(name, index)[0]
             for bits in LEVEL_BITS:
@@ -84,7 +84,7 @@ def test_codes_tables_and_scales_have_their_form(quantized: QuantizedModel) -> N
                 assert np.abs(lut.astype(int)).max() <= 127
                 assert (np.diff(lut.astype(int)) >= 0).all()
             assert matrix.scale.dtype == np.float32 and (matrix.scale[~rows] == 0).all()
-            if name in SHARED_SCALE:
+            if name in JOINED:
                 np.testing.assert_array_equal(matrix.scale, quantized.matrix(0, 0, name).scale)
 
 
@@ -107,7 +107,7 @@ def test_outliers_are_exact_and_sorted(quantized: QuantizedModel) -> None:
     kept = 0
     for index in range(4):
         weights = shard_matrices(quantized.sharded, 0, index)
-        for name in MATRICES:
+        for name in MATRICES["layer"]:
             o = quantized.matrix(0, index, name).outliers
             kept += len(o)
             expected = weights[name][o.rows, o.columns].astype(np.float16)
@@ -120,7 +120,7 @@ def test_outliers_are_exact_and_sorted(quantized: QuantizedModel) -> None:
 
 
 def test_the_code_at_an_outlier_is_the_middle_one(quantized: QuantizedModel) -> None:
-    for name in MATRICES:
+    for name in MATRICES["layer"]:
         matrix = quantized.matrix(0, 1, name)
         o = matrix.outliers
         assert len(o) > 0
@@ -160,7 +160,7 @@ def test_padding_never_matters(hidden: int, heads: int, head_dim: int, ffn: int,
     result = quantize(sharded, "gobo" if quantizer == "gobo" else "nested")
     for index in range(heads):
         weights = shard_matrices(sharded, 0, index)
-        for name in MATRICES:
+        for name in MATRICES["layer"]:
             rows, columns = sharded.geometry.used(name, index)
             for bits in (2, 8):
                 got = dequantize(result, 0, index, name, bits)
