@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from stic.compiler.decoder.model import Decoder
 from stic.compiler.export.huggingface import exported_graph
+from stic.compiler.frontend.decoder_graph import load_decoder
+from stic.compiler.frontend.decoder_graph_file import is_decoder_graph
+from stic.compiler.frontend.decoders import is_decoder, read_decoder
 from stic.compiler.frontend.facts import Facts, read_facts
 from stic.compiler.frontend.folders import beside, name_of, no_tokenizer, onnx_file
+from stic.compiler.frontend.gguf import read_gguf
 from stic.compiler.frontend.onnx import load_exported, load_model
 from stic.compiler.frontend.reading import Reading
 from stic.compiler.frontend.sentence_modules import read_modules
@@ -26,6 +32,8 @@ from stic.runtime.format import LEVEL_BITS
 from stic.targets.target import Target
 from stic.targets.target import load as load_target
 
+ENCODER_TOKENS = 1536  # of calibration, where no number is asked for
+
 
 def read_model(path: Path, output: str | None = None) -> Model:
     """Read MODEL: an .onnx file, or a directory with one or with what transformers saves (`model_files`).
@@ -33,13 +41,45 @@ def read_model(path: Path, output: str | None = None) -> Model:
     The latter goes by way of the graph that `stic export` writes of it. A graph that gives hidden states gets the head
     of a modules.json beside it, unless `output` names what is wanted. Raises InputError, which names the directory.
     """
-    onnx = onnx_file(path) if path.is_dir() else path
+    onnx = onnx_of(path)
     if onnx is None:
         exported, folder = exported_graph(path)
         return load_exported(exported.structure, exported.weights, path, folder / "config.json", output)
     model = load_model(onnx, output)
     model = replace(model, name=name_of(path)) if path.is_dir() else model
     return model if output is not None else _with_modules(model, beside(onnx, "modules.json").parent)
+
+
+def onnx_of(path: Path) -> Path | None:
+    """The ONNX file of MODEL, itself or the one in the directory; None: the directory holds weights."""
+    return onnx_file(path) if path.is_dir() else path
+
+
+def decodes(path: Path) -> bool:
+    """Whether a model is a decoder: a GGUF file, a directory whose configuration is of a family of decoders, or an
+    .onnx file, or a directory with one, whose graph is such (`is_decoder_graph`), or has such a configuration.
+    """
+    if path.suffix.lower() == ".gguf":
+        return True
+    onnx = onnx_of(path)
+    if onnx is None:
+        return (path / "config.json").is_file() and is_decoder(path)
+    return is_decoder_graph(onnx) or _named_decoder(beside(onnx, "config.json").parent)
+
+
+def _named_decoder(folder: Path) -> bool:
+    """Whether a config.json that nothing needs is there, can be read, and names a family of decoders."""
+    with suppress(InputError):
+        return (folder / "config.json").is_file() and is_decoder(folder)
+    return False
+
+
+def read_decoder_model(path: Path) -> Decoder:
+    """Read a decoder; see `decodes`. Raises a kind of SticError that names what cannot be read."""
+    if path.suffix.lower() == ".gguf":
+        return read_gguf(path)
+    onnx = onnx_of(path)
+    return read_decoder(path) if onnx is None else load_decoder(onnx)
 
 
 def _with_modules(model: Model, folder: Path) -> Model:
@@ -143,7 +183,7 @@ def importance_settings(
         method=options.method,
         bits=bits,
         exact=options.exact,
-        tokens=options.tokens,
+        tokens=ENCODER_TOKENS if options.tokens is None else options.tokens,
         plans=options.checks,
         max_length=length,
         objective=_agreement(model) if options.objective == "agreement" else None,

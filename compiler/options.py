@@ -10,9 +10,11 @@ from stic.compiler.offers import Method, Quantizer
 from stic.compiler.plan import Budget
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import LIMITS
+from stic.runtime.format import LIMITS, CacheType
 from stic.runtime.gpu_format import GpuPrecision
 
+LEAST_HEAD = 6  # bits of a head: fewer cost much, more give nothing (docs/quantizers.md)
+DEFAULT_CONTEXT = 2048  # tokens of a decoder's session
 DEFAULT_LENGTH = 128  # tokens of the longest input, where the model has positions for them
 ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu"
 
@@ -106,12 +108,47 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True)
+class DecoderOptions:
+    """What is asked of a decoder alone."""
+
+    context: int | None = None  # tokens that a session can hold; None: DEFAULT_CONTEXT, or the model's, if that is less
+    chunk: int = 128  # tokens of a prompt that are computed at once
+    cache: CacheType = "int8"  # of keys and values
+    head_bits: int | None = None  # of the vocabulary; None: under a uniform planner its bits, but at least LEAST_HEAD
+
+    def __post_init__(self) -> None:
+        _at_least_one(context=self.context, chunk=self.chunk)
+        if self.chunk > LIMITS["chunk"]:
+            raise InputError(f"--chunk is {self.chunk}: a package computes at most {LIMITS['chunk']} tokens at once")
+
+    def check_none(self) -> None:
+        """Raise InputError if anything was asked for: the model is an encoder."""
+        if self != DecoderOptions():
+            raise InputError("--context, --chunk, --kv and --head-bits are a decoder's: leave them out for an encoder")
+
+    def head_of(self, uniform_bits: int | None) -> int | None:
+        """Bits of the vocabulary, where they are decided before planning; `uniform_bits` are those of all blocks."""
+        if self.head_bits is not None or uniform_bits is None:
+            return self.head_bits
+        return max(uniform_bits, LEAST_HEAD)
+
+    def context_of(self, most: int) -> int:
+        """The context for a model that was made for `most` tokens. Raises InputError for a longer one."""
+        most = min(most, LIMITS["max_length"])
+        if self.context is not None and self.context > most:
+            raise InputError(
+                f"--context is {self.context}, but the model takes {most} tokens: give at most {most}, or leave it out"
+            )
+        return min(DEFAULT_CONTEXT, most) if self.context is None else self.context
+
+
+@dataclass(frozen=True)
 class ImportanceOptions:
     """How shards are valued."""
 
     file: Path | None = None  # what `stic importance` wrote; None: measure now
     calibration: Path | None = None  # TSV; None: the built-in sentences
-    tokens: int = 1536  # of the calibration examples at most; more is slower and steadier
+    tokens: int | None = None  # of calibration at most; more is slower and steadier. None: as many as suit the model
     objective: Objective = "agreement"  # what a gain is measured in
     method: Method = "curves"
     exact: bool = False  # measure every bitwidth; False: four, the others follow the local error
@@ -159,7 +196,7 @@ def longest_input(asked: int | None, positions: int) -> int:
 
     Raises InputError where more is asked than there are positions, or than a package can hold.
     """
-    most = min(positions, LIMITS["max_length"])
+    most = min(positions, LIMITS["chunk"])
     if asked is not None and asked > most:
         whose = "the model has positions for" if most == positions else "a package is made for at most"
         raise InputError(f"--max-length is {asked}, but {whose} {most} tokens: give at most {most}, or leave it out")
@@ -181,6 +218,7 @@ class CompileOptions:
     importance: ImportanceOptions = field(default_factory=ImportanceOptions)
     planner: PlannerOptions = field(default_factory=PlannerOptions)
     stages: StageOptions = field(default_factory=StageOptions)
+    decoder: DecoderOptions = field(default_factory=DecoderOptions)
 
     def __post_init__(self) -> None:
         if self.budget.also and self.target.place == "gpu":

@@ -1,0 +1,1 @@
+"""Decoders between frontend and package: cut into blocks of slices, their trunk, and what their bits are worth."""
