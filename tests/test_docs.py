@@ -13,7 +13,7 @@ from stic.runtime import gpu_format
 
 ROOT = Path(__file__).resolve().parents[1]
 STRUCTURES = {
-    package_format: ("HEADER", "FILE", "LAYER", "RECORD", "EXTENT", "DENSE", "REGION", "PLAN"),
+    package_format: tuple("HEADER MODEL FILE SHAPE BLOCK_ENTRY RECORD EXTENT DENSE REGION PLAN".split()),
     gpu_format: ("GPU", "LAUNCH"),
 }
 FORMAT_PAGE = ROOT / "docs" / "package-format.md"

@@ -176,7 +176,7 @@ def test_a_score_says_which_examples_are_right() -> None:
 
 def test_a_bit_more_of_every_shard_misses_one_plane() -> None:
     store = problem_of(MINILM, DEVICES[0], 0, Budget()).store
-    whole = [resident(((bits,) * store.slices,) * store.layers) for bits in (2, 3, 8)]
+    whole = [resident(((bits,) * store.most_slices,) * store.blocks) for bits in (2, 3, 8)]
     assert missing_bytes(store, whole[0], whole[1]) == int(store.bytes[:, 1].sum())
     assert missing_bytes(store, whole[0], whole[2]) == int(store.bytes[:, 1:7].sum())
     assert missing_bytes(store, whole[2], whole[0]) == 0

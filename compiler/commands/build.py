@@ -133,7 +133,7 @@ def plan_command(
     if as_json:
         click.echo(json.dumps(report.plan_facts(plan, *claim), indent=1))
     else:
-        report.print_plan(console, plan, *claim, terminal([strip], console.width))
+        report.print_plan(console, plan, *claim, terminal([strip], console.width), made[Problem].store.shapes)
 
 
 @click.command("compile")
@@ -217,7 +217,7 @@ def compile_command(
             click.echo(json.dumps(facts, indent=1))
     else:
         strip = report.predicted(timeline.events, made[Problem].length, plan.budget.latency_us)
-        report.print_plan(console, plan, *claim, terminal([strip], console.width))
+        report.print_plan(console, plan, *claim, terminal([strip], console.width), made[Problem].store.shapes)
         if family:
             console.print()
             console.print(report.family_table(family))

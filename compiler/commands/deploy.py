@@ -18,9 +18,11 @@ from stic.compiler.commands.device_options import (
     required_tracker_option,
 )
 from stic.compiler.commands.groups import gathered, json_option, length_option, remote_session_group
-from stic.compiler.commands.parameters import FILE, NAME, ROUNDS
+from stic.compiler.commands.parameters import FILE, NAME, ROUNDS, SENTENCE
 from stic.compiler.commands.running import Question, answer, question_group
+from stic.compiler.commands.sampling import wish_group
 from stic.compiler.commands.terminal import console, progress_bar
+from stic.compiler.text.answering import Wish
 from stic.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -88,11 +90,54 @@ class Bench:
     cold: bool
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Whether to run the package there; of a decoder, the text to go on from, and how."""
+
+    run: bool
+    prompt: str | None
+    wish: Wish
+
+
+def _continue(
+    prompt: str, wish: Wish, package: Package, as_json: bool, options: SessionOptions
+) -> Callable[[Deployment], None]:
+    """What `deploy` is given to have a decoder go on with a text; it is printed as it comes from the device."""
+    from stic.compiler.text.answering import Answer
+    from stic.compiler.text.packaged import architecture_of, coder_of, prompt_of
+
+    architecture, coder = architecture_of(package), coder_of(package)
+    ids = prompt_of(package, coder.prompt(prompt))
+
+    def use(deployment: Deployment) -> None:
+        with deployment.session(**options) as session:
+            answered = Answer(session, coder, ids, architecture.stops, wish)
+            for part in answered:
+                if not as_json:
+                    click.echo(part, nl=False)
+            stats = session.stats()
+        if as_json:
+            memory = {"peak_bytes": stats.peak_bytes, "claimed_bytes": stats.claimed_bytes}
+            click.echo(json.dumps({**answered.to_json(), **memory, **deployment.to_json()}))
+        else:
+            click.echo()
+        if answered.ending == "cancelled":
+            raise KeyboardInterrupt
+
+    return use
+
+
 @click.command("deploy")
 @click.argument("package", type=FILE)
 @device_group(required_tracker_option)
 @directory_option
-@click.option("--run", is_flag=True, help="Then run it there, on --text or --ids.")
+@gathered(
+    "asked",
+    Asked,
+    click.option("--run", is_flag=True, help="Then run it there, on --text or --ids; of a decoder, on --prompt."),
+    click.option("--prompt", type=SENTENCE, metavar="TEXT", help="With --run, what a decoder goes on from."),
+    wish_group,
+)
 @question_group
 @gathered(
     "bench",
@@ -110,7 +155,7 @@ def deploy_command(
     package: Path,
     device: DeviceChoice,
     directory: str | None,
-    run: bool,
+    asked: Asked,
     question: Question,
     bench: Bench,
     session: SessionOptions,
@@ -127,16 +172,22 @@ def deploy_command(
       stic devices --tracker 192.168.1.10:9190
       stic deploy sst2.stic --tracker 192.168.1.10:9190 --key phone --run --text "a charming journey"
       stic deploy sst2.stic --tracker 192.168.1.10:9190 --key phone --bench --cold --json
+      stic deploy smollm.stic --tracker 192.168.1.10:9190 --key phone --run --prompt "Once upon a time"
     """
-    if run and bench.bench:
+    if asked.run and bench.bench:
         raise click.UsageError("--run and --bench: one at a time")
-    if run:
+    if asked.prompt is not None and (not asked.run or question != Question()):
+        raise click.UsageError("--prompt belongs to --run, in place of what an encoder is given")
+    if asked.run and asked.prompt is None:
         question.check()
     elif question != Question():
         raise click.UsageError("what to run, and what to show of it, belongs to --run")
+    from stic.compiler.text.packaged import check_encoder
     from stic.runtime.package import Package
 
     opened = Package.open(package)
+    if bench.bench or (asked.run and asked.prompt is None):
+        check_encoder(opened)
 
     def measure(deployment: Deployment) -> None:
         from stic.compiler.device.bench import measure_session
@@ -148,7 +199,10 @@ def deploy_command(
         else:
             console.print(result.table())
 
-    use = ask(question, opened, as_json, session) if run else measure if bench.bench else say(as_json)
+    if asked.prompt is not None:
+        use = _continue(asked.prompt, asked.wish, opened, as_json, session)
+    else:
+        use = ask(question, opened, as_json, session) if asked.run else measure if bench.bench else say(as_json)
     deploy(opened, device, directory, use, as_json)
 
 

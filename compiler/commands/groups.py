@@ -263,7 +263,7 @@ stored_shards_group = compose(
 
 def _measured(
     calibration: Path | None,
-    calibration_tokens: int,
+    calibration_tokens: int | None,
     objective: Objective,
     method: Method,
     exact: bool,
@@ -286,15 +286,13 @@ measured_group = gathered(
         "--calibration",
         type=FILE,
         metavar="FILE",
-        help="TSV that importance is measured on; default: sentences built into stic.",
+        help="TSV, or text for a decoder, to measure on; default: built-in sentences, or what a decoder writes.",
     ),
     click.option(
         "--calibration-tokens",
         type=click.IntRange(1),
-        default=1536,
-        show_default=True,
         metavar="N",
-        help="Use at most so many tokens of it; more is slower and steadier.",
+        help="Use at most so many tokens of it; more is slower and steadier. Default: 1536, of decoders 4096.",
     ),
     click.option(
         "--objective",

@@ -163,6 +163,6 @@ SIZES = Several(SIZE)
 THREADS = click.IntRange(1, LIMITS["threads"])
 LANES = click.IntRange(1, LIMITS["lanes"])
 SLICES = click.IntRange(1, LIMITS["slices"])
-LENGTH = click.IntRange(1, LIMITS["max_length"])
+LENGTH = click.IntRange(1, LIMITS["chunk"])
 PROCESSES = click.IntRange(1, 1024)
 ROUNDS = 10**6  # of anything that is measured again and again

@@ -123,7 +123,7 @@ class Question:
             coded = stream_tokens(package, pairs, self.truncate)
             found = [Input(text, pair, one.ids, one.types) for (text, pair), one in coded]
         else:
-            arrays = [np.asarray(_ids(text), np.int32) for text in self.id_lists]
+            arrays = [np.asarray(token_numbers(text), np.int32) for text in self.id_lists]
             found = [Input(f"input {n}", None, ids, np.zeros_like(ids)) for n, ids in enumerate(arrays)]
         return Inputs(len(found), iter(found))
 
@@ -154,7 +154,8 @@ class Inputs:
 question_group = gathered("question", Question, *_INPUTS, *_RESULTS)
 
 
-def _ids(text: str) -> list[int]:
+def token_numbers(text: str) -> list[int]:
+    """Token numbers of a list such as 101,7592,102. Raises InputError for anything else."""
     parts = text.replace(",", " ").split()
     if not parts or not all(part.isdecimal() for part in parts):
         raise InputError(f"'{text}' is not a list of token numbers: write for example --ids 101,7592,102")
@@ -215,7 +216,7 @@ def answer(
     from stic.compiler.report.texts import token_names
 
     reading, seen = recorded(package), _Seen(question)
-    has_types, per_token = int(package.header["types"]) > 1, int(package.header["pooling"]) == 0
+    has_types, per_token = int(package.model["types"]) > 1, int(package.model["pooling"]) == 0
     if question.output is not None and question.output.suffix == ".npy" and per_token:
         raise InputError(f"{package.path} gives numbers for each token, which fill no .npy array: use -o FILE.jsonl")
     names_of = token_names(package) if per_token and reading.kind != "vector" else None

@@ -55,7 +55,7 @@ def inspect_command(package: Path, verify: bool, number: int | None, figure: Pat
     if figure is not None:
         drawn = range(len(whole.plans)) if number is None else (number,)
         drawing.picture([contents.predicted_strip(whole.with_plan(n)) for n in drawn], figure)
-    predicted_us, claimed_bytes = int(opened.header["predicted_us"]), int(opened.header["claimed_bytes"])
+    predicted_us, claimed_bytes = opened.entry.predicted_us, opened.entry.claimed_bytes
     family = contents.family_facts(whole)
     facts: dict[str, Any] = {
         **contents.identity(opened),
@@ -78,9 +78,9 @@ def inspect_command(package: Path, verify: bool, number: int | None, figure: Pat
         console.print(report.family_table(family))
         console.print()
     layer_bytes = contents.layer_bytes(opened)
-    console.print(report.plan_table(plan, predicted_us, claimed_bytes))
+    console.print(report.plan_table(plan, predicted_us, claimed_bytes, opened.shapes))
     console.print()
-    console.print(report.shard_table(plan.layers, layer_bytes))
+    console.print(report.shard_table(plan.layers, layer_bytes, opened.shapes))
     console.print()
     console.print(report.size_table("on disk", facts["files"]))
     console.print()

@@ -16,8 +16,10 @@ from stic.compiler.quantities import format_bytes, format_time, quote_time
 from stic.compiler.report.drawing import Strip
 from stic.compiler.report.report import predicted
 from stic.compiler.simulate import Event
+from stic.compiler.text.packaged import architecture_of, is_decoder
+from stic.runtime.architecture import Attention, Vocabulary
 from stic.runtime.errors import PackageError
-from stic.runtime.format import ARCHITECTURES, FEATURES, FULL, LEVELS, MATRICES, POOLINGS, levels_of, planes_in
+from stic.runtime.format import CACHES, FEATURES, FULL, MACHINES, POOLINGS, levels_of, planes_in
 from stic.runtime.gpu_format import codes_bytes
 from stic.runtime.package import Package
 
@@ -36,7 +38,8 @@ def predicted_strip(package: Package) -> Strip:
         events = tuple(Event(**event) for event in package.plan["timeline"])
     except (KeyError, TypeError) as error:
         raise PackageError(f"{package.path / 'plan.json'} holds no timeline: compile the package again") from error
-    strip = predicted(events, int(package.header["max_length"]), int(package.header["deadline_us"]) or None)
+    length = 1 if is_decoder(package) else package.max_length  # a decoder is planned for its next token
+    strip = predicted(events, length, package.entry.deadline_us or None)
     return strip if len(package.plans) == 1 else replace(strip, title=f"plan {package.number}, {strip.title}")
 
 
@@ -79,24 +82,57 @@ def budget_words(package: Package) -> str:
 
 def identity(package: Package) -> dict[str, Any]:
     """What the package is, as plain data."""
-    head = package.header
-    numbers = ("hidden", "slices", "layers", "vocabulary", "max_length", "output_features", "threads", "lanes")
+    head, model = package.header, package.model
+    slices = max(shape.slices for shape in package.shapes)
     return {
         "name": package.plan.get("model", {}).get("name", ""),
         "target": package.plan.get("target", ""),
         "quantizer": package.plan.get("quantizer", ""),
         "format": f"{head['major']}.{head['minor']}",
-        "architecture": ARCHITECTURES[int(head["architecture"])],
+        "architecture": MACHINES[int(head["machine"])],
         "features": [name for i, name in enumerate(FEATURES) if int(head["features"]) >> i & 1],
-        "pooling": POOLINGS[int(head["pooling"])],
+        "pooling": POOLINGS[int(model["pooling"])],
         "labels": list(recorded(package).names),
         "reading": recorded(package).to_json(),
         "full_bits": int(head["full_bits"]),
         "row_type": package.row_type,
-        "all_planes": bool(np.all(package.records["bytes"][:, :FULL] > 0)),
+        "all_planes": all(
+            bool(np.all(records["bytes"][:FULL, : shape.slices] > 0))
+            for records, shape in zip(package.records, package.shapes, strict=True)
+        ),
         "plans": len(package.plans),
         "gpu": gpu_facts(package),
-        **{name: int(head[name]) for name in numbers},
+        "hidden": package.hidden,
+        "slices": slices,
+        "layers": len(package.shapes),
+        **{name: int(model[name]) for name in ("vocabulary", "max_length", "output_features")},
+        **{name: int(head[name]) for name in ("threads", "lanes")},
+        "decoder": decoder_facts(package),
+    }
+
+
+def decoder_facts(package: Package) -> dict[str, Any] | None:
+    """What a decoder is and how it keeps its text; None for an encoder."""
+    if not is_decoder(package):
+        return None
+    architecture, text = architecture_of(package), package.plan.get("text", {})
+    attention = [block for block in architecture.blocks if isinstance(block, Attention)]
+    return {
+        "family": architecture.family,
+        "vocabulary": architecture.vocabulary,
+        "context": package.max_length,
+        "trained_context": architecture.context,
+        "chunk": int(package.model["chunk"]),
+        "kv_type": CACHES[int(package.model["cache"])],
+        "kv_bytes": package.regions["cache"][1],
+        "heads": sorted({block.heads for block in attention}),
+        "key_heads": sorted({block.key_heads for block in attention}),
+        "windows": sorted({block.window for block in attention if block.window}),
+        "tied": any(block.tied for block in architecture.blocks if isinstance(block, Vocabulary)),
+        "stops": list(architecture.stops),
+        "tokenizer": package.tokenizer is not None,
+        "template": package.template is not None,
+        "bos": text.get("bos") if text.get("add_bos") else None,
     }
 
 
@@ -117,14 +153,10 @@ def gpu_facts(package: Package) -> dict[str, Any] | None:
 def describe(package: Package) -> list[str]:
     """The same in a few lines for people."""
     facts = identity(package)
-    width = package.shape.heads_per_slice
     lines = [
-        f"{facts['name'] or 'a model'}: {facts['layers']} layers of {facts['slices']} slices"
-        f" ({width} head{'s' if width > 1 else ''} and {package.shape.neurons_per_slice} neurons each),"
-        f" hidden {facts['hidden']}, up to {facts['max_length']} tokens",
-        f"output: {facts['output_features']} numbers"
-        + {"tokens": " a token", "first": " from the first token", "mean": ", mean of the tokens"}[facts["pooling"]]
-        + (f", {facts['reading']['kind']} {', '.join(facts['labels'])}" if facts["labels"] else ""),
+        f"{facts['name'] or 'a model'}: {_blocks(package)}, hidden {facts['hidden']},"
+        f" up to {facts['max_length']} tokens",
+        *([_output_line(facts)] if facts["decoder"] is None else _decoder_lines(facts["decoder"])),
         f"target {facts['target']}: {facts['architecture']} with {', '.join(facts['features']) or 'nothing'};"
         f" {facts['threads']} compute threads, {facts['lanes']} IO lanes; format {facts['format']},"
         f" quantizer {facts['quantizer']}",
@@ -142,6 +174,39 @@ def describe(package: Package) -> list[str]:
     return lines
 
 
+def _output_line(facts: dict[str, Any]) -> str:
+    """What an encoder gives."""
+    pooling = {"tokens": " a token", "first": " from the first token", "mean": ", mean of the tokens"}
+    labels = f", {facts['reading']['kind']} {', '.join(facts['labels'])}" if facts["labels"] else ""
+    return f"output: {facts['output_features']} numbers{pooling[facts['pooling']]}{labels}"
+
+
+def _decoder_lines(facts: dict[str, Any]) -> list[str]:
+    """What a decoder is, and how it keeps its text."""
+    heads, keys = (" or ".join(map(str, facts[name])) for name in ("heads", "key_heads"))
+    windows = "".join(f", of them some see {window} tokens" for window in facts["windows"])
+    parts = [name for name in ("tokenizer", "template") if facts[name]]
+    return [
+        f"decoder of the family {facts['family']}: {heads} heads, {keys} of keys and values{windows};"
+        f" {facts['vocabulary']} tokens, {'tied to' if facts['tied'] else 'apart from'} the word table",
+        f"context {facts['context']} tokens of {facts['trained_context']}, {facts['chunk']} computed at once; keys and"
+        f" values in {facts['kv_type']}, {format_bytes(facts['kv_bytes'])}",
+        f"text: {' and '.join(parts) or 'neither tokenizer nor template'};"
+        f" answers end at {', '.join(map(str, facts['stops'])) or 'no token'}",
+    ]
+
+
+def _blocks(package: Package) -> str:
+    """What the package's blocks are, and how they are cut."""
+    shape, count = package.shapes[0], len(package.shapes)
+    if shape.kind != "layer":
+        kinds = [one.kind for one in package.shapes]
+        return f"{count} blocks, {kinds.count('attention')} of attention and {kinds.count('feed_forward')} feed-forward"
+    width = shape.heads_per_slice
+    heads = f"{width} head{'s' if width > 1 else ''}"
+    return f"{count} layers of {shape.slices} slices ({heads} and {shape.neurons_per_slice} neurons each)"
+
+
 def file_bytes(package: Package) -> dict[str, int]:
     """Bytes of each file."""
     return {
@@ -152,19 +217,18 @@ def file_bytes(package: Package) -> dict[str, int]:
 
 def kind_bytes(package: Package) -> dict[str, int]:
     """Bytes of shards.bin by what they hold, for all records that are stored."""
-    weights = sum(n * k for n, k in (package.shape.matrix(name) for name in MATRICES))
-    present = package.records["bytes"] > 0
-    records = {level: int(np.sum(present[:, level])) for level in range(LEVELS)}
-    planes = sum(
-        records[level] * weights * planes_in(level, package.nested) // 8 for level in range(FULL) if records[level]
-    )
-    tables = sum(records[level] * len(MATRICES) * (4 << level) for level in range(FULL))
+    planes = tables = 0
+    for records, shape in zip(package.records, package.shapes, strict=True):
+        for level in range(FULL):
+            count = int(np.sum(records["bytes"][level] > 0))
+            planes += count * shape.weights * planes_in(level, package.nested) // 8
+            tables += count * len(shape.matrices) * (4 << level)
     full = int(np.sum(package.records["bytes"][:, FULL], dtype=np.int64))
     stored = int(np.sum(package.records["bytes"], dtype=np.int64))
     return {
         "bit planes": planes,
         "tables of code values": tables,
-        "outliers": stored - full - planes - tables,
+        "ratios" if package.header["group"] else "outliers": stored - full - planes - tables,
         "full precision": full,
         "padding": int(package.files["shards.bin"]["bytes"]) - stored,
     }
@@ -177,12 +241,13 @@ def memory_bytes(package: Package) -> dict[str, int]:
         layers, slices = package.bits.shape
         regions["gpu state"] = package.gpu.state_bytes
         regions["gpu copies"] = int(package.files["trunk.bin"]["bytes"]) + codes_bytes(layers, slices)
-    return {**regions, "beside": int(package.header["claimed_bytes"]) - sum(regions.values())}
+    return {**regions, "beside": package.entry.claimed_bytes - sum(regions.values())}
 
 
 def memory_groups(package: Package) -> dict[str, int]:
     """The same in few words: what a plan decides about, and the rest."""
     names = {"trunk": "trunk", "preload": "preload buffer", "working": "working buffer", "table": "word table"}
+    names |= {"cache": "keys and values"} if is_decoder(package) else {}
     names |= {"gpu state": "activations on the GPU", "gpu copies": "trunk and addresses for the GPU"}
     groups: dict[str, int] = {}
     for region, size in memory_bytes(package).items():
@@ -193,10 +258,10 @@ def memory_groups(package: Package) -> dict[str, int]:
 
 def layer_bytes(package: Package) -> list[tuple[int, int]]:
     """For each layer (bytes held in the preload buffer, bytes read in a run)."""
-    resident = int(package.header["resident_extents"])
+    resident = package.entry.resident_extents
     sizes = []
-    for layer in range(len(package.layers)):
-        mine = package.extents["layer"] == layer
+    for layer in range(len(package.shapes)):
+        mine = package.extents["block"] == layer
         held = int(np.sum(package.extents["bytes"][:resident][mine[:resident]], dtype=np.int64))
         sizes.append((held, int(np.sum(package.extents["bytes"][mine], dtype=np.int64)) - held))
     return sizes
@@ -205,7 +270,7 @@ def layer_bytes(package: Package) -> list[tuple[int, int]]:
 def shard_bytes(package: Package) -> int:
     """Bytes of all records that the plan uses, resident or streamed."""
     return sum(
-        int(package.records[layer, level, s]["bytes"])
-        for layer, s in np.argwhere(package.bits > 0)
-        for level in levels_of(int(package.bits[layer, s]), package.nested)
+        int(package.records[block, level, s]["bytes"])
+        for block, s in np.argwhere(package.bits > 0)
+        for level in levels_of(int(package.bits[block, s]), package.nested)
     )

@@ -14,6 +14,7 @@ from stic.compiler.quantities import format_bytes, format_time, quote_bytes, quo
 from stic.compiler.report.drawing import HAND_OVER, Kind, Span, Strip
 from stic.compiler.report.sweep import Point, on_front
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
+from stic.runtime.format import Shape
 from stic.runtime.gpu_format import Place
 from stic.runtime.trace import GPU, Trace
 
@@ -57,14 +58,23 @@ def grid_row(bits: Sequence[int], slices: int) -> str:
     return "".join(marks).ljust(slices, LEFT_OUT)
 
 
-def shard_table(layers: Sequence[LayerPlan], layer_bytes: Sequence[tuple[int, int]] | None = None) -> Table:
-    """The grid of shards: bits and resident bits by layer and slice.
+def _decodes(shapes: Sequence[Shape]) -> bool:
+    return bool(shapes) and shapes[0].kind != "layer"
+
+
+def shard_table(
+    layers: Sequence[LayerPlan], layer_bytes: Sequence[tuple[int, int]] | None = None, shapes: Sequence[Shape] = ()
+) -> Table:
+    """The grid of shards: bits and resident bits by layer, or block of a decoder, and slice.
 
     `layer_bytes`, where known, holds for each layer (bytes resident, bytes streamed in a run).
     """
-    slices = max((len(layer.bits) for layer in layers), default=0)
+    decodes = _decodes(shapes)
+    most = max((len(layer.bits) for layer in layers), default=0)
     table = Table(box=None, pad_edge=False)
-    table.add_column("layer", justify="right")
+    table.add_column("block" if decodes else "layer", justify="right")
+    if decodes:
+        table.add_column("kind")
     table.add_column("bits of each slice")
     table.add_column("of them resident")
     table.add_column("mean bits", justify="right")
@@ -76,7 +86,9 @@ def shard_table(layers: Sequence[LayerPlan], layer_bytes: Sequence[tuple[int, in
         table.add_column("streamed", justify="right")
     for number, layer in enumerate(layers):
         mean = f"{sum(layer.bits) / len(layer.bits):.2f}" if layer.bits else "left out"
-        row = [str(number), grid_row(layer.bits, slices), grid_row(layer.resident, slices), mean]
+        slices = shapes[number].slices if decodes else most
+        kind = [shapes[number].kind.replace("_", "-")] if decodes else []
+        row = [str(number), *kind, grid_row(layer.bits, slices), grid_row(layer.resident, slices), mean]
         if placed:
             row.append(layer.place.upper() if layer.bits else "")
         if layer_bytes is not None:
@@ -106,19 +118,22 @@ def proof_sentence(plan: Plan) -> str:
     )
 
 
-def plan_table(plan: Plan, predicted_us: float, peak_bytes: int) -> Table:
-    """Budgets, what the plan needs of them, and the proof."""
+def plan_table(plan: Plan, predicted_us: float, peak_bytes: int, shapes: Sequence[Shape] = ()) -> Table:
+    """Budgets, what the plan needs of them, and the proof; `shapes` are those of a decoder's blocks."""
+    layer, latency = ("block", "next token") if _decodes(shapes) else ("layer", "latency")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("latency", _against(predicted_us, plan.budget.latency_us, format_time, quote_time))
+    table.add_row(latency, _against(predicted_us, plan.budget.latency_us, format_time, quote_time))
     table.add_row("memory", _against(peak_bytes, plan.budget.memory_bytes, format_bytes, quote_bytes))
     table.add_row("margin", f"{plan.margin:.0%} of the latency budget is kept back for jitter")
     table.add_row("mean bits", f"{plan.mean_bits:.2f}")
     table.add_row("word table", "resident" if plan.table_resident else "read by row")
     table.add_row(
         "read-ahead",
-        f"{plan.read_ahead} layer{'s' * (plan.read_ahead != 1)}" if plan.overlap else "none: loads all, then computes",
+        f"{plan.read_ahead} {layer}{'s' * (plan.read_ahead != 1)}"
+        if plan.overlap
+        else "none: loads all, then computes",
     )
     table.add_row("proof", proof_sentence(plan))
     if plan.loss is not None:
@@ -128,11 +143,18 @@ def plan_table(plan: Plan, predicted_us: float, peak_bytes: int) -> Table:
     return table
 
 
-def print_plan(console: Console, plan: Plan, predicted_us: float, peak_bytes: int, timeline: str = "") -> None:
+def print_plan(
+    console: Console,
+    plan: Plan,
+    predicted_us: float,
+    peak_bytes: int,
+    timeline: str = "",
+    shapes: Sequence[Shape] = (),
+) -> None:
     """Print a plan: budgets, proof, grid of shards, and a drawn timeline."""
-    console.print(plan_table(plan, predicted_us, peak_bytes))
+    console.print(plan_table(plan, predicted_us, peak_bytes, shapes))
     console.print()
-    console.print(shard_table(plan.layers))
+    console.print(shard_table(plan.layers, shapes=shapes))
     if timeline:
         console.print()
         print_drawing(console, timeline)
@@ -231,7 +253,7 @@ def predicted(events: Iterable[Event], length: int, deadline_us: float | None) -
     spans = (
         Span(_lane(e.kind == "io", e.place), kinds[e.kind], e.start_us, e.end_us, layer_label(e.layer)) for e in events
     )
-    return Strip(f"predicted for {length} tokens", tuple(spans), deadline_us)
+    return Strip(f"predicted for {length} token{'s' * (length != 1)}", tuple(spans), deadline_us)
 
 
 def _measured_lane(track: int) -> str:

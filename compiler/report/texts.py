@@ -52,7 +52,7 @@ def stream_tokens(package: Package, texts: Iterable[Pair], truncate: bool) -> It
     Raises InputError for one that is too long, unless it may be cut, and for one that the model cannot take.
     """
     tokenizer, prompt, tables = tokenizer_of(package), recorded(package).prompt, Tables.of_package(package)
-    limit = int(package.header["max_length"])
+    limit = package.max_length
     rest = iter(texts)
     while chunk := list(islice(rest, CHUNK)):
         whole = [(prompt + first if second is None else first, second) for first, second in chunk]
@@ -85,15 +85,13 @@ def inputs_of(package: Package, examples: Examples) -> list[tuple[int, Ids, Ids 
 
     Types are None where the model has but one. Raises InputError if the package gives a vector a token instead of one.
     """
-    if int(package.header["pooling"]) == 0:
+    if int(package.model["pooling"]) == 0:
         raise InputError(f"{package.path} gives one vector a token: evaluation needs a model with pooling or a head")
-    has_types = int(package.header["types"]) > 1
+    has_types = int(package.model["types"]) > 1
     prompted = examples.prompted(recorded(package).prompt)
     return [
         (int(row), ids[mask], types[mask] if has_types else None)
-        for batch in encode(
-            prompted, tokenizer_of(package), int(package.header["max_length"]), tables=Tables.of_package(package)
-        )
+        for batch in encode(prompted, tokenizer_of(package), package.max_length, tables=Tables.of_package(package))
         for row, ids, types, mask in zip(batch.rows, batch.ids, batch.types, batch.mask, strict=True)
     ]
 
@@ -103,7 +101,7 @@ def outputs_of(
 ) -> NDArray[np.float32]:
     """One output vector for each of `examples.sequences`, (sequences, features); otherwise as `inputs_of`."""
     inputs = inputs_of(package, examples)
-    outputs = np.zeros((len(inputs), int(package.header["output_features"])), np.float32)
+    outputs = np.zeros((len(inputs), int(package.model["output_features"])), np.float32)
     for done, (row, ids, types) in enumerate(inputs):
         outputs[row] = session.run(ids, types)
         progress("evaluating", done + 1, len(inputs))

@@ -40,7 +40,7 @@ def device(rpc_devices: RpcDevices, tmp_path: Path) -> Iterator[list[str]]:
 def expected_output(package: Path, gpu: GpuUse = "auto") -> np.ndarray:
     """Of a run on IDS here."""
     with Session(package, gpu=gpu) as session:
-        return session.run(IDS, [0] * len(IDS) if int(Package.open(package).header["types"]) else None)
+        return session.run(IDS, [0] * len(IDS) if int(Package.open(package).model["types"]) else None)
 
 
 def output_of(out: str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -38,7 +38,7 @@ def run(*arguments):
 def least(folder, compiling):
     """Memory of a plan that streams, in bytes; one with everything in memory takes more."""
     assert run(*compiling, "--memory", "16MiB", "-o", folder / "alone.stic") == 0
-    return int(Package.open(folder / "alone.stic").header["claimed_bytes"]) - SMALLER
+    return Package.open(folder / "alone.stic").entry.claimed_bytes - SMALLER
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ BASE = {
     "engine": ["--target", "nothing", "-o", "out"],
     "inspect": ["nowhere.stic"],
     "run": ["nowhere.stic", "--text", "a"],
+    "generate": ["nowhere.stic", "--prompt", "a"],
+    "chat": ["nowhere.stic"],
     "eval": ["nowhere.stic", "--data", "nowhere.tsv"],
     "bench": ["nowhere.stic"],
     "deploy": ["nowhere.stic", "--tracker", "127.0.0.1:1"],

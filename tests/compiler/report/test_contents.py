@@ -27,7 +27,7 @@ def write(tmp_path_factory):
     """Writes a package of a random model; its kernels are never loaded here."""
     folder = tmp_path_factory.mktemp("contents")
     (folder / "kernels.so").write_bytes(b"no code")
-    materials = collect(synthetic(Geometry(4, 64, 4, 16, 128, 4), "gelu", 40), 16, 40, 2, 2)
+    quantized = synthetic(Geometry(4, 64, 4, 16, 128, 4), "gelu", 40)
     proof = Proof("heuristic", 1.0, None, 0.0)
     layers = tuple(LayerPlan(b, r) for b, r in zip(BITS, RESIDENT, strict=True))
     plan = Plan("test", layers, False, 1, True, Budget(60_000, 8 << 20), 0.05, proof)
@@ -39,9 +39,8 @@ def write(tmp_path_factory):
         program = GpuProgram(folder / "kernels.cl", "mali", "float16", launches)
         target = load("host", "mali-g52" if gpu else None)
         planned = (Planned(replace(plan, layers=placed), 57_000, timeline), *also)
-        parts = assemble_package(
-            materials, planned, target, folder / "kernels.so", program if gpu else None, fallback, reading
-        )
+        materials = collect(quantized, 16, 40, 2, 2, reading=reading)
+        parts = assemble_package(materials, planned, target, folder / "kernels.so", program if gpu else None, fallback)
         write_package(parts, folder / name)
         return Package.open(folder / name)
 
@@ -94,7 +93,7 @@ def test_sizes_add_up_to_what_is_on_disk(package):
 
 
 def test_memory_adds_up_to_the_claim(package):
-    claimed = int(package.header["claimed_bytes"])
+    claimed = package.entry.claimed_bytes
     assert sum(contents.memory_bytes(package).values()) == claimed
     assert sum(contents.memory_groups(package).values()) == claimed
 
@@ -109,7 +108,7 @@ def test_layers_on_a_gpu_are_described_and_counted(write, package, fallback):
     }  # fmt: skip
     line = contents.describe(placed)[-1]
     assert line.startswith("2 of 4 layers run on Mali-G52") and ("on the CPU instead" in line) == fallback
-    claimed = int(placed.header["claimed_bytes"])
+    claimed = placed.entry.claimed_bytes
     assert sum(contents.memory_bytes(placed).values()) == sum(contents.memory_groups(placed).values()) == claimed
     assert contents.memory_groups(placed)["activations on the GPU"] == placed.gpu.state_bytes
 

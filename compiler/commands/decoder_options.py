@@ -1,0 +1,55 @@
+"""Options that decoders alone have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from stic.compiler.commands.groups import compose, gathered
+from stic.compiler.options import CompileOptions, DecoderOptions
+from stic.runtime.format import CACHES
+
+
+def _decoder(context: int | None, chunk: int | None, cache: str | None, head_bits: str | None) -> DecoderOptions:
+    given = {
+        "context": context,
+        "chunk": chunk,
+        "cache": cache,
+        "head_bits": None if head_bits is None else int(head_bits),
+    }
+    return DecoderOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _with_decoder(options: CompileOptions, decoder: DecoderOptions) -> CompileOptions:
+    return replace(options, decoder=decoder)
+
+
+_LEAST = click.IntRange(1)
+decoder_group = compose(
+    gathered(
+        "decoder",
+        _decoder,
+        click.option(
+            "--context",
+            type=_LEAST,
+            metavar="N",
+            help="Tokens that a decoder's session can hold; default: 2048, or the model's, where that is less.",
+        ),
+        click.option(
+            "--chunk", type=_LEAST, metavar="N", help="Tokens of a prompt that are computed at once; default: 128."
+        ),
+        click.option(
+            "--kv",
+            "cache",
+            type=click.Choice(CACHES[1:]),
+            help="Type of a decoder's cached keys and values; default: int8.",
+        ),
+        click.option(
+            "--head-bits",
+            type=click.Choice(["2", "3", "4", "5", "6", "7", "8", "16"]),
+            help="Bitwidth of a decoder's head under a uniform planner; default: --bits, but at least 6.",
+        ),
+    ),
+    gathered("options", _with_decoder),
+)
