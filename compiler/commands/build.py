@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stic.compiler.commands.decoder_options import decoder_group
 from stic.compiler.commands.deploy import ask, deploy, say
 from stic.compiler.commands.device_options import DeviceChoice, device_group, directory_option
 from stic.compiler.commands.groups import compile_group, gathered, json_option, plan_group
@@ -70,6 +71,7 @@ sweep_group = gathered(
 
 @click.command("plan")
 @plan_group
+@decoder_group
 @sweep_group
 @click.option("--figure", type=PICTURE, metavar="FILE.svg", help="Also draw the sweep, or without one the timeline.")
 @click.option("-o", "--output", "plan_file", type=FILE, metavar="FILE.json", help="Write the plan here.")
@@ -138,6 +140,7 @@ def plan_command(
 
 @click.command("compile")
 @compile_group
+@decoder_group
 @click.option("--engine", type=FILE, metavar="DIR", help="Also build stic_run and libstic.so for the target, here.")
 @device_group(
     click.option(

@@ -292,3 +292,19 @@ def test_another_machine_s_times_are_estimated(tmp_path, stic):
     status, _, err = stic(*asked)
     assert status == 0, err
     assert Package.open(output).entry.predicted_us > 0
+
+
+@pytest.mark.parametrize("option", [("--context", 64), ("--chunk", 16), ("--kv", "int8"), ("--head-bits", "8")])
+def test_an_encoder_has_no_options_of_decoders(tmp_path, stic, tiny_classifier_dir, option):
+    given = ["plan", tiny_classifier_dir, "--target", "host", *option]
+    status, _, err = stic(*given)
+    assert status == 1 if option[0] != "--kv" else status in (0, 1)  # int8 is what it is without being asked for
+    assert status == 0 or "are a decoder's" in err
+
+
+def test_a_decoder_has_a_context_and_no_max_length(tmp_path, stic):
+    model = small_decoder.write(tmp_path / "model")
+    status, _, err = stic("plan", model, "--target", "host", "--max-length", 16, "--planner", "preload", "--bits", 4)
+    assert status == 1 and "--context" in err
+    status, _, err = stic("plan", model, "--target", "host", "--context", 500, "--planner", "preload", "--bits", 4)
+    assert status == 1 and "takes 64 tokens" in err
