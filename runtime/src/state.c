@@ -56,6 +56,9 @@ stic_status stic_state_save(stic_session *s, const char *path) {
   const int length = snprintf(partial, sizeof partial, "%s.XXXXXX", path);
   if (length < 0 || (size_t)length >= sizeof partial)
     return stic_fail(&s->error, STIC_INVALID_ARGUMENT, "the state's path is longer than this engine can handle");
+  struct stat there;
+  if (stat(path, &there) == 0 && !S_ISREG(there.st_mode)) /* a device or a folder would be replaced */
+    return stic_fail(&s->error, STIC_IO, "%s is there and is no regular file: save under another name", path);
   const int file = mkstemp(partial);
   if (file < 0) return stic_fail(&s->error, STIC_IO, "%s cannot be written (%s)", path, strerror(errno));
   bool written = write_state(s, file);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import struct
@@ -100,6 +101,15 @@ def test_saving_and_loading(n: int, package: Path, tmp_path: Path) -> None:
         if n < CONTEXT:
             session.extend(IDS[n : n + 1])
             assert np.array_equal(session.logits(), fresh(package, n + 1))
+
+
+def test_what_is_no_regular_file_is_not_replaced(session: Session, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    session.extend([1, 2, 3])
+    with pytest.raises(EngineError, match="is no regular file"):
+        session.save(pipe)
+    assert pipe.is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_text_without_logits_is_saved_without(session: Session, tmp_path: Path) -> None:
