@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ import pytest
 pytest.importorskip("tvm", reason="needs apache-tvm")
 
 from stic.compiler.package.kernels import generate
-from stic.schedules.rule import decoder_rules
+from stic.schedules.cpu.attention import attention
+from stic.schedules.rule import EVERY_CPU, decoder_rules, micro_kernel
 from stic.schedules.shape import DecoderShape, KernelShape
-from stic.schedules.tir import build
+from stic.schedules.tir import PrimFunc, build
 from stic.targets import target as target_module
 from stic.targets.target import Target, load
 from stic.targets.toolchain import find_c_compiler, link_shared
@@ -192,19 +194,31 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Machine(target, emulator, driver, kernels, folder)
 
 
-@pytest.fixture(scope="session")
-def decoder(machine: Machine) -> Machine:
-    """The machine with all of a decoder's kernels but the products, which take the time to compile."""
-    built: dict[DecoderShape, Path] = {}
+def _with_only(machine: Machine, functions: Callable[[Any], list[PrimFunc]]) -> Machine:
+    """The machine with few of a shape's kernels: those that come in all bitwidths are what takes time to compile."""
+    built: dict[KernelShape | DecoderShape, Path] = {}
 
     def kernels(shape: KernelShape | DecoderShape) -> Path:
-        assert isinstance(shape, DecoderShape)
         if shape not in built:
-            out = machine.folder / f"decoder{len(built)}.so"
-            functions = [rule(machine.target, shape) for rule in decoder_rules(shape)]
-            build(functions, dict(machine.target.tvm)).write_to_file(str(out.with_suffix(".o")))
+            out = machine.folder / f"{type(shape).__name__}{len(built)}.so"
+            build(functions(shape), dict(machine.target.tvm)).write_to_file(str(out.with_suffix(".o")))
             link_shared([out.with_suffix(".o")], out, machine.target)
             built[shape] = out
         return built[shape]
 
     return replace(machine, kernels=kernels)
+
+
+@pytest.fixture(scope="session")
+def encoder(machine: Machine) -> Machine:
+    """The machine with all of an encoder's kernels but the products of codes."""
+    target, plain = machine.target, micro_kernel(machine.target)
+    return _with_only(
+        machine, lambda shape: [attention(target, shape, plain), *(rule(target, shape) for rule in EVERY_CPU)]
+    )
+
+
+@pytest.fixture(scope="session")
+def decoder(machine: Machine) -> Machine:
+    """The machine with all of a decoder's kernels but the products of codes."""
+    return _with_only(machine, lambda shape: [rule(machine.target, shape) for rule in decoder_rules(shape)])

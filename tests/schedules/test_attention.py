@@ -35,22 +35,22 @@ def case(rng: np.random.Generator, head_dim: int, tokens: int, spread: float) ->
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"d{shape.head_dim}")
-def test_attention(machine: Any, shape: KernelShape) -> None:
+def test_attention(encoder: Any, shape: KernelShape) -> None:
     rng = np.random.default_rng(9)
     cases = [case(rng, shape.head_dim, tokens, spread) for tokens in TOKENS for spread in (0.1, 1.0)]
-    answers = machine.run([("stic_attention", call) for call, _ in cases], shape)
+    answers = encoder.run([("stic_attention", call) for call, _ in cases], shape)
     for (call, (query, key, value)), answer in zip(cases, answers, strict=True):
         out = answer[3].transpose(1, 0, 2).reshape(shape.head_dim, -1)[:, : call[8]]
         np.testing.assert_array_equal(out, arithmetic.attention(query, key, value))
 
 
-def test_later_queries_alone(machine: Any) -> None:
+def test_later_queries_alone(encoder: Any) -> None:
     """A head may be split between threads by tiles of queries."""
     rng = np.random.default_rng(10)
     shape, tokens = SHAPES[0], 40
     call, (query, key, value) = case(rng, shape.head_dim, tokens, 1.0)
     call[0], call[3], call[9] = call[0][1:], call[3][1:], 2
-    answer = machine.run([("stic_attention", call)], shape)[0][3]
+    answer = encoder.run([("stic_attention", call)], shape)[0][3]
     out = answer.transpose(1, 0, 2).reshape(shape.head_dim, -1)[:, : tokens - TILE]
     np.testing.assert_array_equal(out, arithmetic.attention(query, key, value)[:, TILE:])
 

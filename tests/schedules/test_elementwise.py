@@ -25,7 +25,6 @@ from stic.schedules.tir import LANES, build, kernel, load, loop, store
 from stic.targets.target import Target
 from stic.targets.toolchain import link_shared
 
-# Those of test_rule.py, whose kernels are compiled once for both files.
 SHAPES = (
     KernelShape(hidden=52, head_dim=20, activation="gelu", embed_epsilon=1e-5, norm_epsilon=1e-12),
     KernelShape(hidden=5, head_dim=8, activation="gelu_tanh", embed_epsilon=1e-5, norm_epsilon=1e-12),
@@ -70,12 +69,12 @@ def elementwise(name: str, function: Callable[[Any], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def exponentials(machine: Any) -> Any:
+def exponentials(encoder: Any) -> Any:
     """The machine with single functions of vector_math."""
-    target: Target = machine.target
+    target: Target = encoder.target
 
     def kernels(shape: KernelShape) -> Any:
-        library = machine.folder / "exponentials.so"
+        library = encoder.folder / "exponentials.so"
         if not library.is_file():
             functions = [elementwise(name, getattr(vector_math, name)) for name in ("exp2_16", "exp16")]
             compiled = library.with_suffix(".o")
@@ -83,7 +82,7 @@ def exponentials(machine: Any) -> Any:
             link_shared([compiled], library, target)
         return library
 
-    return replace(machine, kernels=kernels)
+    return replace(encoder, kernels=kernels)
 
 
 @pytest.mark.parametrize("name", ["exp2_16", "exp16"])
@@ -96,10 +95,10 @@ def test_exponentials(exponentials: Any, name: str) -> None:
 
 
 @every_shape
-def test_activation(machine: Any, shape: KernelShape) -> None:
+def test_activation(encoder: Any, shape: KernelShape) -> None:
     rng = np.random.default_rng(2)
     x = vectors(np.linspace(0, 12, 5000), rng.standard_normal(5000), every_size(3000), SPECIAL)
-    y = machine.run([("stic_activation", [x, len(x)])], shape)[0][0]
+    y = encoder.run([("stic_activation", [x, len(x)])], shape)[0][0]
     assert np.isfinite(y).all()
     mirror = arithmetic.activation(shape.activation)(x)
     assert same(y + np.float32(0), mirror + np.float32(0))  # whose zeros are positive
@@ -118,14 +117,14 @@ def quantize_cases(rng: np.random.Generator) -> list[np.ndarray]:
 
 @quick
 @given(seed=st.integers(0, 2**32 - 1))
-def test_quantize(machine: Any, seed: int) -> None:
-    q, wants_sums = interleave(machine.target), panel_zero(machine.target) != 0
+def test_quantize(encoder: Any, seed: int) -> None:
+    q, wants_sums = interleave(encoder.target), panel_zero(encoder.target) != 0
     inputs = quantize_cases(np.random.default_rng(seed))
     calls: list[Any] = []
     for x in inputs:
         outputs = [np.ones((len(x) // q, 16, q), np.int8), np.ones(16, np.float32), np.ones(16, np.int32)]
         calls.append(("stic_quantize", [x, *outputs, len(x)]))
-    for x, (_, codes, scale, sums) in zip(inputs, machine.run(calls, SHAPES[0]), strict=True):
+    for x, (_, codes, scale, sums) in zip(inputs, encoder.run(calls, SHAPES[0]), strict=True):
         expected, expected_scale = arithmetic.quantize(x)
         assert (codes == expected.reshape(-1, q, 16).transpose(0, 2, 1)).all()
         assert same(scale, expected_scale)
@@ -133,18 +132,18 @@ def test_quantize(machine: Any, seed: int) -> None:
 
 
 @every_shape
-def test_add_norm(machine: Any, shape: KernelShape) -> None:
+def test_add_norm(encoder: Any, shape: KernelShape) -> None:
     hidden, rng = shape.hidden, np.random.default_rng(3)
     x, y = normal(rng, pad16(hidden), 16) + 3, normal(rng, pad16(hidden), 16)
     gamma, beta = normal(rng, hidden), normal(rng, hidden)
-    answer = machine.run([("stic_add_norm", [x, y, gamma, beta])], shape)[0][0]
+    answer = encoder.run([("stic_add_norm", [x, y, gamma, beta])], shape)[0][0]
     assert same(answer[:hidden], arithmetic.layer_norm((x + y)[:hidden], gamma, beta, shape.norm_epsilon))
     assert not answer[hidden:].any()
 
 
 @every_shape
 @pytest.mark.parametrize("n", [1, 16, 17, 100])
-def test_embed(machine: Any, shape: KernelShape, n: int) -> None:
+def test_embed(encoder: Any, shape: KernelShape, n: int) -> None:
     hidden, padded, rng = shape.hidden, pad16(shape.hidden), np.random.default_rng(n)
     tiles, scale_at = -(-n // TILE), -(-hidden // 4) * 4
     words, scales = rng.integers(-127, 128, (n, hidden)).astype(np.int8), np.abs(normal(rng, n)) / 100
@@ -155,7 +154,7 @@ def test_embed(machine: Any, shape: KernelShape, n: int) -> None:
     gamma, beta = normal(rng, hidden), normal(rng, hidden)
     x = np.full((tiles, padded, TILE), np.nan, np.float32)
     call: Any = ("stic_embed", [rows, position, kinds, ids, gamma, beta, x, n, scale_at + 4])
-    answer = machine.run([call], shape)[0][6]
+    answer = encoder.run([call], shape)[0][6]
     place = position[:, :hidden].astype(np.float32) + kinds[ids][:, :hidden].astype(np.float32)
     tokens = np.zeros((hidden, tiles * TILE), np.float32)
     tokens[:, :n] = arithmetic.fma(words.astype(np.float32), scales[:, None], place).T
@@ -166,7 +165,7 @@ def test_embed(machine: Any, shape: KernelShape, n: int) -> None:
 
 @every_shape
 @pytest.mark.parametrize("n", [1, 16, 17, 100])
-def test_embed_float16(machine: Any, shape: KernelShape, n: int) -> None:
+def test_embed_float16(encoder: Any, shape: KernelShape, n: int) -> None:
     hidden, padded, rng = shape.hidden, pad16(shape.hidden), np.random.default_rng(n)
     tiles, halfs = -(-n // TILE), -(-hidden // 2) * 2 + 2  # a row: values, zeros, CRC
     rows = np.full((n, halfs), np.nan, np.float16)
@@ -177,7 +176,7 @@ def test_embed_float16(machine: Any, shape: KernelShape, n: int) -> None:
     gamma, beta = normal(rng, hidden), normal(rng, hidden)
     x = np.full((tiles, padded, TILE), np.nan, np.float32)
     call: Any = ("stic_embed_f16", [rows, position, kinds, ids, gamma, beta, x, n, 2 * halfs])
-    answer = machine.run([call], shape)[0][6]
+    answer = encoder.run([call], shape)[0][6]
     tokens = np.zeros((hidden, tiles * TILE), np.float32)
     place = position[:, :hidden].astype(np.float32) + kinds[ids][:, :hidden].astype(np.float32)
     tokens[:, :n] = (words.astype(np.float32) + place).T
