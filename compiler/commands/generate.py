@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from stic.runtime.package import Package
     from stic.runtime.session import Session
 
-CHAT_HELP = "/reset begins anew, /save FILE keeps the state, /stats says what was measured, /exit (or Ctrl-D) ends"
+CHAT_HELP = (
+    "/reset begins anew, /save FILE keeps the conversation, /load FILE goes on with it, /stats says what was measured,"
+    " /exit (or Ctrl-D) ends"
+)
 
 
 @dataclass(frozen=True)
@@ -130,13 +133,16 @@ def generate_command(
         else:
             click.echo()
             print(f"stic: {_sentence(answer)}", file=sys.stderr)
+            if not answer.text and not prompted.chat and opened.template is not None:
+                print("stic: the model ended at once, as one made for chats may: try --chat", file=sys.stderr)
     if answer.ending == "cancelled":
         raise KeyboardInterrupt
 
 
 def _sentence(answer: Answer) -> str:
     """What an answer took, for people."""
-    parts = [f"{len(answer.tokens)} tokens after {len(answer.prompt)}"]
+    count = len(answer.tokens)
+    parts = [f"{count} token{'' if count == 1 else 's'} after {len(answer.prompt)}"]
     if answer.first_token_us is not None:
         parts.append(f"first token {answer.first_token_us / 1000:.1f} ms")
     if answer.next_token_us is not None:
@@ -153,13 +159,14 @@ def _sentence(answer: Answer) -> str:
 @click.command("chat")
 @click.argument("package", type=FILE)
 @click.option("--system", type=SENTENCE, metavar="TEXT", help="What the model is told before the first turn.")
+@click.option("--load", type=FILE, metavar="FILE", help="Go on with a conversation that /save kept.")
 @wish_group
 @session_group
-def chat_command(package: Path, system: str | None, wish: Wish, session: SessionOptions) -> None:
+def chat_command(package: Path, system: str | None, load: Path | None, wish: Wish, session: SessionOptions) -> None:
     """Talk with PACKAGE, a decoder's, in turns; a turn computes only what is new.
 
     A line is a turn. Ctrl-C ends an answer, not the conversation. Lines that begin with a slash: /reset, /save FILE,
-    /stats, /exit.
+    /load FILE, /stats, /exit.
 
     \b
     Examples:
@@ -177,6 +184,8 @@ def chat_command(package: Path, system: str | None, wish: Wish, session: Session
     context = int(opened.model["max_length"])
     with Session(package, **session) as running:
         talk = Conversation(running, coder, template, architecture.stops, context, system)
+        if load is not None:
+            talk.load(load)
         if sys.stdin.isatty():
             console.print(CHAT_HELP, soft_wrap=True)
         _turns(talk, running, wish)
@@ -220,7 +229,8 @@ def _command(line: str, talk: Conversation, running: Session, last: Answer | Non
     word, _, rest = line.partition(" ")
     commands: dict[str, Callable[[], None]] = {
         "/reset": talk.reset,
-        "/save": lambda: _save(rest.strip(), running),
+        "/save": lambda: _save(rest.strip(), talk),
+        "/load": lambda: _load(rest.strip(), talk),
         "/stats": lambda: console.print(_stats(running, last), soft_wrap=True),
     }
     if word not in commands:
@@ -228,11 +238,18 @@ def _command(line: str, talk: Conversation, running: Session, last: Answer | Non
     commands[word]()
 
 
-def _save(name: str, running: Session) -> None:
+def _save(name: str, talk: Conversation) -> None:
     if not name:
         raise InputError("/save needs the name of a file: /save talk.state")
-    running.save(name)
+    talk.save(Path(name))
     console.print(f"wrote {name}", soft_wrap=True)
+
+
+def _load(name: str, talk: Conversation) -> None:
+    if not name:
+        raise InputError("/load needs the name of a file that /save wrote: /load talk.state")
+    talk.load(Path(name))
+    console.print(f"goes on after turn {sum(m['role'] == 'user' for m in talk.messages)}", soft_wrap=True)
 
 
 def _stats(running: Session, last: Answer | None) -> str:

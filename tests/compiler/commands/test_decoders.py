@@ -113,7 +113,7 @@ def test_an_empty_prompt_is_refused(folder, stic):
     assert status == 1 and not out and "the prompt is empty" in err
 
 
-def talk(stic, package, monkeypatch, *lines):
+def talk(stic, package, monkeypatch, *lines, options=()):
     """What a conversation of these lines prints."""
     said = itertools.chain(lines, [EOFError()])
 
@@ -124,7 +124,7 @@ def talk(stic, package, monkeypatch, *lines):
         return line
 
     monkeypatch.setattr("builtins.input", answered)
-    return stic("chat", package, "--greedy", "--max-tokens", 3)
+    return stic("chat", package, "--greedy", "--max-tokens", 3, *options)
 
 
 def test_a_conversation_goes_on_saves_and_begins_anew(package, stic, monkeypatch, tmp_path):
@@ -135,6 +135,37 @@ def test_a_conversation_goes_on_saves_and_begins_anew(package, stic, monkeypatch
     lines = out.splitlines()
     assert lines[0] == lines[-1]  # after /reset the same question has the same answer
     assert "the last answer" in out and f"of {CONTEXT} tokens" in out and (tmp_path / "talk.state").stat().st_size
+
+
+def test_a_conversation_is_taken_up_where_it_was_saved(package, stic, monkeypatch, tmp_path):
+    kept = tmp_path / "talk.state"
+    status, whole, _ = talk(stic, package, monkeypatch, "hi", f"/save {kept}", "and then")
+    assert status == 0
+    status, by_command, err = talk(stic, package, monkeypatch, "another", f"/load {kept}", "and then")
+    assert status == 0 and not err and "after turn 1" in by_command
+    status, by_option, _ = talk(stic, package, monkeypatch, "and then", options=("--load", kept))
+    assert status == 0
+    assert whole.splitlines()[-1] == by_command.splitlines()[-1] == by_option.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (None, "cannot be read as text"),
+        ("{", "is not what /save writes"),
+        ('{"messages": [{"role": "user"}], "tokens": []}', "is not what /save writes"),
+        ('{"messages": [], "tokens": [1]}', "were not saved together"),
+    ],
+)
+def test_a_conversation_of_other_files_is_refused(package, stic, monkeypatch, tmp_path, said, why):
+    kept, beside = tmp_path / "talk.state", tmp_path / "talk.state.json"
+    talk(stic, package, monkeypatch, "hi", f"/save {kept}")
+    beside.unlink()
+    if said is not None:
+        beside.write_text(said)
+    status, out, err = talk(stic, package, monkeypatch, "hi", f"/load {kept}", "/reset", "hi")
+    lines = out.splitlines()
+    assert status == 0 and why in err and lines[0] == lines[-1]
 
 
 def test_a_conversation_outlives_what_it_cannot_do(package, stic, monkeypatch, tmp_path):
