@@ -28,9 +28,11 @@ FORMAT = 3  # of a plan's JSON; 1 had no places, 2 no loss
 class Budget:
     """What a plan must meet; None means: make it as small as the rest allows, after quality."""
 
-    latency_us: int | None = None  # submitting tokens to output, preload buffer warm, everything else cold
+    latency_us: int | None = None  # submitting tokens to output, preload buffer warm, everything else cold; of a
+    # decoder: of one token at the end of the context
     memory_bytes: int | None = None  # all that the engine holds at its peak
     preload_bytes: int | None = None  # the preload buffer alone (|S| in STI)
+    first_token_us: int | None = None  # of a decoder: the planned prompt to the first token of an answer
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,16 @@ class ComputeCost:
 
 
 @dataclass(frozen=True, eq=False)
+class Pass:
+    """A chunk of a prompt on its way through the blocks of a decoder."""
+
+    start: int  # its position
+    tokens: int
+    compute: ComputeCost
+    last: bool  # a chunk after which more follow ends before the vocabulary
+
+
+@dataclass(frozen=True, eq=False)
 class SubmodelPath:
     """Nested submodels of an elastic model, from nothing to the whole, that were measured as they are."""
 
@@ -120,10 +132,13 @@ class Problem:
     row_type: str = "int8"  # of the word table: one of ROW_TYPES
     table_streamed: bool = False  # the word table may not be resident, even where the budget allows it
     held: Mapping[int, int] = field(default_factory=dict)  # block -> bits of all its slices, where they are decided
+    prompt: tuple[Pass, ...] = ()  # of a decoder: what comes before the first token of an answer to the planned prompt
 
     def __post_init__(self) -> None:
         if any(bits not in self.bits for bits in self.held.values()):
             raise ValueError(f"blocks are held at bits {sorted(set(self.held.values()))} that are not on offer")
+        if self.prompt and [one.last for one in self.prompt] != [False] * (len(self.prompt) - 1) + [True]:
+            raise ValueError("the last chunk of a prompt, and no other, goes on to the vocabulary")
         if self.places and len(self.places) != self.store.blocks:
             raise ValueError(f"{len(self.places)} places for {self.store.blocks} blocks")
         if self.elastic and any(shape.kind != "layer" for shape in self.store.shapes):
@@ -264,11 +279,15 @@ class Claim:
     preload_bytes: int
     working_bytes: int
     io_bytes: int
+    first_token_us: float = 0.0  # of a decoder: all passes of the planned prompt
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Plain data for plan.json."""
-    return {"format": FORMAT, **asdict(plan)}
+    """Plain data for plan.json. Only a decoder's says something of a first token."""
+    data = asdict(plan)
+    if plan.budget.first_token_us is None:
+        del data["budget"]["first_token_us"]
+    return {"format": FORMAT, **data}
 
 
 def from_json(data: dict[str, Any]) -> Plan:

@@ -53,10 +53,6 @@ def _placed(problem: Problem, planner: str, bits: int | None, time_limit_s: floa
 
         found = problem.along_path
         return optimal.solve(found, time_limit_s, workers, enough=enough * _share_of_bits(found))
-    if problem.held:
-        raise InputError(
-            f"planner {planner} decides the bits of every block: leave out --head-bits, or use planner ilp"
-        )
     plan = greedy.solve(replace(problem, path=None), SLACK[planner], planner)  # STI knows n x m submodels only
     if plan is None:
         raise InfeasibleError(

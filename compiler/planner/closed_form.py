@@ -5,12 +5,13 @@ The planners decide by these numbers and claim them; `stic.compiler.simulate` re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from stic.compiler.plan import Claim, LayerPlan, Plan, Problem
+from stic.compiler.plan import Claim, LayerPlan, Pass, Plan, Problem
 from stic.runtime.format import BLOCK, FULL
 from stic.runtime.gpu_format import Place
 
@@ -25,6 +26,7 @@ class LayerCost:
     streamed_bytes: int
     kept: bool
     place: Place
+    prompt_us: tuple[float, ...] = ()  # compute in each pass of the prompt
 
 
 class CostTable:
@@ -61,7 +63,14 @@ class CostTable:
                 size = (last[stop - 1] - first[split]) * BLOCK
                 streamed += size
                 io_us += problem.io.extent_us(size)
-        return LayerCost(io_us, problem.block_cost(layer, place).of(bits), held, streamed, bool(bits), place)
+        prompt_us = tuple(self._prompt_us(one, layer, bits) for one in problem.prompt)
+        compute_us = problem.block_cost(layer, place).of(bits)
+        return LayerCost(io_us, compute_us, held, streamed, bool(bits), place, prompt_us)
+
+    def _prompt_us(self, one: Pass, layer: int, bits: tuple[int, ...]) -> float:
+        store = self.problem.store
+        done = layer < store.blocks - 1 or one.last
+        return one.compute.blocks[store.cut_of[layer]].of(bits) if done else 0.0
 
 
 def runs(bits: Sequence[int], resident: Sequence[int], nested: bool) -> list[tuple[int, int, int, int]]:
@@ -120,8 +129,26 @@ def latency_us(
     Without waiting this is max over stages k of (reads up to k + compute from k on), which is STI's
     AIB(k) >= 0 for all k written as a finish time.
     """
-    work = busy(problem, costs)
-    io = problem.compute.submit_us + embedding_us(problem, table_resident)
+    start_us = problem.compute.submit_us + embedding_us(problem, table_resident)
+    return _finish_us(start_us, busy(problem, costs), costs, read_ahead, overlap)
+
+
+def first_token_us(
+    problem: Problem, costs: Sequence[LayerCost], table_resident: bool, read_ahead: int, overlap: bool
+) -> float:
+    """The passes of the prompt, one after another; each reads anew what is not resident. 0 without a prompt."""
+    total = 0.0
+    for number, one in enumerate(problem.prompt):
+        rows_us = 0.0 if table_resident else problem.io.row_us * one.tokens
+        done = costs if one.last else costs[:-1]
+        work = Busy(one.compute.embed_us, tuple(c.prompt_us[number] for c in done), one.compute.head_us)
+        total += _finish_us(one.compute.submit_us + rows_us, work, done, read_ahead, overlap)
+    return total
+
+
+def _finish_us(start_us: float, work: Busy, costs: Sequence[LayerCost], read_ahead: int, overlap: bool) -> float:
+    """Finish time of a pass whose embedding rows have arrived at `start_us`."""
+    io = start_us
     if not overlap:
         layers_us = sum(c.io_us + us for c, us in zip(costs, work.layers_us, strict=True))
         return io + work.embed_us + layers_us + work.head_us
@@ -161,7 +188,8 @@ def claim(
     peak = problem.fixed_bytes + preload + working + (problem.table_bytes if table_resident else 0)
     peak += problem.gpu_bytes if any(c.kept and c.place == "gpu" for c in costs) else 0
     latency = latency_us(problem, costs, table_resident, read_ahead, overlap)
-    return Claim(latency, peak, preload, working, sum(streamed) + rows)
+    first = first_token_us(problem, costs, table_resident, read_ahead, overlap)
+    return Claim(latency, peak, preload, working, sum(streamed) + rows, first)
 
 
 def claim_of(plan: Plan, problem: Problem) -> Claim:
@@ -173,8 +201,16 @@ def claim_of(plan: Plan, problem: Problem) -> Claim:
 
 def deadline_us(problem: Problem) -> float:
     """Latency budget less its margin; infinite where there is none."""
-    latency = problem.budget.latency_us
-    return float("inf") if latency is None else latency * (1 - problem.margin)
+    return _less_margin(problem, problem.budget.latency_us)
+
+
+def first_deadline_us(problem: Problem) -> float:
+    """Budget of the first token less the margin; infinite where there is none."""
+    return _less_margin(problem, problem.budget.first_token_us)
+
+
+def _less_margin(problem: Problem, us: int | None) -> float:
+    return math.inf if us is None else us * (1 - problem.margin)
 
 
 def within(problem: Problem, c: Claim) -> bool:
@@ -182,6 +218,7 @@ def within(problem: Problem, c: Claim) -> bool:
     budget = problem.budget
     return (
         c.latency_us <= deadline_us(problem)
+        and c.first_token_us <= first_deadline_us(problem)
         and (budget.memory_bytes is None or c.peak_bytes <= budget.memory_bytes)
         and (budget.preload_bytes is None or c.preload_bytes <= budget.preload_bytes)
     )

@@ -75,9 +75,10 @@ class _Attempt:
         costs: list[LayerCost] = []
         room = self.settings.preload_bytes
         for k, m in enumerate(self.widths):
-            entry = ((bits,) * m, (0,) * m)
+            own = self.problem.held.get(k, bits)
+            entry = ((own,) * m, (0,) * m)
             for held in range(m, 0, -1):
-                tried = ((bits,) * m, (bits,) * held + (0,) * (m - held))
+                tried = ((own,) * m, (own,) * held + (0,) * (m - held))
                 if self._cost(k, tried).resident_bytes <= room:
                     entry = tried
                     break
@@ -99,6 +100,8 @@ class _Attempt:
     def _upgraded(self, k: int, s: int, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Layer k with shard s at `bits`, or None where the prefix rules forbid it."""
         old, resident = self.layers[k]
+        if k in self.problem.held:
+            return None
         if s > 0 and old[s - 1] < bits:
             return None
         held = resident[s]
@@ -238,7 +241,8 @@ def solve(
 def _could_finish(problem: Problem, settings: Settings, widths: list[int]) -> bool:
     """Cheap test before an attempt: compute alone at the lowest bits meets the deadline."""
     kept = [(k, m, problem.block_cost(k)) for k, m in enumerate(widths) if m]
-    total = sum(c.block_us + m * min(c.slice_us[b] for b in problem.bits) for _, m, c in kept)
+    offered = {k: (problem.held[k],) if k in problem.held else problem.bits for k, _, _ in kept}
+    total = sum(c.block_us + m * min(c.slice_us[b] for b in offered[k]) for k, m, c in kept)
     start = problem.compute.submit_us + embedding_us(problem, settings.table_resident)
     return start + problem.cost(problem.place(kept[0][0])).embed_us + total + problem.compute.head_us <= deadline_us(
         problem

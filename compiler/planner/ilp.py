@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from stic.compiler.plan import Problem
+from stic.compiler.plan import BlockCost, Problem
 from stic.runtime.format import BLOCK, FULL, LEVEL_BITS, levels_of
 from stic.runtime.gpu_format import PLACES
 
-Aim = Literal["quality", "memory", "latency"]
+Aim = Literal["quality", "memory", "latency", "first token"]
 Term = Any  # a literal or 0/1: cp_model's expressions take both
 QUALITY_UNITS = 1e9  # the sum of all gains, in the integer objective
 
@@ -69,8 +69,8 @@ class Program:
     streamed: list[Any] = field(default_factory=list)
     streams: list[Any] = field(default_factory=list)  # 1 if the layer streams anything
     finish: Any = None  # ns
+    first: Any = None  # ns to the first token, times two
     memory: Any = None  # blocks
-    clock: list[tuple[Any, Any]] = field(default_factory=list)  # (reads of layer k done, layer k computed)
     started: list[Any] = field(default_factory=list)
     quality: Any = None
     quality_scale: float = 1.0
@@ -210,7 +210,7 @@ def _blocks(p: Program, r: Run, lower: list[Term], upper: list[Term], used: Any,
 
 def _layers_cost(p: Program) -> None:
     """Bytes, reads and compute of every layer."""
-    io, bits = p.problem.io, p.problem.bits
+    io = p.problem.io
     block_ns = nanoseconds(BLOCK * 1e6 / io.bytes_per_s)
     request_ns = nanoseconds(io.request_us)
     for k in range(p.problem.store.blocks):
@@ -253,12 +253,16 @@ def _layers_cost(p: Program) -> None:
         p.held.append(sum(held))
         p.streamed.append(sum(streamed))
         p.io.append(block_ns * sum(streamed) + request_ns * sum(requests))
-        cost = p.problem.block_cost(k)
-        slice_ns = [nanoseconds(cost.slice_us[b]) for b in bits]
-        compute = nanoseconds(cost.block_us) * p.y[k][0][0]
-        for row in p.y[k]:
-            compute = compute + _sum(row, [slice_ns[0], *(b - a for a, b in pairwise(slice_ns))])
-        p.compute.append(compute)
+        p.compute.append(compute_ns(p, k, p.problem.block_cost(k)))
+
+
+def compute_ns(p: Program, k: int, cost: BlockCost) -> Any:
+    """Compute of a block that costs `cost`."""
+    slice_ns = [nanoseconds(cost.slice_us[b]) for b in p.problem.bits]
+    compute = nanoseconds(cost.block_us) * p.y[k][0][0]
+    for row in p.y[k]:
+        compute = compute + _sum(row, [slice_ns[0], *(b - a for a, b in pairwise(slice_ns))])
+    return compute
 
 
 def _activations_move(p: Program) -> None:

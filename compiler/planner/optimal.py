@@ -33,7 +33,8 @@ def solve(
     that is larger: the last tenths of a percent take nearly all the time.
 
     A budget may leave latency or memory open. Then quality is maximised first, memory made small second, and latency
-    third. The last two take OPEN_S together, or as long as quality took. A plan within `gap_limit` of the bound is as
+    third; of a decoder, the first token second, the next token third, and memory last. What comes after quality takes
+    OPEN_S together, or as long as quality took. A plan within `gap_limit` of the bound is as
     good as optimal, so a better one gives up the difference for them: near full precision that saves megabytes.
 
     The proof is of quality. `progress` hears of quality too, whenever objective or bound changes: seconds since the
@@ -42,8 +43,8 @@ def solve(
     Raises InfeasibleError, which names the least memory and latency that would do.
     """
     began = time.perf_counter()
-    start = _greedy(problem, began + START_SHARE * time_limit_s)
-    left_open = _left_open(problem.budget)
+    start = greedy.solve(problem, until=began + START_SHARE * time_limit_s)
+    left_open = _left_open(problem)
     share = 0.6 if left_open else 1.0
 
     def heard(value: float, bound: float) -> None:
@@ -57,7 +58,7 @@ def solve(
         raise InfeasibleError(what_would_do(problem, time_limit_s, workers))
     if plan is None:
         raise InfeasibleError(
-            f"no plan for {_words(problem.budget)} was found in {time_limit_s:g} s, and none was ruled out; "
+            f"no plan for {_words(problem)} was found in {time_limit_s:g} s, and none was ruled out; "
             "allow the solver more time"
         )
     quality = objective(plan.layers, problem)
@@ -66,17 +67,17 @@ def solve(
         quality = min(quality, least if start is None else max(least, start.proof.objective))
     now = time.perf_counter()
     until = min(began + time_limit_s, now + max(OPEN_S, now - began))
+    held = problem.budget
     for i, aim in enumerate(left_open):
-        held = problem.budget
-        if i:  # memory was made small before: keep it
-            held = replace(held, memory_bytes=claim_of(plan, problem).peak_bytes)
+        if i:  # what was made small before stays so
+            held = _held(held, left_open[i - 1], plan, problem)
         search = Search(replace(problem, budget=held), aim, workers, gap_limit, plan, quality, enough)
         plan = search.run(now + (i + 1) / len(left_open) * (until - now)).plan or plan
     value = objective(plan.layers, problem)
     if start is not None:
         assert value >= start.proof.objective - 2 * TIE * abs(start.proof.objective), "worse than the greedy plan"
     bound = None if answer.bound is None else max(answer.bound, value)
-    notes = tuple(f"{aim} was left open: made small after quality" for aim in left_open)
+    notes = tuple(f"{_noun(aim, problem)} was left open: made small after quality" for aim in left_open)
     if plan is start:
         notes += (f"the search found nothing better than greedy ({'; '.join(start.notes)})",)
     status = "optimal" if answer.proved else "feasible" if bound is not None else "heuristic"
@@ -84,18 +85,27 @@ def solve(
     return replace(plan, planner="ilp", budget=problem.budget, notes=notes, proof=proof)
 
 
-def _greedy(problem: Problem, until: float) -> Plan | None:
-    """Greedy's plan, which decides the bits of every block: there is none where some are held."""
-    return None if problem.held else greedy.solve(problem, until=until)
+def _left_open(problem: Problem) -> tuple[Aim, ...]:
+    """What is made small after quality, the dearest first."""
+    budget = problem.budget
+    asked: dict[Aim, int | None] = {"memory": budget.memory_bytes, "latency": budget.latency_us}
+    if problem.prompt:
+        asked = {"first token": budget.first_token_us, "latency": budget.latency_us, "memory": budget.memory_bytes}
+    return tuple(aim for aim, value in asked.items() if value is None)
 
 
-def _left_open(budget: Budget) -> tuple[Aim, ...]:
-    aims: list[Aim] = []
-    if budget.memory_bytes is None:
-        aims.append("memory")
-    if budget.latency_us is None:
-        aims.append("latency")
-    return tuple(aims)
+def _held(budget: Budget, aim: Aim, plan: Plan, problem: Problem) -> Budget:
+    """A budget that gives up nothing of what `plan` has of an aim."""
+    claim, share = claim_of(plan, problem), 1 - problem.margin
+    if aim == "memory":
+        return replace(budget, memory_bytes=claim.peak_bytes)
+    if aim == "latency":
+        return replace(budget, latency_us=math.ceil(claim.latency_us / share))
+    return replace(budget, first_token_us=math.ceil(claim.first_token_us / share))
+
+
+def _noun(aim: Aim, problem: Problem) -> str:
+    return "next token" if problem.prompt and aim == "latency" else aim
 
 
 def what_would_do(problem: Problem, time_limit_s: float, workers: int) -> str:
@@ -105,19 +115,35 @@ def what_would_do(problem: Problem, time_limit_s: float, workers: int) -> str:
     def least(aim: Aim, eased: Budget) -> Answer:
         free = replace(problem, budget=eased)
         began, seconds = time.perf_counter(), time_limit_s / 2
-        start = _greedy(free, began + START_SHARE * seconds)
+        start = greedy.solve(free, until=began + START_SHARE * seconds)
         return Search(free, aim, workers, 1e-3, start).run(began + seconds)
 
     parts = []
     if budget.memory_bytes is not None:
-        where = "at this latency" if budget.latency_us is not None else "at any latency"
-        memory = least("memory", replace(budget, memory_bytes=None))
-        parts.append(_part("memory", where, memory, _mib(memory.value)))
+        eased = replace(budget, memory_bytes=None)
+        answer = least("memory", eased)
+        parts.append(_part("memory", _limits(eased, problem) or "at any latency", answer, _mib(answer.value)))
+    for aim, eased in _eased_times(problem):
+        answer, where = least(aim, eased), _limits(eased, problem) or "with any memory"
+        parts.append(_part(_noun(aim, problem), where, answer, _ms(answer.value / (1 - problem.margin))))
+    return f"no plan fits {_words(problem)}: {', '.join(parts)}"
+
+
+def _eased_times(problem: Problem) -> list[tuple[Aim, Budget]]:
+    """Each time that is limited, and the budget without that limit."""
+    budget, found = problem.budget, list[tuple[Aim, Budget]]()
+    if budget.first_token_us is not None:
+        found.append(("first token", replace(budget, first_token_us=None)))
     if budget.latency_us is not None:
-        where = "at this memory" if budget.memory_bytes is not None else "with any memory"
-        latency = least("latency", replace(budget, latency_us=None))
-        parts.append(_part("latency", where, latency, _ms(latency.value / (1 - problem.margin))))
-    return f"no plan fits {_words(budget)}: {', '.join(parts)}"
+        found.append(("latency", replace(budget, latency_us=None)))
+    return found
+
+
+def _limits(budget: Budget, problem: Problem) -> str:
+    """What a least figure is held to; empty: to nothing."""
+    named = [("memory", budget.memory_bytes), ("first token", budget.first_token_us)]
+    given = [name for name, value in (*named, (_noun("latency", problem), budget.latency_us)) if value is not None]
+    return f"at this {' and '.join(given)}" if given else ""
 
 
 def _part(what: str, where: str, answer: Answer, figure: str) -> str:
@@ -128,16 +154,20 @@ def _part(what: str, where: str, answer: Answer, figure: str) -> str:
     )
 
 
-def _words(budget: Budget) -> str:
+def _words(problem: Problem) -> str:
+    budget = problem.budget
     parts = []
     if budget.memory_bytes is not None:
         parts.append(quote_bytes(budget.memory_bytes))
+    if budget.first_token_us is not None:
+        parts.append(f"a first token in {quote_time(budget.first_token_us)}")
     if budget.latency_us is not None:
-        parts.append(quote_time(budget.latency_us))
-    words = " at ".join(parts) or "this model"
+        us = quote_time(budget.latency_us)
+        parts.append(f"a next token in {us}" if problem.prompt else us)
+    words = " at ".join(parts) if not problem.prompt else " and ".join(parts)
     if budget.preload_bytes is None:
-        return words
-    return f"{words} with {quote_bytes(budget.preload_bytes)} of preload buffer"
+        return words or "this model"
+    return f"{words or 'this model'} with {quote_bytes(budget.preload_bytes)} of preload buffer"
 
 
 def _up(value: float) -> str:

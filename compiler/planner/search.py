@@ -179,7 +179,10 @@ class Search:
             return BLOCK * (units - 1e-3) + self.problem.fixed_bytes
         # Less what rounding every cost up to whole nanoseconds can have added.
         store = self.problem.store
-        return units / 1000 - 1e-3 * (store.total_bytes / BLOCK + store.blocks * (store.most_slices + 10) + 10)
+        rounded = 1e-3 * (store.total_bytes / BLOCK + store.blocks * (store.most_slices + 10) + 10)
+        if self.aim == "first token":
+            return units / 2000 - rounded * len(self.problem.prompt)
+        return units / 1000 - rounded
 
     def _offer(self, layers: tuple[LayerPlan, ...], table_resident: bool, read_ahead: int) -> None:
         """Keep a plan if it meets the budget by the closed form and is the best so far."""
@@ -187,7 +190,12 @@ class Search:
         plan = Plan("ilp", layers, table_resident, read_ahead, True, self.problem.budget, self.problem.margin, proof)
         claim = claim_of(plan, self.problem)
         kept = self.floor is None or proof.objective >= self.floor - TIE * abs(self.floor)
-        value = {"quality": proof.objective, "memory": -claim.peak_bytes, "latency": -claim.latency_us}[self.aim]
+        value = {
+            "quality": proof.objective,
+            "memory": -claim.peak_bytes,
+            "latency": -claim.latency_us,
+            "first token": -claim.first_token_us,
+        }[self.aim]
         with self._lock:
             if kept and value > self.best_value and within(self.problem, claim):
                 self.best, self.best_value = plan, value
