@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from stic.runtime.gpu_format import GpuPrecision
 
 LEAST_HEAD = 6  # bits of a head: fewer cost much, more give nothing (docs/quantizers.md)
 DEFAULT_CONTEXT = 2048  # tokens of a decoder's session
+DEFAULT_PROMPT = 256  # tokens before the first one of an answer, where the context has twice as many
 DEFAULT_LENGTH = 128  # tokens of the longest input, where the model has positions for them
 ONE_ON_GPU = "a package with layers on a GPU holds one plan: leave out --also, or plan with --place cpu"
 
@@ -115,16 +116,43 @@ class DecoderOptions:
     chunk: int = 128  # tokens of a prompt that are computed at once
     cache: CacheType = "int8"  # of keys and values
     head_bits: int | None = None  # of the vocabulary; None: under a uniform planner its bits, but at least LEAST_HEAD
+    prompt: int | None = None  # tokens before the first one of an answer; None: DEFAULT_PROMPT, or half of the context
+    first_token_us: int | None = None  # limit on the time to the first token of an answer, the prompt's included
+    next_token_us: int | None = None  # limit on the time of each token after it, up to the end of the context
 
     def __post_init__(self) -> None:
-        _at_least_one(context=self.context, chunk=self.chunk)
+        _at_least_one(
+            context=self.context, chunk=self.chunk, prompt=self.prompt, first_token=self.first_token_us,
+            next_token=self.next_token_us,
+        )  # fmt: skip
         if self.chunk > LIMITS["chunk"]:
             raise InputError(f"--chunk is {self.chunk}: a package computes at most {LIMITS['chunk']} tokens at once")
 
     def check_none(self) -> None:
         """Raise InputError if anything was asked for: the model is an encoder."""
         if self != DecoderOptions():
-            raise InputError("--context, --chunk, --kv and --head-bits are a decoder's: leave them out for an encoder")
+            raise InputError(
+                "--context, --chunk, --kv, --head-bits, --prompt, --first-token and --next-token are a decoder's: leave"
+                " them out for an encoder, which has one --latency"
+            )
+
+    def limits(self, budget: Budget) -> Budget:
+        """The budget of a decoder, which has two latencies. Raises InputError where it was given one."""
+        if budget.latency_us is not None:
+            raise InputError(
+                "a decoder has two latencies, that of an answer's first token and that of each next one: instead of"
+                " --latency, give --first-token (with the tokens of its --prompt) or --next-token"
+            )
+        return replace(budget, latency_us=self.next_token_us, first_token_us=self.first_token_us)
+
+    def prompt_of(self, context: int) -> int:
+        """Tokens of the planned prompt. Raises InputError where the context has no room for an answer to it."""
+        if self.prompt is not None and self.prompt >= context:
+            raise InputError(
+                f"--prompt is {self.prompt}, but the context has {context} tokens, an answer included: give a shorter"
+                " prompt, or a longer --context"
+            )
+        return max(1, min(DEFAULT_PROMPT, context // 2)) if self.prompt is None else self.prompt
 
     def head_of(self, uniform_bits: int | None) -> int | None:
         """Bits of the vocabulary, where they are decided before planning; `uniform_bits` are those of all blocks."""

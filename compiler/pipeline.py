@@ -21,29 +21,22 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from stic.compiler import artifacts, stages
-from stic.compiler.decoder.model import Decoder
-from stic.compiler.decoding import stages as decoding
-from stic.compiler.decoding.cut import Cut, cut_decoder
-from stic.compiler.decoding.gains import Gains
-from stic.compiler.decoding.measure import PassCosts, pass_costs
-from stic.compiler.decoding.quantize import QuantizedDecoder
+from stic.compiler.decoding.planning import decoder_planning, with_limits
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance
 from stic.compiler.inputs import (
     decodes,
     measures_importance,
     offered_bits,
-    read_decoder_model,
     read_model,
     wanted_target,
 )
 from stic.compiler.model import Model
-from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import CompileOptions, StageOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.package.writer import check_output
+from stic.compiler.passes import PassCosts
 from stic.compiler.plan import Problem, to_json
-from stic.compiler.planner import FIXED
 from stic.compiler.planner.costs import Costs, costs_to_json
 from stic.compiler.progress import Progress, silent
 from stic.compiler.quantization.quantize import QuantizedModel, bytes_per_weight
@@ -92,7 +85,8 @@ def _planning_of(options: CompileOptions) -> list[Stage]:
         raise InputError(
             "--max-length is an encoder's: say with --context how many tokens a decoder's session can hold"
         )
-    return _decoder_planning(options)
+    options = with_limits(options)
+    return [*decoder_planning(options), *_deciding(options)]
 
 
 def _planning(options: CompileOptions) -> list[Stage]:
@@ -198,91 +192,6 @@ def _planning(options: CompileOptions) -> list[Stage]:
     ]
 
 
-def _decoder_planning(options: CompileOptions) -> list[Stage]:
-    """The stages from a decoder to plans that were replayed."""
-    target, planner = wanted_target(options.target), options.planner
-    asked = planner.bits if planner.name in FIXED else None
-    head = options.decoder.head_of(asked)
-    offered = DECODER_BITS
-    layer_bits = offered if asked is None else (asked,)
-    head_bits = offered if head is None else (head,)
-    bits = tuple(sorted({*layer_bits, *head_bits}))
-    full_bits = max((b for b in bits if b > 8), default=0)
-    workers = Workers(options.importance.jobs, options.importance.cluster)
-    folder = Path.cwd() if options.output is None else options.output.absolute().parent
-    row_type = options.shards.row_type(planner.bits)
-    return [
-        Stage(
-            "load",
-            "read what the decoder is, and where its weights are",
-            lambda made, tell: read_decoder_model(options.model.path),
-            lambda made: _of_decoder(made[Decoder]),
-        ),
-        Stage(
-            "calibrate",
-            "turn calibration text into windows of tokens",
-            lambda made, tell: decoding.calibrate(made[Decoder], options.importance, tell),
-            lambda made: {"source": made[decoding.Windows].source, "tokens": made[decoding.Windows].ids.size},
-        ),
-        Stage(
-            "shard",
-            "cut every block into slices",
-            lambda made, tell: cut_decoder(made[Decoder], options.shards.slices),
-            lambda made: {"shapes": [asdict(shape) for shape in made[Cut].kinds]},
-        ),
-        Stage(
-            "quantize",
-            "quantise every block, on the stream of those before it",
-            lambda made, tell: decoding.quantize(
-                made[Cut], made[decoding.Windows], layer_bits, head_bits, workers, tell
-            ),
-            lambda made: {"bits": made[QuantizedDecoder].bits},
-        ),
-        Stage(
-            "gather",
-            "lay out what every plan shares: the store, the trunk, the embedding rows",
-            lambda made, tell: decoding.gather(
-                made[QuantizedDecoder], options.decoder, full_bits, row_type, target, options.target
-            ),
-            lambda made: {
-                "shards_bytes": made[Materials].store.total_bytes,
-                "fixed_bytes": made[Materials].fixed_bytes(),
-            },
-        ),
-        Stage(
-            "importance",
-            "measure what each bitwidth of each shard is worth",
-            lambda made, tell: decoding.value(
-                made[QuantizedDecoder], made[decoding.Windows], bits, asked is None, workers, tell
-            ),
-            lambda made: {"bits": made[Gains].bits, "loss": made[Gains].loss.tolist()},
-        ),
-        Stage(
-            "device",
-            "measure what passes cost on the target",
-            lambda made, tell: pass_costs(
-                target, made[Cut], made[Materials], options.decoder, bits, folder, tell.tick, tell.note
-            ),
-            lambda made: {"next": costs_to_json(made[PassCosts].next), "chunk": costs_to_json(made[PassCosts].chunk)},
-        ),
-        Stage(
-            "problem",
-            "put together all that a planner may know",
-            lambda made, tell: decoding.pose(
-                made[Materials], made[Gains], made[PassCosts], options.budget, planner.margin, head
-            ),
-            lambda made: {"bits": made[Problem].bits},
-        ),
-        Stage(
-            "solver",
-            "make ready who decides",
-            lambda made, tell: decoding.solver(planner, tell),
-            lambda made: {"planner": planner.name},
-        ),
-        *_deciding(options),
-    ]
-
-
 def _deciding(options: CompileOptions) -> list[Stage]:
     """The stages from a problem to plans that were replayed."""
     precision = options.target.gpu_precision
@@ -297,7 +206,9 @@ def _deciding(options: CompileOptions) -> list[Stage]:
         Stage(
             "check",
             "replay the plans without the planner's code and compare with its claims",
-            lambda made, tell: stages.replay(made[Decided], made[Materials], precision),
+            lambda made, tell: stages.replay(
+                made[Decided], made[Materials], precision, made[PassCosts] if PassCosts in made else None
+            ),
             lambda made: _listed([_of_timeline(timeline) for timeline in made[Replays].timelines]),
         ),
     ]
@@ -380,12 +291,6 @@ def _of_model(model: Model) -> Summary:
     sizes = {name: getattr(model, name) for name in ("hidden", "heads", "head_dim", "ffn", "max_length", "elastic")}
     head = [f"{d.linear.weight.shape[0]} features, {d.activation}" for d in model.head.dense]
     return {"name": model.name, "layers": len(model.layers), **sizes, "pooling": model.head.pooling, "head": head}
-
-
-def _of_decoder(decoder: Decoder) -> Summary:
-    a = decoder.architecture
-    sizes = {"hidden": a.hidden, "vocabulary": a.vocabulary, "context": a.context, "blocks": len(a.blocks)}
-    return {"name": decoder.name, "family": a.family, **sizes, "tied": a.head.tied}
 
 
 def _of_calibration(calibration: Calibration) -> Summary:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from stic.compiler.choice import Trial, best_plan, trial_on
 from stic.compiler.device.lookup import device_costs
 from stic.compiler.device.workload import DEFAULT_LANES
+from stic.compiler.forecast import Forecast, forecast
 from stic.compiler.importance.examples import Batch, Examples
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
@@ -32,6 +33,7 @@ from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.writer import write_package
+from stic.compiler.passes import PassCosts
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of
@@ -88,6 +90,7 @@ class Replays:
     """Every plan of a family, replayed without the planner's code."""
 
     timelines: tuple[Timeline, ...]
+    forecasts: tuple[Forecast, ...] = ()  # of a decoder: of each plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +283,11 @@ def decided(problem: Problem, materials: Materials, plans: tuple[Plan, ...]) -> 
     return Decided(replace(problem, fixed_bytes=materials.fixed_bytes(len(plans))), plans)
 
 
-def replay(decided: Decided, materials: Materials, precision: GpuPrecision) -> Replays:
-    """Replay each plan against the planner's claim, and against the memory that the package will lay out."""
+def replay(decided: Decided, materials: Materials, precision: GpuPrecision, passes: PassCosts | None) -> Replays:
+    """Replay each plan against the planner's claim, and against the memory that the package will lay out.
+
+    `passes` are a decoder's costs.
+    """
     timelines = []
     for plan in decided.plans:
         timeline = check(plan, decided.problem, claim_of(plan, decided.problem))
@@ -289,7 +295,8 @@ def replay(decided: Decided, materials: Materials, precision: GpuPrecision) -> R
         if laid_out != timeline.peak_bytes:
             raise ReplayError(f"the replay holds {timeline.peak_bytes} bytes, the package will hold {laid_out}")
         timelines.append(timeline)
-    return Replays(tuple(timelines))
+    forecasts = () if passes is None else tuple(forecast(plan, decided.problem, passes) for plan in decided.plans)
+    return Replays(tuple(timelines), forecasts)
 
 
 def generate(materials: Materials, plan: Plan, target: Target, precision: GpuPrecision, folder: Path) -> Kernels:
@@ -314,7 +321,8 @@ def write(
 ) -> Written:
     """Write the package."""
     fallback = _holds_on_cpu(decided.default, decided.problem)
-    planned = [_replayed(*one) for one in zip(decided.plans, replays.timelines, strict=True)]
+    forecasts = replays.forecasts or (None,) * len(decided.plans)
+    planned = [_replayed(*one) for one in zip(decided.plans, replays.timelines, forecasts, strict=True)]
     parts = assemble_package(materials, planned, target, compiled.library, compiled.program, fallback, keep_planes)
     write_package(parts, output, tell.tick)
     return Written(output, parts.default.claimed_bytes)
@@ -327,6 +335,7 @@ def _holds_on_cpu(plan: Plan, problem: Problem) -> bool:
     return latency_us is None or simulate(moved, problem).latency_us <= latency_us * (1 - plan.margin)
 
 
-def _replayed(plan: Plan, timeline: Timeline) -> Planned:
+def _replayed(plan: Plan, timeline: Timeline, forecast: Forecast | None) -> Planned:
     """A plan with what its replay says, as a package holds it."""
-    return Planned(plan, round(timeline.latency_us), tuple(asdict(event) for event in timeline.events))
+    events = tuple(asdict(event) for event in timeline.events)
+    return Planned(plan, round(timeline.latency_us), events, forecast)

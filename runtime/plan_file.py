@@ -71,7 +71,12 @@ DECIDED = {
     "table_resident": bool,
     "read_ahead": COUNT,
     "overlap": bool,
-    "budget": {"latency_us": OrNull(LIMIT), "memory_bytes": OrNull(LIMIT), "preload_bytes": OrNull(COUNT)},
+    "budget": {
+        "latency_us": OrNull(LIMIT),
+        "memory_bytes": OrNull(LIMIT),
+        "preload_bytes": OrNull(COUNT),
+        "first_token_us": Maybe(LIMIT),
+    },
     "margin": NUMBER,
     "proof": {
         "status": str,
@@ -83,7 +88,14 @@ DECIDED = {
     "notes": [str],
     "loss": Maybe(OrNull(NUMBER)),
 }
-DESCRIBED = {"plan": DECIDED, "predicted_us": COUNT, "claimed_bytes": COUNT, "timeline": [EVENT]}
+FORECAST = {"prompt": LIMIT, "first_token_us": [(LIMIT, TIME)], "next_token_us": [(COUNT, TIME)]}
+DESCRIBED = {
+    "plan": DECIDED,
+    "predicted_us": COUNT,
+    "claimed_bytes": COUNT,
+    "timeline": [EVENT],
+    "forecast": Maybe(FORECAST),  # of a decoder
+}
 _NOUNS = {str: "a text", bool: "true or false", dict: "an object"}
 PLAN_FILE = {
     "format": COUNT,
@@ -125,7 +137,7 @@ def _no_number(word: str) -> NoReturn:
 
 
 def _check(value: Any, shape: Any, where: str) -> None:
-    """`value` is of `shape`: a dict of fields, a list of one shape, a type, or one of the classes above."""
+    """`value` is of `shape`: fields, a list of one shape, a tuple of several, a type, or one of the classes above."""
     if isinstance(shape, OrNull):
         if value is not None:
             _check(value, shape.shape, where)
@@ -136,6 +148,11 @@ def _check(value: Any, shape: Any, where: str) -> None:
             raise ValueError(f"{where} is not a list")
         for number, item in enumerate(value):
             _check(item, shape[0], f"{where}[{number}]")
+    elif isinstance(shape, tuple):
+        if not isinstance(value, list) or len(value) != len(shape):
+            raise ValueError(f"{where} is not a list of {len(shape)}")
+        for number, (item, inner) in enumerate(zip(value, shape, strict=True)):
+            _check(item, inner, f"{where}[{number}]")
     elif isinstance(shape, OneOf):
         if value not in shape.words:
             raise ValueError(f"{where} is not one of {', '.join(shape.words)}")

@@ -106,6 +106,7 @@ def plan_command(
         return
     plan, timeline = made[Decided].default, made[Replays].timelines[0]
     claim = (timeline.latency_us, timeline.peak_bytes)
+    forecast = next(iter(made[Replays].forecasts), None)
     if plan_file is not None:
         from stic.compiler.plan import dumps
 
@@ -133,9 +134,10 @@ def plan_command(
     if figure is not None:
         picture([strip], figure)
     if as_json:
-        click.echo(json.dumps(report.plan_facts(plan, *claim), indent=1))
+        click.echo(json.dumps(report.plan_facts(plan, *claim, forecast), indent=1))
     else:
-        report.print_plan(console, plan, *claim, terminal([strip], console.width), made[Problem].store.shapes)
+        drawn = terminal([strip], console.width)
+        report.print_plan(console, plan, *claim, drawn, made[Problem].store.shapes, forecast)
 
 
 @click.command("compile")
@@ -212,15 +214,17 @@ def compile_command(
         build_engine(load(options.target.name), engine)
     plan, timeline = made[Decided].default, made[Replays].timelines[0]
     claim = (timeline.latency_us, timeline.peak_bytes)
+    forecast = next(iter(made[Replays].forecasts), None)
     package = Package.open(made[Written].path)
     family = contents.family_facts(package)
-    facts = {"package": str(made[Written].path), **report.plan_facts(plan, *claim), "family": family}
+    facts = {"package": str(made[Written].path), **report.plan_facts(plan, *claim, forecast), "family": family}
     if as_json:
         if address is None:
             click.echo(json.dumps(facts, indent=1))
     else:
         strip = report.predicted(timeline.events, made[Problem].length, plan.budget.latency_us)
-        report.print_plan(console, plan, *claim, terminal([strip], console.width), made[Problem].store.shapes)
+        drawn = terminal([strip], console.width)
+        report.print_plan(console, plan, *claim, drawn, made[Problem].store.shapes, forecast)
         if family:
             console.print()
             console.print(report.family_table(family))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import click
 
 from stic.compiler.commands.groups import compose, gathered
+from stic.compiler.commands.parameters import TIME
 from stic.compiler.options import CompileOptions, DecoderOptions
 from stic.runtime.format import CACHES
 
 
-def _decoder(context: int | None, chunk: int | None, cache: str | None, head_bits: str | None) -> DecoderOptions:
-    given = {
+def _decoder(
+    first_token_us: int | None, prompt: int | None, next_token_us: int | None, context: int | None, chunk: int | None,
+    cache: str | None, head_bits: str | None,
+) -> DecoderOptions:  # fmt: skip
+    given: dict[str, Any] = {
         "context": context,
         "chunk": chunk,
         "cache": cache,
         "head_bits": None if head_bits is None else int(head_bits),
+        "prompt": prompt,
+        "first_token_us": first_token_us,
+        "next_token_us": next_token_us,
     }
-    return DecoderOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return DecoderOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def _with_decoder(options: CompileOptions, decoder: DecoderOptions) -> CompileOptions:
@@ -30,6 +38,23 @@ decoder_group = compose(
     gathered(
         "decoder",
         _decoder,
+        click.option(
+            "--first-token",
+            "first_token_us",
+            type=TIME,
+            metavar="TIME",
+            help="Most time from a prompt to the first token of an answer; default: as little as the rest allows.",
+        ),
+        click.option(
+            "--prompt", type=_LEAST, metavar="N", help="Tokens of that prompt; default: 256, or half of the context."
+        ),
+        click.option(
+            "--next-token",
+            "next_token_us",
+            type=TIME,
+            metavar="TIME",
+            help="Most time of each token after it, up to the end of the context; default: likewise.",
+        ),
         click.option(
             "--context",
             type=_LEAST,

@@ -43,7 +43,9 @@ def inspect_command(package: Path, verify: bool, number: int | None, figure: Pat
       stic inspect minilm.stic --plan 2
       stic inspect minilm.stic --json | python -m json.tool
     """
+    from stic.compiler.forecast import packaged_forecast
     from stic.compiler.report import contents, drawing, report
+    from stic.compiler.text.packaged import is_decoder
     from stic.runtime.package import Package
 
     whole = Package.open(package)
@@ -57,12 +59,13 @@ def inspect_command(package: Path, verify: bool, number: int | None, figure: Pat
         drawing.picture([contents.predicted_strip(whole.with_plan(n)) for n in drawn], figure)
     predicted_us, claimed_bytes = opened.entry.predicted_us, opened.entry.claimed_bytes
     family = contents.family_facts(whole)
+    forecast = packaged_forecast(opened) if is_decoder(opened) else None
     facts: dict[str, Any] = {
         **contents.identity(opened),
         "verified": verify,
         "plan": opened.number,
         "family": family,
-        **report.plan_facts(plan, predicted_us, claimed_bytes),
+        **report.plan_facts(plan, predicted_us, claimed_bytes, forecast),
         "files": contents.file_bytes(opened),
         "kinds": contents.kind_bytes(opened),
         "memory": contents.memory_bytes(opened),
@@ -78,7 +81,7 @@ def inspect_command(package: Path, verify: bool, number: int | None, figure: Pat
         console.print(report.family_table(family))
         console.print()
     layer_bytes = contents.layer_bytes(opened)
-    console.print(report.plan_table(plan, predicted_us, claimed_bytes, opened.shapes))
+    console.print(report.plan_table(plan, predicted_us, claimed_bytes, opened.shapes, forecast))
     console.print()
     console.print(report.shard_table(plan.layers, layer_bytes, opened.shapes))
     console.print()

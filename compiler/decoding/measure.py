@@ -1,13 +1,16 @@
-"""Measure on this machine what passes of a decoder cost: packages of one block of each kind, run by the engine.
+"""Measure on this machine what passes of a decoder cost: packages of random weights, run by the engine.
 
-A pass is one token, near the beginning and near the end of the context, since attention takes time by position; or a
-chunk of a prompt. Every bitwidth has a package of its own.
+A pass is one token, a tile of tokens, or a chunk of a prompt, each at the start of the context and at its end, since
+attention takes time by position. Every bitwidth has a package of its own. Weights that are used once a token come from
+memory and not from the processor's caches, so a package has as many layers as the model, or FOOTPRINT of them.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,29 +21,24 @@ import numpy as np
 from stic.compiler.cache.arrays import Note
 from stic.compiler.decoding.cut import Cut, cut_decoder
 from stic.compiler.decoding.materials import collect_decoder
-from stic.compiler.decoding.synthetic import ROWS, RandomDecoder, one_of_each, random_decoder
+from stic.compiler.decoding.synthetic import ROWS, RandomDecoder, first_layers, random_decoder
 from stic.compiler.device.measure import cached, write_probe
 from stic.compiler.device.runner import HostRunner, Tick
 from stic.compiler.options import DecoderOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.package.kernels import generate, kernels_key
+from stic.compiler.passes import PassCosts
 from stic.compiler.plan import BlockCost, ComputeCost, IoCost, LayerPlan
 from stic.compiler.planner.costs import IO_DERATING, REQUEST_BYTES, Costs, estimate
+from stic.runtime.architecture import Attention
+from stic.runtime.format import TILE, Shape
 from stic.runtime.session import Session
 from stic.targets.storage import fit
 from stic.targets.target import Target
 
-RUNS, CHUNK_RUNS = 40, 5
-Times = dict[str, dict[str, dict[str, list[float]]]]  # pass -> bits -> us of each block and of the rest
-
-
-@dataclass(frozen=True, eq=False)
-class PassCosts:
-    """What passes of a decoder cost, and what reading does."""
-
-    next: Costs  # of a token at the end of the context
-    early: Costs  # of a token at its beginning
-    chunk: Costs  # of a chunk of a prompt, in the middle of the context
+FOOTPRINT = 128 << 20  # bytes of layers at 4 bits, far beyond what a processor's caches hold
+RUNS, CHUNK_RUNS = 15, 3
+Times = dict[str, dict[str, dict[str, dict[str, float]]]]  # end -> tokens -> bits -> us of each kind, and of the rest
 
 
 def pass_costs(
@@ -54,7 +52,8 @@ def pass_costs(
     if target.name != "host":
         return estimated(target, materials, bits)
     folder.mkdir(parents=True, exist_ok=True)
-    sizes, architecture = materials.sizes, one_of_each(cut.decoder.architecture)
+    sizes = materials.sizes
+    architecture = first_layers(cut.decoder.architecture, layers_within(FOOTPRINT, cut))
     own = replace(options, context=sizes.max_length)
     probed = cut_decoder(random_decoder(architecture), cut.slices_asked)
     probe = Probe(target, probed, own, sizes.threads, sizes.lanes)
@@ -64,24 +63,36 @@ def pass_costs(
     return costs_of(data, materials, bits)
 
 
+def layers_within(size: int, cut: Cut) -> int:
+    """Layers of a model, each an attention block and what follows it, whose weights at 4 bits take so many bytes."""
+    blocks = cut.decoder.architecture.blocks[:-1]
+    layers = sum(isinstance(block, Attention) for block in blocks)
+    whole = sum(shape.slices * shape.weights for shape in cut.shapes[:-1]) // 2
+    return max(1, min(layers, -(-size * layers // whole)))
+
+
 def estimated(target: Target, materials: Materials, bits: tuple[int, ...]) -> PassCosts:
     """Costs from a target file's facts alone. Raises InputError where the file lacks one."""
     sizes = materials.sizes
     assert sizes.decoder is not None
 
-    def costs(tokens: int) -> Costs:
+    def costs(tokens: int, seen: int) -> Costs:
         every = [
-            estimate(target, shape, tokens, sizes.threads, sizes.row_lanes, bits) for shape in materials.store.cuts
+            estimate(target, shape, tokens, sizes.threads, sizes.row_lanes, bits, seen=seen)
+            for shape in materials.store.cuts
         ]
         compute = replace(every[0].compute, blocks=tuple(one.compute.layer for one in every), head_us=0.0)
         return replace(every[0], compute=compute)
 
-    return PassCosts(costs(1), costs(1), costs(sizes.decoder.chunk))
+    counts, context = sorted({1, min(TILE, sizes.decoder.chunk), sizes.decoder.chunk}), sizes.max_length
+    ends = {n: (costs(n, n).compute, costs(n, context).compute) for n in counts}
+    one = costs(1, context)
+    return PassCosts(one.io, context, ends, False, one.notes)
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What is measured: a decoder of one block of each kind."""
+    """What is measured: a decoder of random weights."""
 
     target: Target
     cut: Cut
@@ -94,7 +105,7 @@ class Probe:
         quantized = RandomDecoder(self.cut)
         full = max(bits) if max(bits) > 8 else 0
         materials = collect_decoder(quantized, full, self.options, self.threads, self.lanes, "int8")
-        times: Times = {"next": {}, "early": {}, "chunk": {}}
+        times: Times = {"early": {}, "late": {}}
         with tempfile.TemporaryDirectory(dir=folder, prefix=".stic-probe-") as name:
             kernels = Path(name) / "kernels.so"
             generate(materials.kernel_shape, self.target, kernels)
@@ -103,44 +114,48 @@ class Probe:
                 package = Path(name) / f"b{b}"
                 layers = tuple(LayerPlan((b,) * n, (b,) * n) for n in materials.store.slices)
                 write_probe(materials, self.target, kernels, package, layers, False)
-                for which, found in _passes(package).items():
-                    times[which][str(b)] = found
+                for end, passes in _passes(package, self.cut.shapes).items():
+                    for tokens, found in passes.items():
+                        times[end].setdefault(str(tokens), {})[str(b)] = found
+                shutil.rmtree(package)
             tick(len(bits), len(bits) + 1)
             bare = HostRunner(folder).storage([self.lanes])
         return {"io": {**bare, **fit(bare["points"], self.lanes)}, "times": times}
 
 
-def _passes(package: Path) -> dict[str, dict[str, list[float]]]:
-    """Run passes; microseconds of each block (names "0", "1", "2") and of the rest, by kind of pass."""
+def _passes(package: Path, shapes: tuple[Shape, ...]) -> dict[str, dict[int, dict[str, float]]]:
+    """Run passes of a package; microseconds a block of each kind and of the rest, by end of the context and tokens."""
     rng = np.random.default_rng(0)
     with Session(package) as session:
         context, chunk = session.info.max_length, session.info.chunk
+        counts = sorted({1, min(TILE, chunk), chunk})
 
-        def extended(count: int) -> None:
-            session.extend(rng.integers(0, ROWS, count))
-
-        def timed(count: int, runs: int) -> dict[str, list[float]]:
+        def timed(tokens: int) -> dict[str, float]:
             at, found = session.position, dict[str, list[float]]()
-            for number in range(runs + 2):
-                extended(count)
-                if number >= 2:
-                    for name, us in _spans(session).items():
-                        found.setdefault(name, []).append(us)
+            for number in range(1 + (RUNS if tokens < chunk else CHUNK_RUNS)):
+                session.extend(rng.integers(0, ROWS, tokens))
+                spans = _spans(session, shapes)
+                if tokens == 1:  # what is drawn from the logits of every token
+                    began = time.perf_counter_ns()
+                    session.sample()
+                    spans["rest"] += (time.perf_counter_ns() - began) / 1e3
+                for name, us in spans.items() if number else ():
+                    found.setdefault(name, []).append(us)
                 session.rewind(at)
-            return found
+            return {name: statistics.median(us) for name, us in found.items()}
 
-        early = timed(1, RUNS)
-        while session.position + 2 * chunk <= context // 2:
-            extended(chunk)
-        chunks = timed(min(chunk, context - session.position), CHUNK_RUNS)
-        while session.position < context - 1:
-            extended(min(chunk, context - 1 - session.position))
-        return {"early": early, "chunk": chunks, "next": timed(1, RUNS)}
+        early = {tokens: timed(tokens) for tokens in counts}
+        late = {}
+        for tokens in reversed(counts):
+            while session.position < context - tokens:
+                session.extend(rng.integers(0, ROWS, min(chunk, context - tokens - session.position)))
+            late[tokens] = timed(tokens)
+        return {"early": early, "late": late}
 
 
-def _spans(session: Session) -> dict[str, float]:
-    """Microseconds of compute of the last pass, by block; "rest": of the pass, outside of blocks and stalls."""
-    found: dict[str, float] = {}
+def _spans(session: Session, shapes: tuple[Shape, ...]) -> dict[str, float]:
+    """Microseconds of compute of the last pass: of a block of each kind, in the mean; "rest": outside of blocks."""
+    by_kind: dict[str, list[float]] = {}
     stalls = 0.0
     for event in session.trace():
         if event.track == -1:
@@ -148,24 +163,26 @@ def _spans(session: Session) -> dict[str, float]:
             if event.name == "stall":
                 stalls += us
             elif event.layer >= 0:
-                found[str(event.layer)] = found.get(str(event.layer), 0.0) + us
-    return {**found, "rest": max(0.0, session.stats().run_us - stalls - sum(found.values()))}
+                by_kind.setdefault(shapes[event.layer].kind, []).append(us)
+    busy = sum(sum(some) for some in by_kind.values())
+    counted = {kind: sum(shape.kind == kind for shape in shapes) for kind in by_kind}
+    found = {kind: sum(some) / counted[kind] for kind, some in by_kind.items()}
+    return {**found, "rest": max(0.0, session.stats().run_us - stalls - busy)}
 
 
 def costs_of(data: Mapping[str, Any], materials: Materials, bits: tuple[int, ...]) -> PassCosts:
-    """Costs of the model's passes from what a probe of one block of each kind took."""
-    kinds = ("attention", "feed_forward", "vocabulary")
+    """Costs of the model's passes from what a probe of the same kinds of blocks took."""
     io = data["io"]
     reads = IoCost(io["request_us"], io["bytes_per_s"] * IO_DERATING, REQUEST_BYTES, io["row_us"])
 
-    def costs(which: str) -> Costs:
-        times = data["times"][which]
+    def compute(times: Mapping[str, Mapping[str, float]]) -> ComputeCost:
         blocks = []
         for shape in materials.store.cuts:
-            name = str(kinds.index(shape.kind))
-            slices = {b: statistics.median(times[str(b)].get(name, [0.0])) / shape.slices for b in bits}
+            slices = {b: times[str(b)].get(shape.kind, 0.0) / shape.slices for b in bits}
             blocks.append(BlockCost(0.0, slices))
-        rest = statistics.median(us for b in bits for us in times[str(b)]["rest"])
-        return Costs(reads, ComputeCost(tuple(blocks), 0.0, 0.0, rest), True)
+        rest = statistics.median(times[str(b)]["rest"] for b in bits)
+        return ComputeCost(tuple(blocks), 0.0, 0.0, rest)
 
-    return PassCosts(costs("next"), costs("early"), costs("chunk"))
+    early, late = data["times"]["early"], data["times"]["late"]
+    ends = {int(tokens): (compute(early[tokens]), compute(late[tokens])) for tokens in early}
+    return PassCosts(reads, materials.sizes.max_length, ends, True)

@@ -18,7 +18,6 @@ from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding.cut import Cut
 from stic.compiler.decoding.gains import Gains, measure_gains, no_gains
 from stic.compiler.decoding.materials import collect_decoder
-from stic.compiler.decoding.measure import PassCosts
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
 from stic.compiler.device.workload import DEFAULT_LANES
@@ -26,6 +25,7 @@ from stic.compiler.importance.examples import BUILT_IN
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
+from stic.compiler.passes import PassCosts
 from stic.compiler.plan import Problem
 from stic.compiler.stage import Tell
 from stic.compiler.stage_cache import solved
@@ -143,17 +143,22 @@ def gather(
 
 
 def pose(
-    materials: Materials, gains: Gains, costs: PassCosts, budget: BudgetOptions, margin: float, head_bits: int | None
-) -> Problem:
-    """Put together all that a planner may know; `head_bits` are those of the vocabulary, if they are decided."""
+    materials: Materials, gains: Gains, costs: PassCosts, budget: BudgetOptions, margin: float, options: DecoderOptions,
+    head_bits: int | None,
+) -> Problem:  # fmt: skip
+    """Put together all that a planner may know; `head_bits` are those of the vocabulary, if they are decided.
+
+    A run is one token at the end of the context; the prompt is as long as the options say.
+    """
+    context, chunk = materials.sizes.max_length, min(options.chunk, materials.sizes.max_length)
     return Problem(
         store=materials.store,
         bits=gains.bits,
         gain=gains.gain,
         presence=np.zeros(gains.gain.shape[:2]),
         elastic=False,
-        io=costs.next.io,
-        compute=costs.next.compute,
+        io=costs.io,
+        compute=costs.next_token(context - 1).compute,
         length=1,
         fixed_bytes=materials.fixed_bytes(1 + len(budget.also)),
         table_bytes=len(materials.embeddings),
@@ -162,6 +167,7 @@ def pose(
         row_type=materials.row_type,
         table_streamed=True,
         held={} if head_bits is None else {materials.store.blocks - 1: head_bits},
+        prompt=costs.prompt(options.prompt_of(context), chunk),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from stic.compiler.decoder.model import Array, Decoder
 from stic.compiler.decoding.cut import GROUP, Cut
 from stic.compiler.quantization.quantize import MatrixLevel, Outliers
-from stic.runtime.architecture import Architecture, Attention, FeedForward, Tensor, Vocabulary, tensors
+from stic.runtime.architecture import Architecture, Attention, Block, Tensor, Vocabulary, tensors
 from stic.runtime.format import Shape
 
 ROWS = 256  # of the embedding, which is read by row
@@ -49,11 +49,14 @@ def _random(tensor: Tensor, shape: tuple[int, ...]) -> Array:
     return found
 
 
-def one_of_each(architecture: Architecture) -> Architecture:
-    """The first block of each kind, its own head, and an embedding of ROWS rows."""
-    kinds = (Attention, FeedForward)
-    first = [next(block for block in architecture.blocks if isinstance(block, kind)) for kind in kinds]
-    blocks = [replace(block, parallel=False) if isinstance(block, FeedForward) else block for block in first]
+def first_layers(architecture: Architecture, count: int) -> Architecture:
+    """The first `count` blocks of attention with the others among them, its own head, and an embedding of ROWS rows."""
+    blocks: list[Block] = []
+    for block in architecture.blocks[:-1]:
+        count -= isinstance(block, Attention)
+        if count < 0:
+            break
+        blocks.append(block)
     head: Vocabulary = replace(architecture.head, tied=False)
     return replace(architecture, vocabulary=ROWS, blocks=(*blocks, head), stops=(), bos=None)
 

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from rich.table import Table
 
 from stic.compiler.device.bench import run_engine
+from stic.compiler.forecast import packaged_forecast
 from stic.compiler.quantities import format_bytes, format_time
 from stic.runtime.errors import InputError
 from stic.runtime.package import Package
@@ -30,7 +31,8 @@ class DecoderBench:
     first_token_us: int  # with the prompt
     next_token_us: float  # the median of all but the first
     next_token_p95_us: int
-    predicted_next_token_us: int
+    predicted_first_token_us: float
+    predicted_next_token_us: float
     plan: int  # of the package's plans, from 0
     io_bytes_per_token: int  # of the last token
     direct: bool  # reads bypassed the page cache
@@ -61,7 +63,8 @@ class DecoderBench:
         given = f"{self.prompt_tokens} tokens of prompt, {self.new_tokens} of answer"
         table.add_row("run", f"{given}, {self.threads} threads, {self.lanes} lanes")
         prefill = f"{self.prefill_tokens_per_s:.1f} tokens of prompt a second"
-        table.add_row("first token", f"{format_time(self.first_token_us)}: {prefill}")
+        predicted = f"predicted {format_time(self.predicted_first_token_us)}"
+        table.add_row("first token", f"{format_time(self.first_token_us)} ({predicted}): {prefill}")
         predicted = f"predicted {format_time(self.predicted_next_token_us)}"
         speed = f"{self.tokens_per_s:.1f} tokens a second"
         table.add_row("next token", f"{format_time(self.next_token_us)} ({predicted}): {speed}")
@@ -92,6 +95,7 @@ def measure_decoder(
         )
     ids = random.Random(1).choices(range(vocabulary), k=prompt)
     found = run_engine(path, ids, ["--generate", str(new)], **asked)
+    predicted = packaged_forecast(package.with_plan(found["plan"]))
     first, *after = found["times_us"]
     after.sort()
     return DecoderBench(
@@ -100,7 +104,8 @@ def measure_decoder(
         first_token_us=first,
         next_token_us=statistics.median(after),
         next_token_p95_us=after[(len(after) * 95 + 99) // 100 - 1],
-        predicted_next_token_us=package.plans[found["plan"]].predicted_us,
+        predicted_first_token_us=predicted.first_us(prompt),
+        predicted_next_token_us=predicted.next_us(prompt + new / 2),
         io_bytes_per_token=found["io_bytes"],
         **{name: found[name] for name in _AS_FOUND},
     )

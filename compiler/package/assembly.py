@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.forecast import Forecast
 from stic.compiler.frontend.reading import VECTOR, Reading
 from stic.compiler.memory.check import verify_extents, verify_family, verify_regions, verify_state, verify_weights
 from stic.compiler.memory.gpu import gpu_bytes, gpu_state
@@ -75,6 +76,7 @@ class Planned:
     plan: Plan
     predicted_us: int = 0
     timeline: tuple[dict[str, Any], ...] = ()
+    forecast: Forecast | None = None  # of a decoder
 
 
 def collect(
@@ -257,7 +259,7 @@ def _place(materials: Materials, store: Store, one: Planned, storage: GpuPrecisi
     verify_extents(plan, store, placement)
     verify_regions(placed, arena)
     claimed = claim(materials, plan, placement, storage, plans)
-    return PlacedPlan(plan, placement, placed, arena, claimed, one.predicted_us, list(one.timeline))
+    return PlacedPlan(plan, placement, placed, arena, claimed, one.predicted_us, list(one.timeline), one.forecast)
 
 
 def _check_allocations(gpu: Gpu, placement: Placement, parts: GpuParts) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.forecast import Forecast
 from stic.compiler.memory.gpu import GpuState
 from stic.compiler.memory.placement import Placement
 from stic.compiler.package.contents import Contents, Quantized
@@ -68,6 +69,7 @@ class PlacedPlan:
     claimed_bytes: int
     predicted_us: int
     timeline: list[dict[str, Any]]
+    forecast: Forecast | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -242,4 +242,5 @@ def _described(one: PlacedPlan) -> dict[str, Any]:
         "predicted_us": one.predicted_us,
         "claimed_bytes": one.claimed_bytes,
         "timeline": one.timeline,
+        **({} if one.forecast is None else {"forecast": one.forecast.to_json()}),
     }

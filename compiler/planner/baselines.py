@@ -38,8 +38,11 @@ def solve_fixed(problem: Problem, name: str, bits: int, resident: bool, overlap:
             cheapest = result
     if best is None:
         assert cheapest is not None
+        ms = f"{cheapest.latency_us / 1000:.1f} ms"
+        if problem.prompt:
+            ms = f"{cheapest.first_token_us / 1000:.1f} ms for the first token and {ms} for the next"
         needs = (
-            f"{cheapest.latency_us / 1000:.1f} ms, {cheapest.peak_bytes / 2**20:.1f} MiB of memory and "
+            f"{ms}, {cheapest.peak_bytes / 2**20:.1f} MiB of memory and "
             f"{cheapest.preload_bytes / 2**20:.1f} MiB of preload buffer"
         )
         raise InfeasibleError(f"planner {name} at {bits} bits needs {needs}; try fewer bits or planner ilp")

@@ -137,9 +137,12 @@ def _shape(entry: Mapping[str, Any]) -> ShapeProfile:
     return ShapeProfile(Shape.layer(*sizes), int(entry["rows"]), cost)
 
 
-def macs_of(shape: Shape, rows: int) -> int:
-    """Multiplications of one slice of one layer for an input of `rows` tokens, attention included."""
-    return rows * shape.weights + 2 * rows * rows * shape.attention_width
+def macs_of(shape: Shape, rows: int, seen: int | None = None) -> int:
+    """Multiplications of one slice of one layer for an input of `rows` tokens, attention to `seen` tokens included.
+
+    None: tokens see the input and nothing before it.
+    """
+    return rows * shape.weights + 2 * rows * (rows if seen is None else seen) * shape.attention_width
 
 
 def _compute(measured: ShapeProfile, shape: Shape, rows: int) -> ComputeCost:
@@ -266,8 +269,11 @@ def estimate(
     row_lanes: int,
     bits: tuple[int, ...],
     derating: float = IO_DERATING,
+    seen: int | None = None,
 ) -> Costs:
     """Costs from a target file's facts alone, where nothing was measured; always marked as an estimate.
+
+    `seen`: tokens that attention looks at, where they are more than the input's.
 
     Raises InputError where the file lacks a fact that this needs.
     """
@@ -282,7 +288,7 @@ def estimate(
     speed, request_us, clock, macs_per_cycle = (facts[name].value for name in needed)
     macs_per_us = threads * clock * macs_per_cycle * KERNEL_EFFICIENCY / 1e6
     unpack_us = shape.weights / (CODES_PER_CYCLE * threads * clock / 1e6)
-    multiply_us = macs_of(shape, rows) / macs_per_us
+    multiply_us = macs_of(shape, rows, seen) / macs_per_us
     slice_us = {b: multiply_us * FLOAT_SLOWDOWN if b > 8 else multiply_us + unpack_us * b / 8 for b in bits}
     # Norms, residuals and quantisation pass over a few dozen values a hidden value, four at a time.
     layer_us = rows * shape.hidden * 32 / (4 * threads * clock / 1e6)

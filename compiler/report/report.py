@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from stic.compiler.forecast import Forecast
 from stic.compiler.plan import LayerPlan, Plan
 from stic.compiler.quantities import format_bytes, format_time, quote_bytes, quote_time
 from stic.compiler.report.drawing import HAND_OVER, Kind, Span, Strip
@@ -25,9 +26,10 @@ FULL_MARK = "F"  # full precision in a grid
 LEFT_OUT = "."
 
 
-def plan_facts(plan: Plan, predicted_us: float, peak_bytes: int) -> dict[str, Any]:
-    """What a script wants to know of a plan; times in microseconds, memory in bytes."""
+def plan_facts(plan: Plan, predicted_us: float, peak_bytes: int, forecast: Forecast | None = None) -> dict[str, Any]:
+    """What a script wants to know of a plan; times in microseconds, memory in bytes. A decoder's has a forecast."""
     proof = plan.proof
+    both = {"first_token_deadline_us": plan.budget.first_token_us, "forecast": forecast and forecast.to_json()}
     return {
         "planner": plan.planner,
         "status": proof.status,
@@ -38,6 +40,7 @@ def plan_facts(plan: Plan, predicted_us: float, peak_bytes: int) -> dict[str, An
         "predicted_us": predicted_us,
         "peak_bytes": peak_bytes,
         "deadline_us": plan.budget.latency_us,
+        **(both if forecast is not None else {}),
         "memory_bytes": plan.budget.memory_bytes,
         "preload_bytes": plan.budget.preload_bytes,
         "margin": plan.margin,
@@ -118,13 +121,23 @@ def proof_sentence(plan: Plan) -> str:
     )
 
 
-def plan_table(plan: Plan, predicted_us: float, peak_bytes: int, shapes: Sequence[Shape] = ()) -> Table:
-    """Budgets, what the plan needs of them, and the proof; `shapes` are those of a decoder's blocks."""
+def plan_table(
+    plan: Plan, predicted_us: float, peak_bytes: int, shapes: Sequence[Shape] = (), forecast: Forecast | None = None
+) -> Table:
+    """Budgets, what the plan needs of them, and the proof; of a decoder, with the shapes of its blocks."""
     layer, latency = ("block", "next token") if _decodes(shapes) else ("layer", "latency")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+    if forecast is not None:
+        first = _against(forecast.first_us(forecast.prompt), plan.budget.first_token_us, format_time, quote_time)
+        table.add_row("first token", f"{first}, of a prompt of {forecast.prompt} tokens")
     table.add_row(latency, _against(predicted_us, plan.budget.latency_us, format_time, quote_time))
+    if forecast is not None:
+        (_, start_us), *_, (end, _) = forecast.next_token
+        table.add_row(
+            "", f"{format_time(start_us)} at the start of the context, the above at its end ({end + 1} tokens)"
+        )
     table.add_row("memory", _against(peak_bytes, plan.budget.memory_bytes, format_bytes, quote_bytes))
     table.add_row("margin", f"{plan.margin:.0%} of the latency budget is kept back for jitter")
     table.add_row("mean bits", f"{plan.mean_bits:.2f}")
@@ -150,9 +163,10 @@ def print_plan(
     peak_bytes: int,
     timeline: str = "",
     shapes: Sequence[Shape] = (),
+    forecast: Forecast | None = None,
 ) -> None:
     """Print a plan: budgets, proof, grid of shards, and a drawn timeline."""
-    console.print(plan_table(plan, predicted_us, peak_bytes, shapes))
+    console.print(plan_table(plan, predicted_us, peak_bytes, shapes, forecast))
     console.print()
     console.print(shard_table(plan.layers, shapes=shapes))
     if timeline:

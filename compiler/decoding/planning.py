@@ -1,0 +1,115 @@
+"""The stages of the compiler that turn a decoder into a problem, in their order."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from stic.compiler.decoder.model import Decoder
+from stic.compiler.decoding import stages
+from stic.compiler.decoding.cut import Cut, cut_decoder
+from stic.compiler.decoding.gains import Gains
+from stic.compiler.decoding.measure import pass_costs
+from stic.compiler.decoding.quantize import QuantizedDecoder
+from stic.compiler.importance.jobs import Workers
+from stic.compiler.inputs import read_decoder_model, wanted_target
+from stic.compiler.offers import DECODER_BITS
+from stic.compiler.options import CompileOptions
+from stic.compiler.package.assembly import Materials
+from stic.compiler.passes import PassCosts, passes_to_json
+from stic.compiler.plan import Problem
+from stic.compiler.planner import FIXED
+from stic.compiler.stage import Stage, Summary
+
+
+def with_limits(options: CompileOptions) -> CompileOptions:
+    """Options of which the main budget has a decoder's two latencies. Raises InputError where it was given one."""
+    return replace(options, budget=replace(options.budget, main=options.decoder.limits(options.budget.main)))
+
+
+def decoder_planning(options: CompileOptions) -> list[Stage]:
+    """The stages from a decoder to a planner that is ready."""
+    target, planner = wanted_target(options.target), options.planner
+    asked = planner.bits if planner.name in FIXED else None
+    head = options.decoder.head_of(asked)
+    offered = DECODER_BITS
+    layer_bits = offered if asked is None else (asked,)
+    head_bits = offered if head is None else (head,)
+    bits = tuple(sorted({*layer_bits, *head_bits}))
+    full_bits = max((b for b in bits if b > 8), default=0)
+    workers = Workers(options.importance.jobs, options.importance.cluster)
+    folder = Path.cwd() if options.output is None else options.output.absolute().parent
+    row_type = options.shards.row_type(planner.bits)
+    return [
+        Stage(
+            "load",
+            "read what the decoder is, and where its weights are",
+            lambda made, tell: read_decoder_model(options.model.path),
+            lambda made: _of_decoder(made[Decoder]),
+        ),
+        Stage(
+            "calibrate",
+            "turn calibration text into windows of tokens",
+            lambda made, tell: stages.calibrate(made[Decoder], options.importance, tell),
+            lambda made: {"source": made[stages.Windows].source, "tokens": made[stages.Windows].ids.size},
+        ),
+        Stage(
+            "shard",
+            "cut every block into slices",
+            lambda made, tell: cut_decoder(made[Decoder], options.shards.slices),
+            lambda made: {"shapes": [asdict(shape) for shape in made[Cut].kinds]},
+        ),
+        Stage(
+            "quantize",
+            "quantise every block, on the stream of those before it",
+            lambda made, tell: stages.quantize(made[Cut], made[stages.Windows], layer_bits, head_bits, workers, tell),
+            lambda made: {"bits": made[QuantizedDecoder].bits},
+        ),
+        Stage(
+            "gather",
+            "lay out what every plan shares: the store, the trunk, the embedding rows",
+            lambda made, tell: stages.gather(
+                made[QuantizedDecoder], options.decoder, full_bits, row_type, target, options.target
+            ),
+            lambda made: {
+                "shards_bytes": made[Materials].store.total_bytes,
+                "fixed_bytes": made[Materials].fixed_bytes(),
+            },
+        ),
+        Stage(
+            "importance",
+            "measure what each bitwidth of each shard is worth",
+            lambda made, tell: stages.value(
+                made[QuantizedDecoder], made[stages.Windows], bits, asked is None, workers, tell
+            ),
+            lambda made: {"bits": made[Gains].bits, "loss": made[Gains].loss.tolist()},
+        ),
+        Stage(
+            "device",
+            "measure what passes cost on the target",
+            lambda made, tell: pass_costs(
+                target, made[Cut], made[Materials], options.decoder, bits, folder, tell.tick, tell.note
+            ),
+            lambda made: passes_to_json(made[PassCosts]),
+        ),
+        Stage(
+            "problem",
+            "put together all that a planner may know",
+            lambda made, tell: stages.pose(
+                made[Materials], made[Gains], made[PassCosts], options.budget, planner.margin, options.decoder, head
+            ),
+            lambda made: {"bits": made[Problem].bits},
+        ),
+        Stage(
+            "solver",
+            "make ready who decides",
+            lambda made, tell: stages.solver(planner, tell),
+            lambda made: {"planner": planner.name},
+        ),
+    ]
+
+
+def _of_decoder(decoder: Decoder) -> Summary:
+    a = decoder.architecture
+    sizes = {"hidden": a.hidden, "vocabulary": a.vocabulary, "context": a.context, "blocks": len(a.blocks)}
+    return {"name": decoder.name, "family": a.family, **sizes, "tied": a.head.tied}
