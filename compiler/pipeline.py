@@ -12,7 +12,7 @@ import ctypes
 import gc
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,6 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from stic.compiler import artifacts, stages
 from stic.compiler.decoding.planning import decoder_planning, with_limits
+from stic.compiler.decoding.stages import decide as decide_decoder
+from stic.compiler.forecast import PassCosts
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance
 from stic.compiler.inputs import (
@@ -32,10 +34,9 @@ from stic.compiler.inputs import (
     wanted_target,
 )
 from stic.compiler.model import Model
-from stic.compiler.options import CompileOptions, StageOptions
+from stic.compiler.options import BudgetOptions, CompileOptions, StageOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.package.writer import check_output
-from stic.compiler.passes import PassCosts
 from stic.compiler.plan import Problem, to_json
 from stic.compiler.planner.costs import Costs, costs_to_json
 from stic.compiler.progress import Progress, silent
@@ -86,7 +87,7 @@ def _planning_of(options: CompileOptions) -> list[Stage]:
             "--max-length is an encoder's: say with --context how many tokens a decoder's session can hold"
         )
     options = with_limits(options)
-    return [*decoder_planning(options), *_deciding(options)]
+    return [*decoder_planning(options), *_deciding(options, partial(decide_decoder, options.planner))]
 
 
 def _planning(options: CompileOptions) -> list[Stage]:
@@ -192,14 +193,17 @@ def _planning(options: CompileOptions) -> list[Stage]:
     ]
 
 
-def _deciding(options: CompileOptions) -> list[Stage]:
-    """The stages from a problem to plans that were replayed."""
+Decide = Callable[[Problem, Solver, Materials, BudgetOptions, Tell], Decided]
+
+
+def _deciding(options: CompileOptions, decide: Decide = stages.decide) -> list[Stage]:
+    """The stages from a problem to plans that were replayed; `decide` says what is special about a model."""
     precision = options.target.gpu_precision
     return [
         Stage(
             "plan",
             "decide bitwidth, residence and load order of every shard",
-            lambda made, tell: stages.decide(made[Problem], made[Solver], made[Materials], options.budget, tell),
+            lambda made, tell: decide(made[Problem], made[Solver], made[Materials], options.budget, tell),
             lambda made: _listed([to_json(plan) for plan in made[Decided].plans]),
             artifacts.PLANS,
         ),

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from stic.compiler.choice import Trial, best_plan, trial_on
 from stic.compiler.device.lookup import device_costs
 from stic.compiler.device.workload import DEFAULT_LANES
-from stic.compiler.forecast import Forecast, forecast
+from stic.compiler.forecast import Forecast, PassCosts, forecast
 from stic.compiler.importance.examples import Batch, Examples
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
@@ -33,7 +33,6 @@ from stic.compiler.package import kernels
 from stic.compiler.package.assembly import Materials, Planned, assemble_package, claim, collect
 from stic.compiler.package.kernels import GpuProgram
 from stic.compiler.package.writer import write_package
-from stic.compiler.passes import PassCosts
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.planner.closed_form import claim_of

@@ -24,10 +24,10 @@ from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.synthetic import ROWS, RandomDecoder, first_layers, random_decoder
 from stic.compiler.device.measure import cached, write_probe
 from stic.compiler.device.runner import HostRunner, Tick
+from stic.compiler.forecast import PassCosts
 from stic.compiler.options import DecoderOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.package.kernels import generate, kernels_key
-from stic.compiler.passes import PassCosts
 from stic.compiler.plan import BlockCost, ComputeCost, IoCost, LayerPlan
 from stic.compiler.planner.costs import IO_DERATING, REQUEST_BYTES, Costs, estimate
 from stic.runtime.architecture import Attention

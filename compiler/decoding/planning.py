@@ -9,14 +9,13 @@ from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding import stages
 from stic.compiler.decoding.cut import Cut, cut_decoder
 from stic.compiler.decoding.gains import Gains
-from stic.compiler.decoding.measure import pass_costs
 from stic.compiler.decoding.quantize import QuantizedDecoder
+from stic.compiler.forecast import PassCosts, passes_to_json
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.inputs import read_decoder_model, wanted_target
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import CompileOptions
 from stic.compiler.package.assembly import Materials
-from stic.compiler.passes import PassCosts, passes_to_json
 from stic.compiler.plan import Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.stage import Stage, Summary
@@ -87,8 +86,8 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "device",
             "measure what passes cost on the target",
-            lambda made, tell: pass_costs(
-                target, made[Cut], made[Materials], options.decoder, bits, folder, tell.tick, tell.note
+            lambda made, tell: stages.cost(
+                target, made[Cut], made[Materials], options.target, options.decoder, bits, folder, tell
             ),
             lambda made: passes_to_json(made[PassCosts]),
         ),
@@ -103,7 +102,7 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "solver",
             "make ready who decides",
-            lambda made, tell: stages.solver(planner, tell),
+            lambda made, tell: stages.solver(planner, made[PassCosts].notes, tell),
             lambda made: {"planner": planner.name},
         ),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -18,23 +18,29 @@ from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding.cut import Cut
 from stic.compiler.decoding.gains import Gains, measure_gains, no_gains
 from stic.compiler.decoding.materials import collect_decoder
+from stic.compiler.decoding.measure import pass_costs
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
 from stic.compiler.device.workload import DEFAULT_LANES
+from stic.compiler.forecast import PassCosts
 from stic.compiler.importance.examples import BUILT_IN
 from stic.compiler.importance.jobs import Workers
+from stic.compiler.memory.placement import fixed_bytes, in_context, regions
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
-from stic.compiler.passes import PassCosts
-from stic.compiler.plan import Problem
+from stic.compiler.plan import Plan, Problem
+from stic.compiler.planner import least_memory
+from stic.compiler.planner.costs import paced_io
+from stic.compiler.quantities import format_bytes
 from stic.compiler.stage import Tell
 from stic.compiler.stage_cache import solved
-from stic.compiler.stages import Solver
+from stic.compiler.stages import Decided, Solver
+from stic.compiler.stages import decide as decided_for
 from stic.compiler.text.tokens import Coder
 from stic.runtime.architecture import tensors
-from stic.runtime.errors import InputError
+from stic.runtime.errors import InfeasibleError, InputError
 from stic.runtime.files import write_bytes
-from stic.runtime.format import LEVEL_BITS
+from stic.runtime.format import LEVEL_BITS, TILE
 from stic.runtime.native import cache_dir
 from stic.targets.target import Target
 
@@ -142,6 +148,25 @@ def gather(
     return collect_decoder(quantized, full_bits, decoder, threads, lanes, row_type)
 
 
+def cost(
+    target: Target, cut: Cut, materials: Materials, options: TargetOptions, decoder: DecoderOptions,
+    bits: tuple[int, ...], folder: Path, tell: Tell,
+) -> PassCosts:  # fmt: skip
+    """Measure, or look up, what passes cost on the target's CPU; `folder` is on the storage to measure.
+
+    Raises InputError where all blocks are wanted on a GPU.
+    """
+    if options.place == "gpu":
+        raise InputError("a decoder is planned on the CPU alone for now: leave out --place gpu")
+    if target.gpu is not None:
+        tell.note(f"the GPU of target {target.name} stays idle: a decoder is planned on the CPU alone for now")
+    found = pass_costs(target, cut, materials, decoder, bits, folder, tell.tick, tell.note)
+    if options.storage is None:
+        return found
+    note = f"storage is taken to deliver {options.storage}"
+    return replace(found, io=paced_io(found.io, options.storage), notes=(*found.notes, note))
+
+
 def pose(
     materials: Materials, gains: Gains, costs: PassCosts, budget: BudgetOptions, margin: float, options: DecoderOptions,
     head_bits: int | None,
@@ -193,7 +218,41 @@ def value(
     return found
 
 
-def solver(options: PlannerOptions, tell: Tell) -> Solver:
-    """Make ready who answers: the planner that was named."""
+def decide(
+    planner: PlannerOptions, problem: Problem, solver: Solver, materials: Materials, budget: BudgetOptions, tell: Tell
+) -> Decided:
+    """Decide as for an encoder. Raises InfeasibleError, which says what the context has to do with it."""
+    try:
+        return decided_for(problem, solver, materials, budget, tell)
+    except InfeasibleError as error:
+        raise InfeasibleError(f"{error}; {_of_context(problem, materials, budget, planner)}") from error
+
+
+def _of_context(problem: Problem, materials: Materials, budget: BudgetOptions, planner: PlannerOptions) -> str:
+    """What the cache takes, and the largest context at which something would fit the memory."""
+    sizes, limit, plans = materials.sizes, budget.main.memory_bytes, 1 + len(budget.also)
+    cache_bytes = regions(sizes, 0, 0, 0)[0]["cache"][1]
+    said = f"the cache of {sizes.max_length} tokens takes {format_bytes(cache_bytes)}"
+    least = None if limit is None else least_memory(problem, planner.name, planner.bits, planner.time_limit_s / 2)
+    if limit is None or least is None:
+        return said
+    weights = least - problem.fixed_bytes
+    fitting = [
+        context
+        for context in range(TILE, sizes.max_length, TILE)
+        if fixed_bytes(in_context(sizes, context), materials.store, plans) + weights <= limit
+    ]
+    if fitting:
+        return f"{said}: at any latency a --context of {fitting[-1]} would fit"
+    return f"{said}: at no context would it fit" if least > limit else said
+
+
+def solver(options: PlannerOptions, notes: tuple[str, ...], tell: Tell) -> Solver:
+    """Make ready who answers: the planner that was named. `notes` are what there is to say of the costs."""
     effort = (options.time_limit_s, options.gap, cache_dir() / "plans", tell.note)
-    return Solver(lambda problem: solved(problem, options.name, options.bits, *effort), None)
+
+    def solve(problem: Problem) -> Plan:
+        plan = solved(problem, options.name, options.bits, *effort)
+        return replace(plan, notes=(*plan.notes, *notes))
+
+    return Solver(solve, None)

@@ -277,6 +277,17 @@ def index_bytes(store: Store, plans: int = 1) -> int:
     return pad(HEADER.itemsize + tables + aligned, BLOCK)
 
 
+def in_context(z: Sizes, context: int) -> Sizes:
+    """The sizes of a decoder at another context: its cache, scratch and rotary table follow it."""
+    d = z.decoder
+    if d is None:
+        raise ValueError("an encoder's sizes have no context")
+    turns = 4 * d.rotaries * d.rotary_features  # of a position
+    chunk = min(d.chunk, context)
+    trunk_bytes = z.trunk_bytes - turns * (z.max_length - context)
+    return replace(z, max_length=context, trunk_bytes=trunk_bytes, decoder=replace(d, chunk=chunk))
+
+
 def fixed_bytes(z: Sizes, store: Store, plans: int = 1) -> int:
     """Memory that no decision changes, in a package of so many plans: arena without extents and table, index, stacks,
     code.

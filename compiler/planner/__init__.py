@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stic.compiler.plan import LayerPlan, Plan, Problem
+from stic.compiler.plan import Budget, LayerPlan, Plan, Problem
 from stic.compiler.planner import baselines, greedy, placement
-from stic.compiler.planner.closed_form import objective
+from stic.compiler.planner.closed_form import claim_of, objective
 from stic.runtime.errors import InfeasibleError, InputError
 
 FIXED = {  # planners that hold every shard at the given bits
@@ -41,6 +41,23 @@ def solve(
     else:
         plan = _placed(problem, planner, bits, time_limit_s, workers, enough)
     return plan if planner == "ilp" else _along_path(plan, problem)
+
+
+def least_memory(
+    problem: Problem, planner: str = "ilp", bits: int | None = None, time_limit_s: float = 10.0, workers: int = 2
+) -> int | None:
+    """Bytes of the smallest plan that a search finds at any latency, or of the one plan of a planner at fixed bits.
+
+    None: none was found in time.
+    """
+    free = replace(problem, budget=Budget(preload_bytes=problem.budget.preload_bytes))
+    if planner in FIXED:
+        assert bits is not None
+        return claim_of(FIXED[planner](free, bits), free).peak_bytes
+    from stic.compiler.planner import optimal
+
+    plan = optimal.least(free, "memory", time_limit_s, workers).plan
+    return None if plan is None else claim_of(plan, free).peak_bytes
 
 
 def _placed(problem: Problem, planner: str, bits: int | None, time_limit_s: float, workers: int, enough: float) -> Plan:

@@ -108,23 +108,27 @@ def _noun(aim: Aim, problem: Problem) -> str:
     return "next token" if problem.prompt and aim == "latency" else aim
 
 
+def least(problem: Problem, aim: Aim, time_limit_s: float, workers: int) -> Answer:
+    """Search for the plan with the least of an aim, whatever its quality."""
+    began = time.perf_counter()
+    start = greedy.solve(problem, until=began + START_SHARE * time_limit_s)
+    return Search(problem, aim, workers, 1e-3, start).run(began + time_limit_s)
+
+
 def what_would_do(problem: Problem, time_limit_s: float, workers: int) -> str:
     """The sentence for a budget that nothing meets. Figures are rounded up, so that each is itself enough."""
     budget = problem.budget
 
-    def least(aim: Aim, eased: Budget) -> Answer:
-        free = replace(problem, budget=eased)
-        began, seconds = time.perf_counter(), time_limit_s / 2
-        start = greedy.solve(free, until=began + START_SHARE * seconds)
-        return Search(free, aim, workers, 1e-3, start).run(began + seconds)
+    def found(aim: Aim, eased: Budget) -> Answer:
+        return least(replace(problem, budget=eased), aim, time_limit_s / 2, workers)
 
     parts = []
     if budget.memory_bytes is not None:
         eased = replace(budget, memory_bytes=None)
-        answer = least("memory", eased)
+        answer = found("memory", eased)
         parts.append(_part("memory", _limits(eased, problem) or "at any latency", answer, _mib(answer.value)))
     for aim, eased in _eased_times(problem):
-        answer, where = least(aim, eased), _limits(eased, problem) or "with any memory"
+        answer, where = found(aim, eased), _limits(eased, problem) or "with any memory"
         parts.append(_part(_noun(aim, problem), where, answer, _ms(answer.value / (1 - problem.margin))))
     return f"no plan fits {_words(problem)}: {', '.join(parts)}"
 
