@@ -10,8 +10,9 @@ from stic.compiler.offers import Method, Quantizer
 from stic.compiler.plan import Budget
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import LIMITS, CacheType
+from stic.runtime.format import CacheType
 from stic.runtime.gpu_format import GpuPrecision
+from stic.runtime.limits import LIMITS
 
 LEAST_HEAD = 6  # bits of a head: fewer cost much, more give nothing (docs/quantizers.md)
 DEFAULT_CONTEXT = 2048  # tokens of a decoder's session

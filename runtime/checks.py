@@ -16,16 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.errors import PackageError
-from stic.runtime.format import (
-    ALIGN,
-    BLOCK,
-    FULL,
-    GROUPS,
-    INTERLEAVES,
-    LEAST,
-    LIMITS,
-    Shape,
-)
+from stic.runtime.format import ALIGN, BLOCK, FULL, GROUPS, INTERLEAVES
+from stic.runtime.layout import Shape
+from stic.runtime.limits import LEAST, LIMITS
 
 Refuse = Callable[[str, str], PackageError]  # (name of the check, sentence)
 

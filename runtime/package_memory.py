@@ -9,19 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, fields, pairs, require, within
-from stic.runtime.format import (
-    ALIGN,
-    BLOCK,
-    CACHES,
-    LEVELS,
-    REGIONS,
-    TILE,
-    Shape,
-    cache_bytes,
-    levels_of,
-    pad,
-    scratch_bytes,
-)
+from stic.runtime.format import ALIGN, BLOCK, CACHES, LEVELS, REGIONS, TILE
+from stic.runtime.layout import Shape, cache_bytes, levels_of, pad, scratch_bytes
 
 Regions = dict[str, tuple[int, int]]
 

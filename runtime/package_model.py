@@ -9,20 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, check_bounds, fields, require
-from stic.runtime.format import (
-    ABSENT,
-    FLAGS,
-    KINDS,
-    LEVELS,
-    LIMITS,
-    NORMS,
-    ROLES,
-    ROW_TYPES,
-    Kind,
-    Shape,
-    record_layout,
-    row_bytes,
-)
+from stic.runtime.format import ABSENT, FLAGS, KINDS, LEVELS, NORMS, ROLES, ROW_TYPES, Kind
+from stic.runtime.layout import Shape, record_layout, row_bytes
+from stic.runtime.limits import LIMITS
 
 # p: the fields of HEADER and of MODEL.
 MODEL_CHECKS = (

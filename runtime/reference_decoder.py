@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from stic.runtime.arithmetic import activation, fma, layer_norm, matmul, quantize, rms_norm, softcap
 from stic.runtime.arithmetic_decoder import add_grouped, cached_attention, finish_grouped, quantize_grouped, rope
 from stic.runtime.errors import InputError
-from stic.runtime.format import ABSENT, CACHES, FLAGS, NORMS, Shape
+from stic.runtime.format import ABSENT, CACHES, FLAGS, NORMS
+from stic.runtime.layout import Shape
 from stic.runtime.package import Matrix, Package
 
 Floats = NDArray[np.float32]

@@ -19,7 +19,8 @@ from stic.compiler.quantization.grouped import row_scale
 from stic.compiler.store import lay_out
 from stic.compiler.text.packaged import text_to_json
 from stic.runtime.architecture import to_json
-from stic.runtime.format import CACHES, JOINED, NORMS, row_stride
+from stic.runtime.format import CACHES, JOINED, NORMS
+from stic.runtime.layout import row_stride
 from stic.schedules.shape import DecoderShape
 
 

@@ -21,7 +21,6 @@ from stic.runtime.format import (
     FILE,
     HEADER,
     LEVELS,
-    LIMITS,
     MODEL,
     PLAN,
     RECORD,
@@ -31,12 +30,9 @@ from stic.runtime.format import (
     TILE,
     WEIGHT_REGIONS,
     CacheType,
-    Shape,
-    cache_layout,
-    levels_of,
-    pad,
-    scratch_bytes,
 )
+from stic.runtime.layout import Shape, cache_layout, levels_of, pad, scratch_bytes
+from stic.runtime.limits import LIMITS
 
 # Pages a process touches besides the arena, the index and the stacks of its threads: code and data of the
 # engine, of kernels.so and of libc, and the main thread's stack. Observed, not computed, and rounded up to pieces of

@@ -24,8 +24,10 @@ from stic.compiler.planner.costs import REQUEST_BYTES
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
-from stic.runtime.format import FULL, LIMITS, POOLINGS, levels_of, row_stride
+from stic.runtime.format import FULL, POOLINGS
 from stic.runtime.gpu_format import GpuPrecision
+from stic.runtime.layout import levels_of, row_stride
+from stic.runtime.limits import LIMITS
 from stic.schedules.shape import DecoderShape, KernelShape
 from stic.targets.gpu import Gpu
 from stic.targets.target import Target

@@ -38,11 +38,9 @@ from stic.runtime.format import (
     ROW_TYPES,
     SHAPE,
     WEIGHT_REGIONS,
-    Shape,
-    pad,
-    row_stride,
 )
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, GPU_STYLES, PLACES, PRECISION_BITS
+from stic.runtime.layout import Shape, pad, row_stride
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
 

@@ -12,21 +12,8 @@ from numpy.typing import NDArray
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import layer_trunk, shard_bias
 from stic.runtime.errors import InputError
-from stic.runtime.format import (
-    ABSENT,
-    ACTIVATIONS,
-    ALIGN,
-    BLOCK,
-    BLOCK_ENTRY,
-    DENSE,
-    JOINED,
-    MATRICES,
-    ROLES,
-    TILE,
-    pad,
-    row_bytes,
-    row_stride,
-)
+from stic.runtime.format import ABSENT, ACTIVATIONS, ALIGN, BLOCK, BLOCK_ENTRY, DENSE, JOINED, MATRICES, ROLES, TILE
+from stic.runtime.layout import pad, row_bytes, row_stride
 
 BEYOND_HALF = 65520.0  # the least magnitude that float16 rounds to infinity
 

@@ -19,8 +19,9 @@ from stic.compiler.simulate import Event
 from stic.compiler.text.packaged import architecture_of, is_decoder
 from stic.runtime.architecture import Attention, Vocabulary
 from stic.runtime.errors import PackageError
-from stic.runtime.format import CACHES, FEATURES, FULL, MACHINES, POOLINGS, levels_of, planes_in
+from stic.runtime.format import CACHES, FEATURES, FULL, MACHINES, POOLINGS
 from stic.runtime.gpu_format import codes_bytes
+from stic.runtime.layout import levels_of, planes_in
 from stic.runtime.package import Package
 
 

@@ -14,8 +14,8 @@ from stic.compiler.quantities import format_bytes, format_time, quote_bytes, quo
 from stic.compiler.report.drawing import HAND_OVER, Kind, Span, Strip
 from stic.compiler.report.sweep import Point, on_front
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
-from stic.runtime.format import Shape
 from stic.runtime.gpu_format import Place
+from stic.runtime.layout import Shape
 from stic.runtime.trace import GPU, Trace
 
 if TYPE_CHECKING:  # the module brings the tokenizer and the process pool with it

@@ -39,11 +39,8 @@ from stic.runtime.format import (
     ROLES,
     ROW_TYPES,
     SHAPE,
-    Shape,
-    planes_in,
-    record_layout,
-    row_stride,
 )
+from stic.runtime.layout import Shape, planes_in, record_layout, row_stride
 from stic.runtime.package_contents import tensor_size
 from stic.schedules.pack import interleave
 from stic.schedules.shape import DecoderShape

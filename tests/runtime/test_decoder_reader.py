@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import InputError, PackageError
-from stic.runtime.format import ABSENT, LEVELS, REGIONS, cache_bytes, record_layout
+from stic.runtime.format import ABSENT, LEVELS, REGIONS
+from stic.runtime.layout import cache_bytes, record_layout
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from tests.runtime.decoder_packages import GROUP, LENGTH, SHAPES, write

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import PackageError, ToolchainError
-from stic.runtime.format import FEATURES, LEVELS, MAJOR, MINOR, RECORD, REGION, REGIONS, TILE, record_layout
+from stic.runtime.format import FEATURES, LEVELS, MAJOR, MINOR, RECORD, REGION, REGIONS, TILE
+from stic.runtime.layout import record_layout
 from stic.runtime.package import Package
 from stic.targets.target import load
 from stic.targets.toolchain import find_c_compiler

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import PackageError
-from stic.runtime.format import BLOCK, HEADER, MINOR, REGION, pad
+from stic.runtime.format import BLOCK, HEADER, MINOR, REGION
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, PROGRAM_FILE, codes_bytes, state_sizes
+from stic.runtime.layout import pad
 from stic.runtime.package import Package
 
 BITS = ((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2))

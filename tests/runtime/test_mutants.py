@@ -17,7 +17,8 @@ import pytest
 from stic.compiler.report import contents, drawing, report
 from stic.runtime.checks import BOUNDS
 from stic.runtime.errors import InputError, PackageError, ToolchainError
-from stic.runtime.format import ABSENT, FULL, HEADER, MODEL, ROLES, SHAPE, pad
+from stic.runtime.format import ABSENT, FULL, HEADER, MODEL, ROLES, SHAPE
+from stic.runtime.layout import pad
 from stic.runtime.package import Package
 from stic.targets.target import load
 from stic.targets.toolchain import find_c_compiler

@@ -12,7 +12,8 @@ import pytest
 
 from stic.compiler.package.trunk import build_embeddings
 from stic.runtime.errors import InputError, PackageError
-from stic.runtime.format import BLOCK, ROW_TYPES, row_bytes, row_stride
+from stic.runtime.format import BLOCK, ROW_TYPES
+from stic.runtime.layout import row_bytes, row_stride
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from stic.runtime.session import Session
