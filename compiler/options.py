@@ -65,11 +65,14 @@ class ShardOptions:
         if self.full_bits not in (0, 16, 32):
             raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
 
-    def row_type(self, uniform_bits: int | None) -> str:
+    def row_type(self, uniform_bits: int | None, tied: bool = False) -> str:
         """Type of the word table's values, one of ROW_TYPES.
 
-        By default it is float16 where a uniform bitwidth asks for all weights at full precision.
+        By default the rows of a model whose head is `tied` are the head's; else they are float16 where a uniform
+        bitwidth asks for all weights at full precision.
         """
+        if tied and self.embedding_bits is None:
+            return "tied"
         full = uniform_bits is not None and uniform_bits > 8
         return "float16" if self.embedding_bits == 16 or (self.embedding_bits is None and full) else "int8"
 

@@ -4,7 +4,7 @@ A package is a directory. All numbers are little-endian; CRC means CRC-32 as in 
 
     index.bin        header and tables, described below
     trunk.bin        what belongs to no shard: norms, biases, scales, positions, head
-    embeddings.bin   one row a token id
+    embeddings.bin   one row a token id; empty where rows are tied
     shards.bin       one record per (block, level, slice)
     kernels.so       compiled kernels, plain C functions
     kernels.cl       kernels for a GPU, OpenCL C; only in packages with a GPU part
@@ -29,7 +29,8 @@ how long:
     (a plan)  EXTENT   resident ones first, then streamed ones in load order
 
 `index_crc` is the CRC of index.bin with that field set to zero. A reader refuses another `major`, and any
-`minor` above its own. A package says the least minor that it needs, which is 0.
+`minor` above its own. A package says the least minor that it needs: 1 for decoders whose rows are tied or may straddle
+blocks, else 0.
 
 **Plans** are of the same model, each for another budget, with its own bits and extents; files, records, the trunk and
 the head serve all. Of a block a plan keeps the first slices, at bits that do not increase; only blocks of kind layer
@@ -105,9 +106,20 @@ value: products take every code as it is, and the outliers then add value - scal
 out and down. `stic.runtime.reference` is the normative use of it.
 
 **Row** of embeddings.bin, `row_stride` bytes apart: H = hidden values of `row_type`, zeros to a multiple of 4, for int8
-the float32 scale that they are multiplied with, uint32 CRC of what precedes. A row never straddles a 4096-byte block
-unless it is longer than one, and then starts at one. What a row says is multiplied by `embedding_multiplier`, which is
-1 in encoders.
+the float32 scale that they are multiplied with, uint32 CRC of what precedes. An encoder's row never straddles a
+4096-byte block unless it is longer than one, and then starts at one; a decoder's may begin anywhere. What a row says is
+multiplied by `embedding_multiplier`, which is 1 in encoders.
+
+**Tied rows.** A decoder's rows may be those of its vocabulary block, at the bits that the plan has for them: `row_type`
+is tied, `row_stride` 0, the vocabulary as large as `output_features`, and `table_resident` 0. The row of token n, with
+r = n % rows_per_slice in slice n // rows_per_slice, is, each operation rounded to float32 by itself,
+
+    x[k] = ((embedding_multiplier * scale[r]) * ratio[r, k // group]) * table[code[r, k]]     of levels 0..6
+    x[k] = embedding_multiplier * weight[r, k]                                                of level 7
+
+to which the position's row, if there is one, is then added: one more rounding. Rows that are not in memory are read
+from shards.bin by themselves, 16 rows of each plane at once. No CRC covers them alone: whoever reads them computes
+logits in the end, and then the whole vocabulary is read and verified.
 
 **Positions.** Token t has position row t. Where `padding` is not 0, tokens whose id is padding - 1 have position row
 max_length, and row t belongs to the t-th of the others, counted from 0.
@@ -155,7 +167,7 @@ import numpy as np
 from stic.runtime.architecture import NORM_KINDS
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 3, 0
+MAJOR, MINOR = 3, 1
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
@@ -182,7 +194,8 @@ Activation = Literal["gelu", "gelu_tanh", "relu"]  # of feed-forward networks
 ACTIVATIONS = ("none", *get_args(Activation), "tanh")  # of the head's linear maps
 Pooling = Literal["tokens", "first", "mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-ROW_TYPES = ("int8", "float16")  # of the values of an embedding row
+RowType = Literal["int8", "float16", "tied"]
+ROW_TYPES: tuple[RowType, ...] = get_args(RowType)  # values of an embedding row; tied: a row of the vocabulary block
 CacheType = Literal["none", "float16", "int8"]
 CACHES: tuple[CacheType, ...] = get_args(CacheType)
 NORMS = NORM_KINDS
@@ -228,7 +241,7 @@ REGIONS = (
     "panel",  # a thread: 16 * K bytes
     "scratch",  # a thread: sums of outliers, attention's working memory: see `scratch_bytes`
     "rows",  # embedding rows of the input, (chunk, row_stride)
-    "staging",  # a lane that reads rows: one block-aligned row read
+    "staging",  # a lane that reads rows: see `staging_bytes`
     "ids",  # int32 (chunk): token ids
     "types",  # int32 (chunk): token types
     "head",  # float32 2 * (widest head layer, 16)
@@ -255,7 +268,7 @@ HEADER = np.dtype(
         ("group", "<u4"),  # one of GROUPS
         ("nested", "<u4"),
         ("full_bits", "<u4"),  # 0: no level 7
-        ("row_stride", "<u4"),  # bytes between rows of embeddings.bin
+        ("row_stride", "<u4"),  # bytes between rows of embeddings.bin; 0: rows are tied
         ("row_type", "<u4"),  # index into ROW_TYPES
         ("table_resident", "<u4"),  # 1: embeddings.bin is held in region `table`
         ("threads", "<u4"),  # compute threads the arena has room for

@@ -198,7 +198,28 @@ def row_bytes(hidden: int, row_type: str) -> int:
     return pad(2 * hidden, 4) + 4 if row_type == "float16" else pad(hidden, 4) + 8
 
 
-def row_stride(hidden: int, row_type: str = "int8") -> int:
-    """Bytes between embedding rows: a power of two up to a block, then whole blocks."""
+def row_stride(hidden: int, row_type: str = "int8", packed: bool = False) -> int:
+    """Bytes between embedding rows: a power of two up to a block, then whole blocks; `packed`, as decoders have them,
+    no more than a row has, rounded up to 8; 0 of tied rows."""
+    if row_type == "tied":
+        return 0
     size = row_bytes(hidden, row_type)
+    if packed:
+        return pad(size, 8)
     return 1 << (size - 1).bit_length() if size <= BLOCK else pad(size, BLOCK)
+
+
+def straddles(row_stride: int) -> bool:
+    """Whether rows so far apart may begin in one block and end in another, and be no longer than both."""
+    return row_stride % BLOCK != 0 and BLOCK % row_stride != 0
+
+
+def staging_bytes(hidden: int, row_stride: int) -> int:
+    """Bytes of an IO lane's share of region `staging`: the blocks that a row touches.
+
+    Of tied rows what was found of one (its codes, at most 256 values, its ratios; or it at full precision), then the
+    blocks that a part of it touches.
+    """
+    if row_stride:
+        return pad(row_stride, BLOCK) + (BLOCK if straddles(row_stride) else 0)
+    return 2 * pad(4 * pad(hidden, TILE) + 512, BLOCK) + BLOCK

@@ -51,7 +51,6 @@ LIMITS = {
 }
 # The least of these; that of the others is 0.
 LEAST = {
-    "row_stride": 1,
     "threads": 1,
     "lanes": 1,
     "request_bytes": BLOCK,

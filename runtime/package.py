@@ -235,4 +235,5 @@ class Package(Index):
         _ = self.trunk, self.plan
         for block, level, s in np.argwhere(self.records["bytes"] > 0):
             self.record(int(block), int(level), int(s))
-        self.embedding_rows(np.arange(int(self.model["vocabulary"])))
+        if self.row_type != "tied":
+            self.embedding_rows(np.arange(int(self.model["vocabulary"])))

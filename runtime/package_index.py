@@ -35,6 +35,7 @@ from stic.runtime.format import (
     REGIONS,
     ROW_TYPES,
     SHAPE,
+    RowType,
 )
 from stic.runtime.gpu_format import PLACES
 from stic.runtime.gpu_package import GpuPart, read_gpu
@@ -189,6 +190,6 @@ class Index:
         return int(self.model["max_length"])
 
     @property
-    def row_type(self) -> str:
+    def row_type(self) -> RowType:
         """Type of the values of an embedding row, one of ROW_TYPES."""
         return ROW_TYPES[int(self.header["row_type"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def pose(
         gain=gains.gain,
         presence=np.zeros(gains.gain.shape[:2]),
         elastic=False,
-        io=costs.next.io,
+        io=replace(costs.next.io, row_us=0.0) if materials.row_type == "tied" else costs.next.io,
         compute=costs.next.compute,
         length=1,
         fixed_bytes=materials.fixed_bytes(1 + len(budget.also)),

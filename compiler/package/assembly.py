@@ -206,6 +206,7 @@ def assemble_package(
         trunk=materials.trunk,
         embeddings=materials.embeddings,
         row_type=materials.row_type,
+        row_stride=sizes.row_stride,
         plans=placed,
         target=target,
         kernels=kernels,

@@ -40,7 +40,7 @@ from stic.runtime.format import (
     WEIGHT_REGIONS,
 )
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, GPU_STYLES, PLACES, PRECISION_BITS
-from stic.runtime.layout import Shape, pad, row_stride
+from stic.runtime.layout import Shape, pad, straddles
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
 
@@ -78,6 +78,7 @@ class Parts:
     trunk: Trunk
     embeddings: bytes
     row_type: str  # of the embeddings: one of ROW_TYPES
+    row_stride: int
     plans: tuple[PlacedPlan, ...]  # at least one; the first is the default
     target: Target
     kernels: Path  # kernels.so
@@ -196,7 +197,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
     values: dict[str, Any] = {
         "magic": MAGIC,
         "major": MAJOR,
-        "minor": MINOR,
+        "minor": MINOR if parts.row_stride == 0 or straddles(parts.row_stride) else 0,
         "machine": MACHINES.index(parts.target.arch),
         "features": sum(1 << FEATURES.index(name) for name in parts.target.features),
         "cores": parts.target.core_bits,
@@ -204,7 +205,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         "group": store.group,
         "nested": int(store.nested),
         "full_bits": store.full_bits,
-        "row_stride": row_stride(store.shapes[0].hidden, parts.row_type),
+        "row_stride": parts.row_stride,
         "row_type": ROW_TYPES.index(parts.row_type),
         "table_resident": int(default.plan.table_resident),
         "threads": parts.threads,

@@ -132,12 +132,12 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
     return Trunk(writer.data, places, blocks, dense)
 
 
-def build_embeddings(word: NDArray[np.float32], row_type: str = "int8") -> bytes:
+def build_embeddings(word: NDArray[np.float32], row_type: str = "int8", packed: bool = False) -> bytes:
     """The word embedding table (vocabulary, hidden) as rows of embeddings.bin, padded to whole blocks.
 
     Raises InputError if it holds NaN or infinite values, or where float16, asked for as `row_type`, cannot hold one.
     """
-    (vocabulary, hidden), stride = word.shape, row_stride(word.shape[1], row_type)
+    (vocabulary, hidden), stride = word.shape, row_stride(word.shape[1], row_type, packed)
     data = np.zeros(pad(vocabulary * stride, BLOCK), np.uint8)
     rows, checked = data[: vocabulary * stride].reshape(vocabulary, stride), row_bytes(hidden, row_type) - 4
     fill = _half_rows if row_type == "float16" else _quantised_rows

@@ -162,7 +162,7 @@ def describe(package: Package) -> list[str]:
         f" {facts['threads']} compute threads, {facts['lanes']} IO lanes; format {facts['format']},"
         f" quantizer {facts['quantizer']}",
         f"shards.bin holds {'all planes' if facts['all_planes'] else 'what its plans read, and no other planes'};"
-        f" the word table is {facts['row_type']}",
+        f" the word table is {'the vocabulary' if facts['row_type'] == 'tied' else facts['row_type']}",
     ]
     if (gpu := facts["gpu"]) is not None:
         instead = "on the CPU instead" if gpu["fallback"] else "not at all: the CPU would miss the deadline"

@@ -44,6 +44,7 @@ class Options:
     norm: str = "rms"
     plans: int = 2
     full_bits: int = 16
+    tied: bool = False
 
 
 def write(folder: Path, options: Options = Options()) -> Path:
@@ -52,7 +53,7 @@ def write(folder: Path, options: Options = Options()) -> Path:
     folder.mkdir()
     store = lay_out(SHAPES, None, options.nested, options.full_bits, group=GROUP)
     model, blocks, trunk = _trunk(options, rng)
-    stride = layout.row_stride(SHAPES[0].hidden)
+    stride = layout.row_stride(SHAPES[0].hidden, "tied" if options.tied else "int8", packed=True)
     sizes = Sizes(
         SHAPES, LENGTH, len(trunk), stride, 0, 0, THREADS, LANES, LANES, 1 << 18,
         DecoderSizes(CHUNK, GROUP, options.cache, 2, 16),
@@ -61,7 +62,7 @@ def write(folder: Path, options: Options = Options()) -> Path:
     crcs, shards = _shards(store, rng)
     contents = {
         "trunk.bin": trunk,
-        "embeddings.bin": _embeddings(stride, rng),
+        "embeddings.bin": b"" if options.tied else _embeddings(stride, rng),
         "shards.bin": shards,
         "kernels.so": b"no code",
         "plan.json": json.dumps(_description(plans)).encode(),
@@ -227,6 +228,7 @@ def _index(options: Options, store: Store, sizes: Sizes, plans: list[Plan], tabl
     values: dict[str, Any] = {
         "magic": f.MAGIC, "major": f.MAJOR, "minor": f.MINOR, "interleave": 4, "group": GROUP,
         "nested": int(options.nested), "full_bits": options.full_bits, "row_stride": sizes.row_stride,
+        "row_type": f.ROW_TYPES.index("tied" if options.tied else "int8"),
         "threads": THREADS, "lanes": LANES, "row_lanes": LANES, "request_bytes": 1 << 18, "stack_bytes": 1 << 18,
     }  # fmt: skip
     for name, one in tables.items():

@@ -145,7 +145,7 @@ class Mutants:
             self._row,
             self._trunk,
             self._record,
-            self._embedding,
+            self._embedding if original.files["embeddings.bin"] else self._record,
             self._length,
             self._missing,
             *(self._plan,) * 3,

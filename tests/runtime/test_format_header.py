@@ -217,7 +217,7 @@ def given(count: int) -> list[Given]:
             "threads": number(8),
             "lanes": number(4),
             "row_lanes": number(8, 4),
-            "row_stride": row_stride(hidden, ROW_TYPES[number(1, 0)]),
+            "row_stride": row_stride(hidden, ROW_TYPES[number(1 + causal, 0)], packed=bool(causal)),
             "nested": number(1, 0),
             "full_bits": (0, 16, 32)[number(2, 0)],
             "dense": (1 - causal) * number(1, 0) * number(500),
