@@ -55,7 +55,7 @@ class ShardOptions:
     slices: int | None = None  # per layer; None: the number of heads
     quantizer: Quantizer = "nested"
     full_bits: int = 16  # width of the full-precision level: 16 or 32; 0: none
-    embedding_bits: int | None = None  # of a value of the word table: 8 or 16; None: see `row_type`
+    embedding_bits: int | None = None  # of a value of the word table, kept apart: 8 or 16; None: see `row_type`
     keep_planes: bool = False  # store all planes, also those that no plan of the package reads
 
     def __post_init__(self) -> None:

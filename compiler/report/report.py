@@ -128,7 +128,8 @@ def plan_table(plan: Plan, predicted_us: float, peak_bytes: int, shapes: Sequenc
     table.add_row("memory", _against(peak_bytes, plan.budget.memory_bytes, format_bytes, quote_bytes))
     table.add_row("margin", f"{plan.margin:.0%} of the latency budget is kept back for jitter")
     table.add_row("mean bits", f"{plan.mean_bits:.2f}")
-    table.add_row("word table", "resident" if plan.table_resident else "read by row")
+    if not _decodes(shapes):  # theirs is read by row, or is the vocabulary
+        table.add_row("word table", "resident" if plan.table_resident else "read by row")
     table.add_row(
         "read-ahead",
         f"{plan.read_ahead} {layer}{'s' * (plan.read_ahead != 1)}"

@@ -77,6 +77,7 @@ static bool in_memory(const stic_io *io, const stic_tied_row *row) {
 static void place_tied(stic_session *s, int32_t *ids, uint32_t n) {
   const stic_package *p = &s->package;
   const size_t tile = (size_t)p->padded_hidden * STIC_TILE;
+  const uint64_t begin = stic_trace_now(&s->trace);
   uint8_t *found = stic_region_at(s, STIC_REGION_STAGING); /* the lanes rest */
   memset((float *)stic_region_at(s, STIC_REGION_X) + (n - 1) / STIC_TILE * tile, 0, tile * sizeof(float));
   for (uint32_t t = 0; t < n; t++) {
@@ -87,6 +88,7 @@ static void place_tied(stic_session *s, int32_t *ids, uint32_t n) {
     stic_tied_put(p, &row, found, s->arena, t);
     ids[t] = -1;
   }
+  stic_stage_done(s, STIC_EVENT_EMBED, -1, begin);
 }
 
 /* One pass, and nothing left under way, whatever happened. */
