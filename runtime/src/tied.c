@@ -65,7 +65,8 @@ void stic_tied_take(const stic_package *p, const stic_tied_row *row, uint32_t i,
     memcpy(table, from, row->part[i].bytes);
 }
 
-/* The number that 16 bits are; they are not those of an infinite one, or stand for one that a check refuses later. */
+/* The number that 16 bits are. Of NaN or an infinite one it makes some other: a check of the whole record, which comes
+ * before the end of the call, refuses those. */
 static float from_half(uint16_t half) {
   const uint32_t exponent = half >> 10 & 31, fraction = half & 1023;
   const uint32_t bits = (exponent + 127 - 15) << 23 | fraction << 13;
