@@ -10,8 +10,9 @@ from stic.compiler.offers import Method, Quantizer
 from stic.compiler.plan import Budget
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import LIMITS, CacheType
+from stic.runtime.format import CacheType
 from stic.runtime.gpu_format import GpuPrecision
+from stic.runtime.limits import LIMITS
 
 LEAST_HEAD = 6  # bits of a head: fewer cost much, more give nothing (docs/quantizers.md)
 DEFAULT_CONTEXT = 2048  # tokens of a decoder's session
@@ -55,7 +56,7 @@ class ShardOptions:
     slices: int | None = None  # per layer; None: the number of heads
     quantizer: Quantizer = "nested"
     full_bits: int = 16  # width of the full-precision level: 16 or 32; 0: none
-    embedding_bits: int | None = None  # of a value of the word table: 8 or 16; None: see `row_type`
+    embedding_bits: int | None = None  # of a value of the word table, kept apart: 8 or 16; None: see `row_type`
     keep_planes: bool = False  # store all planes, also those that no plan of the package reads
 
     def __post_init__(self) -> None:
@@ -65,11 +66,14 @@ class ShardOptions:
         if self.full_bits not in (0, 16, 32):
             raise InputError(f"full precision is 16 or 32 bits wide, or absent (0), not {self.full_bits}")
 
-    def row_type(self, uniform_bits: int | None) -> str:
+    def row_type(self, uniform_bits: int | None, tied: bool = False) -> str:
         """Type of the word table's values, one of ROW_TYPES.
 
-        By default it is float16 where a uniform bitwidth asks for all weights at full precision.
+        By default the rows of a model whose head is `tied` are the head's; else they are float16 where a uniform
+        bitwidth asks for all weights at full precision.
         """
+        if tied and self.embedding_bits is None:
+            return "tied"
         full = uniform_bits is not None and uniform_bits > 8
         return "float16" if self.embedding_bits == 16 or (self.embedding_bits is None and full) else "int8"
 

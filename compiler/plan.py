@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from stic.compiler.store import Store
 from stic.runtime.errors import InputError
-from stic.runtime.format import BLOCK, pad, row_stride
+from stic.runtime.format import BLOCK
 from stic.runtime.gpu_format import Place
+from stic.runtime.layout import pad, row_stride
 
 Gains = NDArray[np.float64]
 FORMAT = 3  # of a plan's JSON; 1 had no places, 2 no loss

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from stic.compiler.model import Array, Layer, Linear, Model
 from stic.runtime.errors import InputError
-from stic.runtime.format import LIMITS, MATRICES, Shape
+from stic.runtime.format import MATRICES
+from stic.runtime.layout import Shape
+from stic.runtime.limits import LIMITS
 
 MAX_COLUMNS = LIMITS["outlier_columns"]
 LARGE_BYTES = 1 << 28  # of float32 weights: from here on, copies are most of the compiler's memory

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from stic.runtime.format import BLOCK, FULL, LEVELS, Shape, levels_of, pad, record_layout
+from stic.runtime.format import BLOCK, FULL, LEVELS
+from stic.runtime.layout import Shape, levels_of, pad, record_layout
 
 
 @dataclass(frozen=True, eq=False)

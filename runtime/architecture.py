@@ -175,6 +175,11 @@ class Architecture:
             raise ValueError(f"tokens that end an answer are ascending, each once: {self.stops}")
 
     @property
+    def tied(self) -> bool:
+        """Whether embedding and head are one matrix, each of all its rows."""
+        return self.head.tied and self.head.rows == self.vocabulary
+
+    @property
     def head(self) -> Vocabulary:
         """The last block."""
         last = self.blocks[-1]

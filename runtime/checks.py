@@ -16,16 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.errors import PackageError
-from stic.runtime.format import (
-    ALIGN,
-    BLOCK,
-    FULL,
-    GROUPS,
-    INTERLEAVES,
-    LEAST,
-    LIMITS,
-    Shape,
-)
+from stic.runtime.format import ALIGN, BLOCK, FULL, GROUPS, INTERLEAVES
+from stic.runtime.layout import Shape
+from stic.runtime.limits import LEAST, LIMITS
 
 Refuse = Callable[[str, str], PackageError]  # (name of the check, sentence)
 
@@ -105,11 +98,6 @@ HEADER_CHECKS = (
         "request_bytes {p.request_bytes} is not whole blocks",
     ),
     Check("stack_pages", lambda h: h.stack_bytes % BLOCK == 0, "stack_bytes {p.stack_bytes} is not whole pages"),
-    Check(
-        "row_straddles",
-        lambda h: h.row_stride % BLOCK == 0 or BLOCK % h.row_stride == 0,
-        "row_stride {p.row_stride} makes rows straddle blocks",
-    ),
     Check("row_alignment", lambda h: h.row_stride % 8 == 0, "row_stride {p.row_stride} is not a multiple of 8"),
     Check(
         "interleave", lambda h: h.interleave in INTERLEAVES, f"interleave is {{p.interleave}}, not one of {INTERLEAVES}"

@@ -4,7 +4,7 @@ A package is a directory. All numbers are little-endian; CRC means CRC-32 as in 
 
     index.bin        header and tables, described below
     trunk.bin        what belongs to no shard: norms, biases, scales, positions, head
-    embeddings.bin   one row a token id
+    embeddings.bin   one row a token id; empty where rows are tied
     shards.bin       one record per (block, level, slice)
     kernels.so       compiled kernels, plain C functions
     kernels.cl       kernels for a GPU, OpenCL C; only in packages with a GPU part
@@ -29,7 +29,8 @@ how long:
     (a plan)  EXTENT   resident ones first, then streamed ones in load order
 
 `index_crc` is the CRC of index.bin with that field set to zero. A reader refuses another `major`, and any
-`minor` above its own. A package says the least minor that it needs, which is 0.
+`minor` above its own. A package says the least minor that it needs: 1 for decoders whose rows are tied or may straddle
+blocks, else 0.
 
 **Plans** are of the same model, each for another budget, with its own bits and extents; files, records, the trunk and
 the head serve all. Of a block a plan keeps the first slices, at bits that do not increase; only blocks of kind layer
@@ -105,9 +106,20 @@ value: products take every code as it is, and the outliers then add value - scal
 out and down. `stic.runtime.reference` is the normative use of it.
 
 **Row** of embeddings.bin, `row_stride` bytes apart: H = hidden values of `row_type`, zeros to a multiple of 4, for int8
-the float32 scale that they are multiplied with, uint32 CRC of what precedes. A row never straddles a 4096-byte block
-unless it is longer than one, and then starts at one. What a row says is multiplied by `embedding_multiplier`, which is
-1 in encoders.
+the float32 scale that they are multiplied with, uint32 CRC of what precedes. An encoder's row never straddles a
+4096-byte block unless it is longer than one, and then starts at one; a decoder's may begin anywhere. What a row says is
+multiplied by `embedding_multiplier`, which is 1 in encoders.
+
+**Tied rows.** A decoder's rows may be those of its vocabulary block, at the bits that the plan has for them: `row_type`
+is tied, `row_stride` 0, the vocabulary as large as `output_features`, and `table_resident` 0. The row of token n, with
+r = n % rows_per_slice in slice n // rows_per_slice, is, each operation rounded to float32 by itself,
+
+    x[k] = ((embedding_multiplier * scale[r]) * ratio[r, k // group]) * table[code[r, k]]     of levels 0..6
+    x[k] = embedding_multiplier * weight[r, k]                                                of level 7
+
+to which the position's row, if there is one, is then added: one more rounding. Rows that are not in memory are read
+from shards.bin by themselves, 16 rows of each plane at once. No CRC covers them alone: whoever reads them computes
+logits in the end, and then the whole vocabulary is read and verified.
 
 **Positions.** Token t has position row t. Where `padding` is not 0, tokens whose id is padding - 1 have position row
 max_length, and row t belongs to the t-th of the others, counted from 0.
@@ -147,8 +159,7 @@ for `bytes` (multiple of 4096; shards.bin and embeddings.bin are padded with zer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -156,7 +167,7 @@ import numpy as np
 from stic.runtime.architecture import NORM_KINDS
 
 MAGIC = b"STICPKG\0"
-MAJOR, MINOR = 3, 0
+MAJOR, MINOR = 3, 1
 BLOCK = 4096  # alignment of everything that is read with O_DIRECT
 ALIGN = 64  # alignment of everything a kernel loads from
 TILE = 16  # tokens in a tile, rows in a block
@@ -183,7 +194,8 @@ Activation = Literal["gelu", "gelu_tanh", "relu"]  # of feed-forward networks
 ACTIVATIONS = ("none", *get_args(Activation), "tanh")  # of the head's linear maps
 Pooling = Literal["tokens", "first", "mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-ROW_TYPES = ("int8", "float16")  # of the values of an embedding row
+RowType = Literal["int8", "float16", "tied"]
+ROW_TYPES: tuple[RowType, ...] = get_args(RowType)  # values of an embedding row; tied: a row of the vocabulary block
 CacheType = Literal["none", "float16", "int8"]
 CACHES: tuple[CacheType, ...] = get_args(CacheType)
 NORMS = NORM_KINDS
@@ -229,7 +241,7 @@ REGIONS = (
     "panel",  # a thread: 16 * K bytes
     "scratch",  # a thread: sums of outliers, attention's working memory: see `scratch_bytes`
     "rows",  # embedding rows of the input, (chunk, row_stride)
-    "staging",  # a lane that reads rows: one block-aligned row read
+    "staging",  # a lane that reads rows: see `staging_bytes`
     "ids",  # int32 (chunk): token ids
     "types",  # int32 (chunk): token types
     "head",  # float32 2 * (widest head layer, 16)
@@ -256,7 +268,7 @@ HEADER = np.dtype(
         ("group", "<u4"),  # one of GROUPS
         ("nested", "<u4"),
         ("full_bits", "<u4"),  # 0: no level 7
-        ("row_stride", "<u4"),  # bytes between rows of embeddings.bin
+        ("row_stride", "<u4"),  # bytes between rows of embeddings.bin; 0: rows are tied
         ("row_type", "<u4"),  # index into ROW_TYPES
         ("table_resident", "<u4"),  # 1: embeddings.bin is held in region `table`
         ("threads", "<u4"),  # compute threads the arena has room for
@@ -375,270 +387,9 @@ PLAN = np.dtype(
     ]
 )
 
-# Bounds that keep every product of sizes far from overflow; a package beyond them is refused. Fields of HEADER, MODEL
-# and SHAPE by their names, and what stands below them.
-LIMITS = {
-    "machine": len(MACHINES) - 1,
-    "features": (1 << len(FEATURES)) - 1,
-    "nested": 1,
-    "row_stride": 1 << 16,
-    "row_type": len(ROW_TYPES) - 1,
-    "table_resident": 1,
-    "threads": 64,
-    "lanes": 16,
-    "row_lanes": 16,
-    "request_bytes": 1 << 24,
-    "stack_bytes": 1 << 23,
-    "files": 16,
-    "shapes": 32,
-    "blocks": 512,
-    "dense": 8,
-    "plans": 64,
-    "hidden": 1 << 14,
-    "vocabulary": 1 << 22,
-    "max_length": 1 << 17,
-    "chunk": 4096,
-    "causal": 1,
-    "types": 64,
-    "pooling": len(POOLINGS) - 1,
-    "normalize": 1,
-    "output_features": 1 << 22,
-    "norm": len(NORMS) - 1,
-    "cache": len(CACHES) - 1,
-    "rotaries": 4,
-    "rotary_features": 1024,
-    "kind": len(KINDS) - 1,
-    "slices": 256,
-    "heads_per_slice": 256,
-    "key_heads_per_slice": 256,
-    "head_dim": 1024,
-    "neurons_per_slice": 1 << 16,
-    "gated": 1,
-    "rows_per_slice": 1 << 16,
-    "dense_features": 1 << 16,  # into and out of a linear map of the head
-    "extents": 1 << 20,  # of all plans together
-    "columns": 1 << 16,  # of a matrix in a store with groups
-    "outlier_columns": 1 << 12,  # of one without: 16 rows of them are what an outlier's position spans
-    "record_bytes": (1 << 31) - 1,
-}
-# The least of these; that of the others is 0.
-LEAST = {
-    "row_stride": 1,
-    "threads": 1,
-    "lanes": 1,
-    "request_bytes": BLOCK,
-    "stack_bytes": 1 << 14,  # PTHREAD_STACK_MIN of glibc on x86-64
-    "files": 5,
-    "shapes": 1,
-    "blocks": 1,
-    "plans": 1,
-    "hidden": 1,
-    "vocabulary": 1,
-    "max_length": 1,
-    "chunk": 1,
-    "output_features": 1,
-    "slices": 1,
-}
-
 
 def offset_of(structure: np.dtype[np.void], field: str) -> int:
     """Bytes that lie before a field of one of the structures above."""
     if structure.fields is None:
         raise KeyError(field)
     return structure.fields[field][1]
-
-
-def pad(n: int, multiple: int) -> int:
-    """Round up to a multiple."""
-    return -(-n // multiple) * multiple
-
-
-def scratch_bytes(max_length: int, head_dim: int, causal: bool = False) -> int:
-    """Bytes of a thread's share of region `scratch`, for T = pad16(max_length) keys and D = pad16(head_dim).
-
-    Of an encoder, what outliers add to a block of rows: float32 (T, 16). Then what attention keeps: float32 (T, 16)
-    scores, (T) and (2 D), int8 (T, D) keys, (T, D) values, (T, 16) weights and (D, 16) queries. Of a decoder what
-    attention over the cache keeps, for 8 queries at a time: float32 (8, T) scores, (8, 16) sums, (8, D) results.
-    """
-    keys, width = pad(max_length, TILE), pad(head_dim, TILE)
-    if causal:
-        return 4 * 8 * (keys + TILE + width)
-    attention = 4 * (keys * (TILE + 1) + 2 * width) + 2 * keys * width + TILE * (keys + width)
-    return 4 * keys * TILE + attention
-
-
-def levels_of(bits: int, nested: bool) -> tuple[int, ...]:
-    """Levels that a shard at `bits` reads, in load order; bits 16 and 32 mean level 7, 0 means none."""
-    if bits == 0:
-        return ()
-    if bits in (16, 32):
-        return (FULL,)
-    level = LEVEL_BITS.index(bits)
-    return tuple(range(level + 1)) if nested else (level,)
-
-
-def planes_in(level: int, nested: bool) -> int:
-    """Planes that a record of `level` (0..6) holds."""
-    bits = LEVEL_BITS[level]
-    return (2 if level == 0 else 1) if nested else bits
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a block is cut, and the padded sizes of a slice's matrices; fields as SHAPE's, and the hidden size."""
-
-    kind: Kind
-    hidden: int
-    slices: int
-    heads_per_slice: int = 0
-    key_heads_per_slice: int = 0
-    head_dim: int = 0
-    neurons_per_slice: int = 0
-    gated: bool = False
-    rows_per_slice: int = 0
-
-    @classmethod
-    def layer(cls, hidden: int, slices: int, heads_per_slice: int, head_dim: int, neurons_per_slice: int) -> Shape:
-        """The shape of an encoder's layer."""
-        return cls("layer", hidden, slices, heads_per_slice, heads_per_slice, head_dim, neurons_per_slice)
-
-    @property
-    def padded_hidden(self) -> int:
-        """HP."""
-        return pad(self.hidden, TILE)
-
-    @property
-    def attention_width(self) -> int:
-        """A: features of a slice's queries."""
-        return pad(self.heads_per_slice * self.head_dim, TILE)
-
-    @property
-    def key_width(self) -> int:
-        """C: features of a slice's keys, and of its values."""
-        return pad(self.key_heads_per_slice * self.head_dim, TILE)
-
-    @property
-    def ffn_width(self) -> int:
-        """F: features of a slice that `down` reads."""
-        return pad(self.neurons_per_slice, TILE)
-
-    @property
-    def head_width(self) -> int:
-        """R: rows of a slice of the vocabulary."""
-        return pad(self.rows_per_slice, TILE)
-
-    @property
-    def qkv_width(self) -> int:
-        """Rows of `qkv`."""
-        return self.attention_width + 2 * self.key_width
-
-    @property
-    def up_width(self) -> int:
-        """Rows of `up`."""
-        return (2 if self.gated else 1) * self.ffn_width
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """Names of a slice's matrices, in the order of a record."""
-        return MATRICES[self.kind]
-
-    def matrix(self, name: str) -> tuple[int, int]:
-        """(N, K) of one of `matrices`."""
-        h, a, f = self.padded_hidden, self.attention_width, self.ffn_width
-        sizes = {
-            "qkv": (self.qkv_width, h),
-            "out": (h, a),
-            "up": (self.up_width, h),
-            "down": (h, f),
-            "head": (self.head_width, h),
-        }
-        return sizes[name]
-
-    def groups(self, name: str, group: int) -> int:
-        """Groups of columns of one of `matrices`."""
-        return -(-self.matrix(name)[1] // group)
-
-    @property
-    def weights(self) -> int:
-        """Stored weights of a slice, padding included."""
-        return sum(rows * columns for rows, columns in map(self.matrix, self.matrices))
-
-
-@dataclass(frozen=True)
-class RecordLayout:
-    """Byte offsets inside a record, by matrix in the order of `Shape.matrices`."""
-
-    planes: tuple[tuple[int, ...], ...]  # [matrix][plane]; level 7: [matrix][0] is the weight
-    tables: tuple[int, ...]  # empty at level 7
-    ratios: tuple[int, ...]  # empty where the record holds no ratios
-    blocks: tuple[int, ...]  # empty where the record holds no outliers
-    outliers: tuple[int, ...]
-    size: int
-
-
-def record_layout(
-    shape: Shape, level: int, nested: bool, full_bits: int = 0, outliers: tuple[int, ...] = (), group: int = 0
-) -> RecordLayout:
-    """Lay out one record; `outliers` counts the entries of each matrix, empty: there are none."""
-    at = 0
-
-    def place(size: int) -> int:
-        nonlocal at
-        start = at
-        at = pad(at + size, ALIGN)
-        return start
-
-    sizes = [shape.matrix(name) for name in shape.matrices]
-    if level == FULL:
-        weights = tuple((place(n * k * full_bits // 8),) for n, k in sizes)
-        return RecordLayout(weights, (), (), (), (), at)
-    planes = tuple(tuple(place(n * k // 8) for _ in range(planes_in(level, nested))) for n, k in sizes)
-    tables = tuple(place(1 << LEVEL_BITS[level]) for _ in sizes)
-    if nested and level > 0:
-        return RecordLayout(planes, tables, (), (), (), at)
-    if group:
-        ratios = tuple(place(n * -(-k // group)) for n, k in sizes)
-        return RecordLayout(planes, tables, ratios, (), (), at)
-    blocks = tuple(place(4 * (n // TILE + 1)) for n, _ in sizes)
-    entries = tuple(place(4 * count) for count in outliers or [0] * len(sizes))
-    return RecordLayout(planes, tables, (), blocks, entries, at)
-
-
-@dataclass(frozen=True)
-class CacheLayout:
-    """Byte offsets inside what the cache holds for one key head; each part starts at a multiple of 64."""
-
-    keys: int  # (T / 16, head_dim, 16)
-    values: int  # (T, pad16(head_dim))
-    key_scales: int  # (T) float32, of int8
-    value_scales: int
-    size: int
-
-
-def cache_layout(max_length: int, head_dim: int, cache: CacheType) -> CacheLayout:
-    """Lay out the cache of one key head, for T = pad16(max_length) tokens."""
-    if cache == "none":
-        return CacheLayout(0, 0, 0, 0, 0)
-    tokens, width = pad(max_length, TILE), 1 if cache == "int8" else 2
-    values = pad(width * tokens * head_dim, ALIGN)
-    key_scales = pad(values + width * tokens * pad(head_dim, TILE), ALIGN)
-    scales = 4 * tokens if cache == "int8" else 0
-    value_scales = key_scales + scales
-    return CacheLayout(0, values, key_scales, value_scales, value_scales + scales)
-
-
-def cache_bytes(shapes: Iterable[Shape], max_length: int, cache: CacheType) -> int:
-    """Bytes of region `cache` for blocks of these shapes."""
-    heads = [(x.slices * x.key_heads_per_slice, x.head_dim) for x in shapes if x.kind == "attention"]
-    return sum(count * cache_layout(max_length, head_dim, cache).size for count, head_dim in heads)
-
-
-def row_bytes(hidden: int, row_type: str) -> int:
-    """Bytes of an embedding row whose values are of one of ROW_TYPES: values, scale, CRC."""
-    return pad(2 * hidden, 4) + 4 if row_type == "float16" else pad(hidden, 4) + 8
-
-
-def row_stride(hidden: int, row_type: str = "int8") -> int:
-    """Bytes between embedding rows: a power of two up to a block, then whole blocks."""
-    size = row_bytes(hidden, row_type)
-    return 1 << (size - 1).bit_length() if size <= BLOCK else pad(size, BLOCK)

@@ -26,7 +26,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from stic.runtime.format import BLOCK, MATRICES, TILE, Shape, pad
+from stic.runtime.format import BLOCK, MATRICES, TILE
+from stic.runtime.layout import Shape, pad
 
 Style = Literal["mali", "adreno"]
 GpuPrecision = Literal["float16", "float32"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, pairs, require, within
-from stic.runtime.format import BLOCK, REGION, TILE, Shape, pad
+from stic.runtime.format import BLOCK, REGION, TILE
 from stic.runtime.gpu_format import (
     GPU,
     GPU_REGIONS,
@@ -26,6 +26,7 @@ from stic.runtime.gpu_format import (
     Style,
     state_sizes,
 )
+from stic.runtime.layout import Shape, pad
 
 _SHARED = {frozenset(("ffn", name)) for name in ("qkv", "context", "scores")}  # may lie over each other
 _MOST_GROUP, _MOST_UNITS, _MOST_LOCAL_BYTES = 1024, 1 << 20, 1 << 20

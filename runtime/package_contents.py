@@ -9,19 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, require, within
-from stic.runtime.format import (
-    ABSENT,
-    ACTIVATIONS,
-    ALIGN,
-    FULL,
-    LEVEL_BITS,
-    LIMITS,
-    ROLES,
-    TILE,
-    Shape,
-    pad,
-    record_layout,
-)
+from stic.runtime.format import ABSENT, ACTIVATIONS, ALIGN, FULL, LEVEL_BITS, ROLES, TILE
+from stic.runtime.layout import Shape, pad, record_layout
+from stic.runtime.limits import LIMITS
 
 OUTLIER = np.dtype([("position", "<u2"), ("value", "<f2")])
 

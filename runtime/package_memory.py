@@ -9,19 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, fields, pairs, require, within
-from stic.runtime.format import (
-    ALIGN,
-    BLOCK,
-    CACHES,
-    LEVELS,
-    REGIONS,
-    TILE,
-    Shape,
-    cache_bytes,
-    levels_of,
-    pad,
-    scratch_bytes,
-)
+from stic.runtime.format import ALIGN, BLOCK, CACHES, LEVELS, REGIONS, TILE
+from stic.runtime.layout import Shape, cache_bytes, levels_of, pad, scratch_bytes, staging_bytes
 
 Regions = dict[str, tuple[int, int]]
 
@@ -157,7 +146,7 @@ def needs(
         "panel": h.threads * TILE * widest,
         "scratch": h.threads * scratch,
         "rows": length * h.row_stride,
-        "staging": (h.row_lanes or h.lanes) * pad(h.row_stride, BLOCK),
+        "staging": (h.row_lanes or h.lanes) * staging_bytes(h.hidden, h.row_stride),
         "ids": 4 * length,
         "types": 0 if h.causal else 4 * length,
         "head": 2 * head * vectors if h.dense else 0,

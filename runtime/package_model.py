@@ -9,27 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, check_bounds, fields, require
-from stic.runtime.format import (
-    ABSENT,
-    FLAGS,
-    KINDS,
-    LEVELS,
-    LIMITS,
-    NORMS,
-    ROLES,
-    ROW_TYPES,
-    Kind,
-    Shape,
-    record_layout,
-    row_bytes,
-)
+from stic.runtime.format import ABSENT, FLAGS, KINDS, LEVELS, NORMS, ROLES, ROW_TYPES, Kind
+from stic.runtime.layout import Shape, record_layout, row_bytes, straddles
+from stic.runtime.limits import LIMITS
 
 # p: the fields of HEADER and of MODEL.
 MODEL_CHECKS = (
     Check("multiplier", lambda p: np.isfinite(p.embedding_multiplier), "the embedding's multiplier is no number"),
     Check(
+        "row_tied",
+        lambda p: (
+            ROW_TYPES[p.row_type] != "tied"
+            or (p.causal and p.row_stride == p.table_resident == 0 and p.vocabulary == p.output_features)
+        ),
+        "its rows are tied to {p.output_features} of a head, with {p.vocabulary} tokens or a table of their own",
+    ),
+    Check(
         "row_fits",
-        lambda p: p.row_stride >= row_bytes(p.hidden, ROW_TYPES[p.row_type]),
+        lambda p: ROW_TYPES[p.row_type] == "tied" or p.row_stride >= row_bytes(p.hidden, ROW_TYPES[p.row_type]),
         "a row does not fit row_stride {p.row_stride}",
     ),
     Check(
@@ -67,6 +64,11 @@ MODEL_CHECKS = (
             )
         ),
         "a decoder has what encoders have, or lacks a cache or groups",
+    ),
+    Check(
+        "row_straddles",
+        lambda p: p.causal or not straddles(p.row_stride),
+        "row_stride {p.row_stride} makes rows straddle blocks",
     ),
     Check(
         "model_tensors",

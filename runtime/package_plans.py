@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.checks import Check, Refuse, Rows, require, within
-from stic.runtime.format import BLOCK, EXTENT, LEVELS, LIMITS, PLAN, WEIGHT_REGIONS, pad
+from stic.runtime.format import BLOCK, EXTENT, LEVELS, PLAN, WEIGHT_REGIONS
+from stic.runtime.layout import pad
+from stic.runtime.limits import LIMITS
 
 _NUMBERS = ("bits_at extents_at extents resident_extents deadline_us predicted_us arena_bytes claimed_bytes").split()
 

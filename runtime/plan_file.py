@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from stic.runtime.architecture import BLOCK_ACTIVATIONS
-from stic.runtime.format import ACTIVATIONS, LIMITS
+from stic.runtime.format import ACTIVATIONS
 from stic.runtime.gpu_format import PLACES
+from stic.runtime.limits import LIMITS
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stic.runtime.arithmetic import activation
 from stic.runtime.errors import InputError
-from stic.runtime.format import ACTIVATIONS, POOLINGS, pad
+from stic.runtime.format import ACTIVATIONS, POOLINGS
 from stic.runtime.gpu_format import GpuArithmetic
+from stic.runtime.layout import pad
 from stic.runtime.package import Package
 from stic.runtime.reference_gpu import GpuLayers
 from stic.runtime.reference_layers import Layers

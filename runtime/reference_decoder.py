@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from stic.runtime.arithmetic import activation, fma, layer_norm, matmul, quantize, rms_norm, softcap
 from stic.runtime.arithmetic_decoder import add_grouped, cached_attention, finish_grouped, quantize_grouped, rope
 from stic.runtime.errors import InputError
-from stic.runtime.format import ABSENT, CACHES, FLAGS, NORMS, Shape
+from stic.runtime.format import ABSENT, CACHES, FLAGS, NORMS
+from stic.runtime.layout import Shape
 from stic.runtime.package import Matrix, Package
 
 Floats = NDArray[np.float32]
@@ -124,6 +125,24 @@ class Block:
             outputs.append(finish_grouped(sums, scale[s], bias[s]))
         return outputs
 
+    def tied_rows(self, tokens: NDArray[np.int64], multiplier: np.float32) -> Floats:
+        """Rows of the vocabulary as an embedding, (tokens, hidden)."""
+        shape, hidden, group = self.shape, self.shape.hidden, int(self.package.header["group"])
+        slices, rows = np.divmod(tokens, shape.rows_per_slice)
+        scale = self.floats("head_scale", shape.slices, shape.head_width)
+        found = np.empty((len(tokens), hidden), np.float32)
+        assert scale is not None
+        for s in np.unique(slices):
+            matrix, own = self._matrix(int(s), "head"), rows[slices == s]
+            if matrix.weight is not None:
+                found[slices == s] = multiplier * matrix.weight[own, :hidden]
+                continue
+            assert matrix.codes is not None and matrix.table is not None and matrix.ratios is not None
+            factor = (multiplier * scale[s, own])[:, None] * matrix.ratios[own].astype(np.float32)
+            values = matrix.table[matrix.codes[own, :hidden]].astype(np.float32)
+            found[slices == s] = np.repeat(factor, group, axis=1)[:, :hidden] * values
+        return found
+
     def join(self, name: str, inputs: list[Floats]) -> Floats:
         """Apply a matrix whose columns belong to slices: inputs (K, tokens) each, results (hidden, tokens) summed."""
         rows = self.shape.matrix(name)[0]
@@ -211,18 +230,28 @@ class ReferenceDecoder:
         self.position = position
 
     def _embed(self, tokens: NDArray[np.int64]) -> Floats:
-        model, hidden = self.package.model, self.package.hidden
+        model = self.package.model
+        if self.package.row_type == "tied":
+            rows = self.blocks[-1].tied_rows(tokens, model["embedding_multiplier"])
+            places = self._places(len(tokens))
+            return np.ascontiguousarray((rows if places is None else rows + places).T)
         values, scales = self.package.embedding_rows(tokens)
         factor = np.full(len(tokens), model["embedding_multiplier"], np.float32)
         if scales is not None:
             factor = factor * scales
         rows = values.astype(np.float32)
-        if int(model["position_at"]) == ABSENT:
+        places = self._places(len(tokens))
+        if places is None:
             return np.ascontiguousarray((rows * factor[:, None]).T)
-        width = self.blocks[0].shape.padded_hidden
-        table = self.package.tensor(int(model["position_at"]), "<f2", self.package.max_length, width)
-        places = table[self.position : self.position + len(tokens), :hidden].astype(np.float32)
         return np.ascontiguousarray(fma(rows, factor[:, None], places).T)
+
+    def _places(self, tokens: int) -> Floats | None:
+        """Learned rows of the next positions, (tokens, hidden); None where the model has none."""
+        at, width = int(self.package.model["position_at"]), self.blocks[0].shape.padded_hidden
+        if at == ABSENT:
+            return None
+        table = self.package.tensor(at, "<f2", self.package.max_length, width)
+        return table[self.position : self.position + tokens, : self.package.hidden].astype(np.float32)
 
     def _turns(self, table: int, tokens: int) -> Floats:
         """Cosines, then sines, of the tokens' positions: (features, tokens)."""

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.blocks import blocked, unblocked
-from stic.runtime.format import INTERLEAVES, TILE, pad
+from stic.runtime.format import INTERLEAVES, TILE
+from stic.runtime.layout import pad
 from stic.targets.target import Target
 
 GROUP = 64  # codes that an unpack kernel handles in one step

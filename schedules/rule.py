@@ -74,7 +74,6 @@ ROWS: tuple[Callable[[Target], RowsKernel | None], ...] = (
 )
 # Written on vectors of 16 lanes, which LLVM splits: one rule serves every CPU.
 EVERY_DECODER: tuple[DecoderRule, ...] = (
-    embed_plain,
     quantize_grouped,
     dot_grouped_finish,
     rows_grouped_finish,
@@ -121,6 +120,7 @@ def decoder_rules(shape: DecoderShape) -> tuple[DecoderRule, ...]:
     norms: dict[str, DecoderRule] = {"rms": rms_norm, "layer": layer_norm}
     chosen = [*EVERY_DECODER, *(norms[kind] for kind in shape.norms)]
     for needed, rule in (
+        (shape.row_type != "tied", embed_plain),
         (True in shape.gated, gate),
         (False in shape.gated, activation),
         (shape.rotary, rope),

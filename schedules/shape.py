@@ -60,7 +60,7 @@ class DecoderShape:
     ]  # whether feed-forward blocks have a gate: (True,), (False,), or (False, True) of both kinds
     norms: tuple[NormKind, ...]  # the kinds that occur
     epsilon: float  # of every norm
-    row_type: str  # one of ROW_TYPES: of embeddings.bin
+    row_type: str  # one of ROW_TYPES: of embeddings.bin, or "tied", whose rows the engine takes from the head
     multiplier: float  # of embedding rows
     positions: bool  # learned rows of positions are added to the embedding
     rotary: bool  # some block has rotary positions

@@ -12,7 +12,8 @@ from benchmarks.evaluation.plans import Answer, Packages, resident
 from benchmarks.evaluation.tasks import Prepared
 from stic.compiler.plan import Plan
 from stic.compiler.store import Store
-from stic.runtime.format import LEVEL_BITS, levels_of
+from stic.runtime.format import LEVEL_BITS
+from stic.runtime.layout import levels_of
 from stic.runtime.session import PlanInfo, Session
 
 REPEATS = 10  # of a switch

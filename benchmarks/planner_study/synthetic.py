@@ -15,7 +15,7 @@ from stic.compiler import offers
 from stic.compiler.memory.placement import Sizes, fixed_bytes
 from stic.compiler.plan import BlockCost, Budget, ComputeCost, IoCost, Problem
 from stic.compiler.store import Store, lay_out
-from stic.runtime.format import Shape, row_stride
+from stic.runtime.layout import Shape, row_stride
 
 BITS = (*offers.BITS, 16)
 

@@ -255,7 +255,8 @@ stored_shards_group = compose(
         click.option(
             "--embedding-bits",
             type=click.Choice(["8", "16"]),
-            help="Width of the word table's values; default: 8, or 16 where --bits asks for full precision (16, 32).",
+            help="Width of the word table's values; default: 8, or 16 where --bits asks for full precision (16, 32);"
+            " of decoders whose head is the table: the head's.",
         ),
     ),
 )

@@ -12,7 +12,7 @@ import click
 from stic.compiler.quantities import parse_bytes, parse_storage, parse_time_us
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import LIMITS
+from stic.runtime.limits import LIMITS
 
 if TYPE_CHECKING:  # its parameter is newer than the oldest click that will do
     _Type = click.ParamType[Any]

@@ -16,7 +16,7 @@ from stic.compiler.commands.parameters import FILE, NAME, PICTURE, SENTENCE
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
 from stic.compiler.progress import silent
 from stic.runtime.errors import InputError
-from stic.runtime.format import LIMITS
+from stic.runtime.limits import LIMITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

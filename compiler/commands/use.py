@@ -14,7 +14,7 @@ from stic.compiler.commands.parameters import FILE, ROUNDS
 from stic.compiler.commands.running import Question, answer, question_group
 from stic.compiler.commands.terminal import console, progress_bar
 from stic.runtime.errors import InputError
-from stic.runtime.format import LIMITS
+from stic.runtime.limits import LIMITS
 from stic.runtime.session import SessionOptions
 
 if TYPE_CHECKING:

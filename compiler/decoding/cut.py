@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from stic.compiler.decoder.model import Array, Decoder
 from stic.runtime.architecture import Attention, Block, FeedForward, Vocabulary
 from stic.runtime.errors import InputError, UnsupportedModelError
-from stic.runtime.format import GROUPS, LIMITS, TILE, Shape, pad
+from stic.runtime.format import GROUPS, TILE
+from stic.runtime.layout import Shape, pad
+from stic.runtime.limits import LIMITS
 
 GROUP = GROUPS[-1]  # columns that share scales
 MOST_SLICES = 4  # of a block of attention or neurons, unless others are asked for

@@ -19,7 +19,8 @@ from stic.compiler.quantization.grouped import row_scale
 from stic.compiler.store import lay_out
 from stic.compiler.text.packaged import text_to_json
 from stic.runtime.architecture import to_json
-from stic.runtime.format import CACHES, JOINED, NORMS, row_stride
+from stic.runtime.format import CACHES, JOINED, NORMS
+from stic.runtime.layout import row_stride
 from stic.schedules.shape import DecoderShape
 
 
@@ -36,6 +37,8 @@ def collect_decoder(
 ) -> Materials:
     """Lay out the store and build the trunk and the embedding rows, of one of ROW_TYPES, of a quantised decoder.
 
+    There are no rows to build where they are tied.
+
     Raises InputError if it has too few positions or its rows cannot be of that type, UnsupportedModelError if its
     blocks differ in what kernels are compiled for.
     """
@@ -48,7 +51,7 @@ def collect_decoder(
         shapes=cut.shapes,
         max_length=context,
         trunk_bytes=len(trunk.data),
-        row_stride=row_stride(architecture.hidden, row_type),
+        row_stride=row_stride(architecture.hidden, row_type, packed=True),
         head_width=0,
         output_floats=0,
         threads=threads,
@@ -59,7 +62,7 @@ def collect_decoder(
             min(options.chunk, context), GROUP, options.cache, len(architecture.rotaries), max(features, default=0)
         ),
     )
-    embeddings = build_embeddings(_rows(decoder), row_type)
+    embeddings = b"" if row_type == "tied" else build_embeddings(_rows(decoder), row_type, packed=True)
     shape = DecoderShape.of(architecture, row_type, options.cache)
     return Materials(
         quantized, _contents(decoder, sizes, trunk, shape), store, trunk, embeddings, sizes, row_type, shape

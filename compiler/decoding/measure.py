@@ -31,7 +31,8 @@ from stic.compiler.package.kernels import generate, kernels_key
 from stic.compiler.plan import BlockCost, ComputeCost, IoCost, LayerPlan
 from stic.compiler.planner.costs import IO_DERATING, REQUEST_BYTES, Costs, estimate
 from stic.runtime.architecture import Attention
-from stic.runtime.format import TILE, Shape
+from stic.runtime.format import TILE
+from stic.runtime.layout import Shape
 from stic.runtime.session import Session
 from stic.targets.storage import fit
 from stic.targets.target import Target

@@ -38,7 +38,6 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
     full_bits = max((b for b in bits if b > 8), default=0)
     workers = Workers(options.importance.jobs, options.importance.cluster)
     folder = Path.cwd() if options.output is None else options.output.absolute().parent
-    row_type = options.shards.row_type(planner.bits)
     return [
         Stage(
             "load",
@@ -68,7 +67,12 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
             "gather",
             "lay out what every plan shares: the store, the trunk, the embedding rows",
             lambda made, tell: stages.gather(
-                made[QuantizedDecoder], options.decoder, full_bits, row_type, target, options.target
+                made[QuantizedDecoder],
+                options.decoder,
+                full_bits,
+                options.shards.row_type(planner.bits, made[Decoder].architecture.tied),
+                target,
+                options.target,
             ),
             lambda made: {
                 "shards_bytes": made[Materials].store.total_bytes,

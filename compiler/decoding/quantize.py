@@ -28,7 +28,7 @@ from stic.compiler.quantization.quantize import MatrixLevel, Outliers
 from stic.compiler.quantization.targets import target
 from stic.runtime.errors import InputError
 from stic.runtime.files import write_bytes
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 
 Ids = NDArray[np.int64]
 Tick = Callable[[int, int], None]

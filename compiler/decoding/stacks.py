@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from stic.compiler.decoder.model import Array
 from stic.compiler.decoding.cut import GROUP, Cut
 from stic.compiler.quantization.grouped import GroupedMatrix, column_groups
-from stic.runtime.format import JOINED, Shape
+from stic.runtime.format import JOINED
+from stic.runtime.layout import Shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,7 +182,7 @@ def pose(
         gain=gains.gain,
         presence=np.zeros(gains.gain.shape[:2]),
         elastic=False,
-        io=costs.io,
+        io=replace(costs.io, row_us=0.0) if materials.row_type == "tied" else costs.io,
         compute=costs.next_token(context - 1).compute,
         length=1,
         fixed_bytes=materials.fixed_bytes(1 + len(budget.also)),

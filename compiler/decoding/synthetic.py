@@ -13,7 +13,7 @@ from stic.compiler.decoder.model import Array, Decoder
 from stic.compiler.decoding.cut import GROUP, Cut
 from stic.compiler.quantization.quantize import MatrixLevel, Outliers
 from stic.runtime.architecture import Architecture, Attention, Block, Tensor, Vocabulary, tensors
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 
 ROWS = 256  # of the embedding, which is read by row
 _PATTERN = 256  # rows of the head, after which they repeat

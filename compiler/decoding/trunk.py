@@ -12,7 +12,8 @@ from stic.compiler.decoding.cut import Cut
 from stic.compiler.package.trunk import TensorWriter, Trunk, absent_entries, half
 from stic.runtime.architecture import Attention, FeedForward, Rotary, Vocabulary
 from stic.runtime.errors import InputError
-from stic.runtime.format import ABSENT, FLAGS, JOINED, Shape
+from stic.runtime.format import ABSENT, FLAGS, JOINED
+from stic.runtime.layout import Shape
 
 Scales = Callable[[int, str], Array]  # (block, matrix) -> (slices, N), or (HP,) of a matrix whose columns are slices
 

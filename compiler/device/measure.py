@@ -30,7 +30,8 @@ from stic.compiler.package.kernels import GpuProgram, generate
 from stic.compiler.package.writer import write_package
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.runtime.files import write_text
-from stic.runtime.format import BLOCK, row_stride
+from stic.runtime.format import BLOCK
+from stic.runtime.layout import row_stride
 from stic.runtime.native import cache_dir, find_library
 from stic.runtime.trace import Trace
 from stic.targets.storage import fit

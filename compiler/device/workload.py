@@ -9,7 +9,8 @@ from stic.compiler.inputs import input_length
 from stic.compiler.model import Model
 from stic.compiler.options import ShardOptions, longest_input
 from stic.compiler.sharding import Geometry
-from stic.runtime.format import LEVEL_BITS, LIMITS, Activation
+from stic.runtime.format import LEVEL_BITS, Activation
+from stic.runtime.limits import LIMITS
 from stic.targets.target import Target
 
 DEFAULT_LANES = 2  # phone flash gains nothing from more (FlexInfer, arXiv 2503.03777)

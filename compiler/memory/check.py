@@ -11,13 +11,13 @@ from itertools import combinations, pairwise
 from stic.compiler.memory.placement import Extent, Placement
 from stic.compiler.plan import Plan
 from stic.compiler.store import Store
-from stic.runtime.format import ALIGN, BLOCK, levels_of
+from stic.runtime.format import ALIGN, BLOCK
+from stic.runtime.layout import levels_of
 
 # Phases of a run in which a region's content must survive: 0 reading rows, 1 embedding, 2 qkv, 3 attention,
-# 4 output projection and norm, 5 up, 6 down and norm, 7 head. The layers repeat 2..6.
+# 4 output projection and norm, 5 up, 6 down and norm, 7 head. The layers repeat 2..6. Tied rows are read into x.
 _ALWAYS = frozenset(range(8))
 _LIVE = {
-    "x": frozenset(range(1, 8)),
     "y": frozenset(range(1, 7)),  # in phase 1 as position rows, where padding interrupts them
     "qkv": frozenset((2, 3)),
     "context": frozenset((3, 4)),

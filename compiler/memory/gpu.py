@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from stic.compiler.memory.placement import Sizes
 from stic.compiler.store import Store
-from stic.runtime.format import ALIGN, BLOCK, REGION, TILE, pad
+from stic.runtime.format import ALIGN, BLOCK, REGION, TILE
 from stic.runtime.gpu_format import (
     GPU,
     GPU_REGIONS,
@@ -21,6 +21,7 @@ from stic.runtime.gpu_format import (
     codes_bytes,
     state_sizes,
 )
+from stic.runtime.layout import pad
 
 # Attention takes as many query tiles at once as this holds, and at least one: the scores of all would grow with the
 # square of the input, and more launches cost little once each has work for every core.

@@ -21,7 +21,6 @@ from stic.runtime.format import (
     FILE,
     HEADER,
     LEVELS,
-    LIMITS,
     MODEL,
     PLAN,
     RECORD,
@@ -31,12 +30,9 @@ from stic.runtime.format import (
     TILE,
     WEIGHT_REGIONS,
     CacheType,
-    Shape,
-    cache_layout,
-    levels_of,
-    pad,
-    scratch_bytes,
 )
+from stic.runtime.layout import Shape, cache_layout, levels_of, pad, scratch_bytes, staging_bytes
+from stic.runtime.limits import LIMITS
 
 # Pages a process touches besides the arena, the index and the stacks of its threads: code and data of the
 # engine, of kernels.so and of libc, and the main thread's stack. Observed, not computed, and rounded up to pieces of
@@ -158,7 +154,7 @@ class Sizes:
     shapes: tuple[Shape, ...]  # of each block, of which all slices are kept
     max_length: int  # tokens
     trunk_bytes: int
-    row_stride: int  # of embeddings.bin
+    row_stride: int  # of embeddings.bin; 0: rows are tied
     head_width: int  # widest input or output of the head's linear maps; 0: no head
     output_floats: int  # max_length * features, or features; 0 of a decoder
     threads: int
@@ -195,7 +191,7 @@ def _buffers(z: Sizes) -> dict[str, int]:
         "panel": z.threads * TILE * widest,
         "scratch": z.threads * scratch_bytes(z.max_length, head_dim, z.decoder is not None),
         "rows": chunk * z.row_stride,
-        "staging": z.row_lanes * pad(z.row_stride, BLOCK),
+        "staging": z.row_lanes * staging_bytes(z.hidden, z.row_stride),
         "ids": 4 * chunk,
         "types": 4 * chunk if z.decoder is None else 0,
         "head": 2 * pad(z.head_width, TILE) * vector,

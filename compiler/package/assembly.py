@@ -25,8 +25,10 @@ from stic.compiler.planner.costs import REQUEST_BYTES
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.store import Store, lay_out
 from stic.runtime.errors import InputError, TargetError, UnsupportedModelError
-from stic.runtime.format import FULL, LIMITS, POOLINGS, levels_of, row_stride
+from stic.runtime.format import FULL, POOLINGS
 from stic.runtime.gpu_format import GpuPrecision
+from stic.runtime.layout import levels_of, row_stride
+from stic.runtime.limits import LIMITS
 from stic.schedules.shape import DecoderShape, KernelShape
 from stic.targets.gpu import Gpu
 from stic.targets.target import Target
@@ -206,6 +208,7 @@ def assemble_package(
         trunk=materials.trunk,
         embeddings=materials.embeddings,
         row_type=materials.row_type,
+        row_stride=sizes.row_stride,
         plans=placed,
         target=target,
         kernels=kernels,

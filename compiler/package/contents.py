@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from stic.compiler.model import Array
 from stic.compiler.quantization.quantize import MatrixLevel
-from stic.runtime.format import MODEL, Shape
+from stic.runtime.format import MODEL
+from stic.runtime.layout import Shape
 
 
 class Quantized(Protocol):

@@ -39,11 +39,9 @@ from stic.runtime.format import (
     ROW_TYPES,
     SHAPE,
     WEIGHT_REGIONS,
-    Shape,
-    pad,
-    row_stride,
 )
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, GPU_STYLES, PLACES, PRECISION_BITS
+from stic.runtime.layout import Shape, pad, straddles
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
 
@@ -82,6 +80,7 @@ class Parts:
     trunk: Trunk
     embeddings: bytes
     row_type: str  # of the embeddings: one of ROW_TYPES
+    row_stride: int
     plans: tuple[PlacedPlan, ...]  # at least one; the first is the default
     target: Target
     kernels: Path  # kernels.so
@@ -200,7 +199,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
     values: dict[str, Any] = {
         "magic": MAGIC,
         "major": MAJOR,
-        "minor": MINOR,
+        "minor": MINOR if parts.row_stride == 0 or straddles(parts.row_stride) else 0,
         "machine": MACHINES.index(parts.target.arch),
         "features": sum(1 << FEATURES.index(name) for name in parts.target.features),
         "cores": parts.target.core_bits,
@@ -208,7 +207,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
         "group": store.group,
         "nested": int(store.nested),
         "full_bits": store.full_bits,
-        "row_stride": row_stride(store.shapes[0].hidden, parts.row_type),
+        "row_stride": parts.row_stride,
         "row_type": ROW_TYPES.index(parts.row_type),
         "table_resident": int(default.plan.table_resident),
         "threads": parts.threads,

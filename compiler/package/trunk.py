@@ -12,21 +12,8 @@ from numpy.typing import NDArray
 from stic.compiler.quantization.quantize import QuantizedModel
 from stic.compiler.sharding import layer_trunk, shard_bias
 from stic.runtime.errors import InputError
-from stic.runtime.format import (
-    ABSENT,
-    ACTIVATIONS,
-    ALIGN,
-    BLOCK,
-    BLOCK_ENTRY,
-    DENSE,
-    JOINED,
-    MATRICES,
-    ROLES,
-    TILE,
-    pad,
-    row_bytes,
-    row_stride,
-)
+from stic.runtime.format import ABSENT, ACTIVATIONS, ALIGN, BLOCK, BLOCK_ENTRY, DENSE, JOINED, MATRICES, ROLES, TILE
+from stic.runtime.layout import pad, row_bytes, row_stride
 
 BEYOND_HALF = 65520.0  # the least magnitude that float16 rounds to infinity
 
@@ -145,12 +132,12 @@ def build_trunk(quantized: QuantizedModel, max_length: int) -> Trunk:
     return Trunk(writer.data, places, blocks, dense)
 
 
-def build_embeddings(word: NDArray[np.float32], row_type: str = "int8") -> bytes:
+def build_embeddings(word: NDArray[np.float32], row_type: str = "int8", packed: bool = False) -> bytes:
     """The word embedding table (vocabulary, hidden) as rows of embeddings.bin, padded to whole blocks.
 
     Raises InputError if it holds NaN or infinite values, or where float16, asked for as `row_type`, cannot hold one.
     """
-    (vocabulary, hidden), stride = word.shape, row_stride(word.shape[1], row_type)
+    (vocabulary, hidden), stride = word.shape, row_stride(word.shape[1], row_type, packed)
     data = np.zeros(pad(vocabulary * stride, BLOCK), np.uint8)
     rows, checked = data[: vocabulary * stride].reshape(vocabulary, stride), row_bytes(hidden, row_type) - 4
     fill = _half_rows if row_type == "float16" else _quantised_rows

@@ -30,8 +30,9 @@ from stic.compiler.store import Store
 from stic.runtime.blocks import positions
 from stic.runtime.errors import InputError
 from stic.runtime.files import chunks, whole_folder
-from stic.runtime.format import FULL, LEVEL_BITS, MAGIC, TILE, planes_in, record_layout
+from stic.runtime.format import FULL, LEVEL_BITS, MAGIC, TILE
 from stic.runtime.gpu_format import PROGRAM_FILE
+from stic.runtime.layout import planes_in, record_layout
 from stic.runtime.package import Package
 from stic.schedules.pack import interleave, pack_planes
 

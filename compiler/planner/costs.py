@@ -22,7 +22,8 @@ from typing import Any
 from stic.compiler.plan import BlockCost, ComputeCost, IoCost
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import BLOCK, Shape, pad, row_stride
+from stic.runtime.format import BLOCK
+from stic.runtime.layout import Shape, pad, row_stride
 from stic.targets.target import Target
 
 IO_DERATING = 0.95  # share of the measured bandwidth that a plan counts on

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from stic.compiler.plan import BlockCost, ComputeCost
 from stic.compiler.planner.costs import Costs, macs_of
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 from stic.targets.gpu import Gpu
 
 # Estimates only. Share of the multipliers' peak that kernels with weights in planes reach, codes unpacked in a cycle

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from stic.compiler.plan import BlockCost, Problem
-from stic.runtime.format import BLOCK, FULL, LEVEL_BITS, levels_of
+from stic.runtime.format import BLOCK, FULL, LEVEL_BITS
 from stic.runtime.gpu_format import PLACES
+from stic.runtime.layout import levels_of
 
 Aim = Literal["quality", "memory", "latency", "first token"]
 Term = Any  # a literal or 0/1: cp_model's expressions take both

@@ -24,7 +24,8 @@ from stic.compiler.quantization.moments import input_moments
 from stic.compiler.quantization.nested import fit_nested
 from stic.compiler.sharding import ShardedModel, assemble, shard_matrices
 from stic.runtime.errors import InputError
-from stic.runtime.format import FULL, JOINED, LEVEL_BITS, MATRICES, Shape, levels_of, record_layout
+from stic.runtime.format import FULL, JOINED, LEVEL_BITS, MATRICES
+from stic.runtime.layout import Shape, levels_of, record_layout
 
 OUTLIER_RATE = 0.0025  # share of weights that `nested` keeps exactly: twice as many buy less than their bytes and time
 MOMENT_FLOOR = 0.01  # added to every input's mean square, as a share of their mean

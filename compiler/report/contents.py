@@ -19,8 +19,9 @@ from stic.compiler.simulate import Event
 from stic.compiler.text.packaged import architecture_of, is_decoder
 from stic.runtime.architecture import Attention, Vocabulary
 from stic.runtime.errors import PackageError
-from stic.runtime.format import CACHES, FEATURES, FULL, MACHINES, POOLINGS, levels_of, planes_in
+from stic.runtime.format import CACHES, FEATURES, FULL, MACHINES, POOLINGS
 from stic.runtime.gpu_format import codes_bytes
+from stic.runtime.layout import levels_of, planes_in
 from stic.runtime.package import Package
 
 
@@ -161,7 +162,7 @@ def describe(package: Package) -> list[str]:
         f" {facts['threads']} compute threads, {facts['lanes']} IO lanes; format {facts['format']},"
         f" quantizer {facts['quantizer']}",
         f"shards.bin holds {'all planes' if facts['all_planes'] else 'what its plans read, and no other planes'};"
-        f" the word table is {facts['row_type']}",
+        f" the word table is {'the vocabulary' if facts['row_type'] == 'tied' else facts['row_type']}",
     ]
     if (gpu := facts["gpu"]) is not None:
         instead = "on the CPU instead" if gpu["fallback"] else "not at all: the CPU would miss the deadline"

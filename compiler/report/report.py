@@ -15,8 +15,8 @@ from stic.compiler.quantities import format_bytes, format_time, quote_bytes, quo
 from stic.compiler.report.drawing import HAND_OVER, Kind, Span, Strip
 from stic.compiler.report.sweep import Point, on_front
 from stic.compiler.simulate import EMBEDDING, HEAD, Event
-from stic.runtime.format import Shape
 from stic.runtime.gpu_format import Place
+from stic.runtime.layout import Shape
 from stic.runtime.trace import GPU, Trace
 
 if TYPE_CHECKING:  # the module brings the tokenizer and the process pool with it
@@ -141,7 +141,8 @@ def plan_table(
     table.add_row("memory", _against(peak_bytes, plan.budget.memory_bytes, format_bytes, quote_bytes))
     table.add_row("margin", f"{plan.margin:.0%} of the latency budget is kept back for jitter")
     table.add_row("mean bits", f"{plan.mean_bits:.2f}")
-    table.add_row("word table", "resident" if plan.table_resident else "read by row")
+    if not _decodes(shapes):  # theirs is read by row, or is the vocabulary
+        table.add_row("word table", "resident" if plan.table_resident else "read by row")
     table.add_row(
         "read-ahead",
         f"{plan.read_ahead} {layer}{'s' * (plan.read_ahead != 1)}"

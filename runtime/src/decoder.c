@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "tied.h"
 
 static void norm_tile(const stic_pass *t, const stic_norm *norm, const float *x, float *y) {
   const stic_package *p = &t->s->package;
@@ -180,7 +181,7 @@ static void vocabulary(stic_pass *t) {
   }
 }
 
-/* Embed a tile, and turn round its tokens' rows of the rotary tables. */
+/* Embed a tile, whose rows are in region `rows` or, tied, in x; turn round its tokens' rows of the rotary tables. */
 static void embed_tile(void *context, uint32_t tile, uint32_t thread) {
   const stic_pass *t = context;
   stic_session *s = t->s;
@@ -193,8 +194,11 @@ static void embed_tile(void *context, uint32_t tile, uint32_t thread) {
                                    ? NULL
                                    : (const stic_half *)stic_trunk_at(s, m->position_at) + place * p->padded_hidden;
   (void)thread;
-  s->kernels.embed_plain(rows, positions, tile_of(t, STIC_REGION_X, tile), (int32_t)count,
-                         (int32_t)p->header->row_stride);
+  if (!stic_tied(p))
+    s->kernels.embed_plain(rows, positions, tile_of(t, STIC_REGION_X, tile), (int32_t)count,
+                           (int32_t)p->header->row_stride);
+  else if (positions)
+    stic_tied_add_positions(tile_of(t, STIC_REGION_X, tile), positions, count, p->padded_hidden);
   for (uint32_t table = 0; table < m->rotaries; table++) {
     const float *from =
         (const float *)stic_trunk_at(s, m->rotary_at) + (table * (uint64_t)m->max_length + place) * m->rotary_features;

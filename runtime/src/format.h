@@ -13,7 +13,7 @@
 
 enum {
   STIC_MAJOR = 3,
-  STIC_MINOR = 0,
+  STIC_MINOR = 1,
   STIC_BLOCK = 4096, /* alignment of everything read with O_DIRECT */
   STIC_ALIGN = 64,   /* alignment of everything a kernel loads from */
   STIC_TILE = 16,    /* tokens in a tile, rows in a block of rows */
@@ -36,7 +36,7 @@ enum { STIC_LINEAR, STIC_GELU, STIC_GELU_TANH, STIC_RELU, STIC_TANH, STIC_ACTIVA
 enum { STIC_MALI, STIC_ADRENO, STIC_GPU_STYLES };
 enum { STIC_ON_CPU, STIC_ON_GPU, STIC_PLACES };
 enum { STIC_POOL_TOKENS, STIC_POOL_FIRST, STIC_POOL_MEAN, STIC_POOLINGS };
-enum { STIC_ROW_INT8, STIC_ROW_FLOAT16, STIC_ROW_TYPES };
+enum { STIC_ROW_INT8, STIC_ROW_FLOAT16, STIC_ROW_TIED, STIC_ROW_TYPES };
 
 /* Bits of stic_header.features. */
 enum {
@@ -110,7 +110,7 @@ typedef struct STIC_PACKED stic_header {
   uint32_t interleave; /* columns of a row that lie together in a block of rows: 4 or 8 */
   uint32_t group;      /* 0 or STIC_GROUP */
   uint32_t nested, full_bits;
-  uint32_t row_stride, row_type, table_resident; /* of embeddings.bin */
+  uint32_t row_stride, row_type, table_resident; /* of embeddings.bin; 0 where rows are tied */
   uint32_t threads, lanes;
   uint32_t row_lanes; /* IO lanes that read embedding rows, `lanes` of which read extents; 0: as many */
   uint32_t request_bytes, stack_bytes;

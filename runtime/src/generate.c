@@ -8,6 +8,7 @@
 #include "cache.h"
 #include "decoder.h"
 #include "sample.h"
+#include "tied.h"
 
 /* Begin a call on a decoder; where the status is not STIC_OK, the call is over. */
 static stic_status enter(stic_session *s, const char *name) {
@@ -55,12 +56,48 @@ static stic_status check(stic_session *s, const addition *a) {
   return STIC_OK;
 }
 
+/* Whether a record of the vocabulary is in memory, and verified. */
+static bool present(const stic_io *io, uint32_t level, uint32_t slice) {
+  const stic_package *p = io->package;
+  for (uint32_t i = p->plan.resident_extents; i-- > 0 && p->extents[io->by_block[i]].block == p->header->blocks - 1;) {
+    const stic_present there = stic_io_present(io, io->by_block[i]);
+    if (p->extents[io->by_block[i]].level == level && there.first <= slice && slice < there.last) return true;
+  }
+  return false;
+}
+
+static bool in_memory(const stic_io *io, const stic_tied_row *row) {
+  uint32_t level, last;
+  stic_levels_of(io->package, row->bits, &level, &last);
+  while (level <= last && present(io, level, row->slice)) level++;
+  return level > last;
+}
+
+/* Put the rows that are in memory in their place in region x. Their ids become -1; the others are to be read. */
+static void place_tied(stic_session *s, int32_t *ids, uint32_t n) {
+  const stic_package *p = &s->package;
+  const size_t tile = (size_t)p->padded_hidden * STIC_TILE;
+  const uint64_t begin = stic_trace_now(&s->trace);
+  uint8_t *found = stic_region_at(s, STIC_REGION_STAGING); /* the lanes rest */
+  memset((float *)stic_region_at(s, STIC_REGION_X) + (n - 1) / STIC_TILE * tile, 0, tile * sizeof(float));
+  for (uint32_t t = 0; t < n; t++) {
+    const stic_tied_row row = stic_tied_find(p, ids[t]);
+    if (!in_memory(&s->io, &row)) continue;
+    for (uint32_t i = 0; i < row.parts; i++)
+      stic_tied_take(p, &row, i, s->io.weights + s->record_at[row.part[i].record] + row.part[i].at, found);
+    stic_tied_put(p, &row, found, s->arena, t);
+    ids[t] = -1;
+  }
+  stic_stage_done(s, STIC_EVENT_EMBED, -1, begin);
+}
+
 /* One pass, and nothing left under way, whatever happened. */
 static stic_status pass(stic_session *s, uint32_t n, uint32_t position, stic_wanted wanted) {
   const stic_header *h = s->package.header;
-  const int32_t *ids = stic_region_at(s, STIC_REGION_IDS);
+  int32_t *ids = stic_region_at(s, STIC_REGION_IDS);
   stic_status status = h->table_resident ? stic_place_rows(s, ids, n) : STIC_OK;
   if (status) return status;
+  if (stic_tied(&s->package)) place_tied(s, ids, n);
   stic_io_begin(&s->io, ids, h->table_resident ? 0 : n, wanted.any ? h->blocks : h->blocks - 1);
   status = stic_decode(s, n, position, wanted);
   /* Where reading failed, the lanes know it already, and how. */

@@ -23,10 +23,13 @@ static void merge_order(stic_io *io, uint32_t blocks) {
 }
 
 uint32_t stic_io_row_group_end(const stic_io *io, uint32_t begin) {
-  const uint64_t stride = io->package->header->row_stride, unit = io->package->staging_bytes;
-  const uint64_t block = (uint64_t)io->ids[io->tokens[begin]] * stride / unit;
+  const uint64_t stride = io->package->header->row_stride, first = (uint64_t)io->ids[io->tokens[begin]];
+  const uint64_t room = first * stride / STIC_BLOCK * STIC_BLOCK + io->package->staging_bytes;
   uint32_t end = begin + 1;
-  while (end < io->rows && (uint64_t)io->ids[io->tokens[end]] * stride / unit == block) end++;
+  for (; end < io->rows; end++) {
+    const uint64_t id = (uint64_t)io->ids[io->tokens[end]];
+    if (stride ? (id + 1) * stride > room : id != first) break;
+  }
   return end;
 }
 
@@ -54,8 +57,9 @@ void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, uint32_t blocks)
   atomic_store(&io->bytes, 0);
   atomic_store(&io->requests, 0);
   sort_tokens(io, n);
+  while (io->row < n && ids[io->tokens[io->row]] < 0) io->row++;
   uint32_t groups = 0;
-  for (uint32_t t = 0; t < n; t = stic_io_row_group_end(io, t)) groups++;
+  for (uint32_t t = io->row; t < n; t = stic_io_row_group_end(io, t)) groups++;
   atomic_store(&io->rows_pending, groups);
   for (uint32_t l = 0; l < io->package->header->blocks; l++) atomic_store(&io->pending[l], 0);
   merge_order(io, blocks);

@@ -64,8 +64,8 @@ struct stic_io {
 stic_status stic_io_start(stic_io *io, uint32_t stack_bytes, stic_error *error);
 void stic_io_stop(stic_io *io);
 
-/* Begin a pass: the rows of `n` tokens, what is missing of resident extents, and the streamed ones of the first `blocks`
- * blocks. */
+/* Begin a pass: the rows of those of `n` tokens whose ids are not negative, what is missing of resident extents, and the
+ * streamed ones of the first `blocks` blocks. */
 void stic_io_begin(stic_io *io, const int32_t *ids, uint32_t n, uint32_t blocks);
 
 /* Wait for the embedding rows; for all of a block; give the status of the pass. They return at once where it was
@@ -105,7 +105,8 @@ void stic_io_replan(stic_io *io, const stic_extent *from, uint32_t count);
 /* What a lane runs (lane.c); its argument is one of `contexts`. */
 void *stic_lane_body(void *lane);
 
-/* One read of embeddings.bin serves the tokens, in order of id, whose rows share a block: the end of that group. */
+/* One read of embeddings.bin serves the tokens, in order of id, whose rows it has room for; one of a tied row those of its
+ * id: the end of that group. */
 uint32_t stic_io_row_group_end(const stic_io *io, uint32_t begin);
 
 #endif

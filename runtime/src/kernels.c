@@ -122,7 +122,7 @@ static stic_status find_decoder(const stic_package *p, stic_kernels *k, stic_err
     capped = capped || (shape->kind == STIC_VOCABULARY && block->softcap > 0);
   }
   const bool halfs = p->header->row_type == STIC_ROW_FLOAT16;
-  const need needs[] = {{{halfs ? "stic_embed_plain_f16" : "stic_embed_plain_i8", &k->embed_plain}, true},
+  const need needs[] = {{{halfs ? "stic_embed_plain_f16" : "stic_embed_plain_i8", &k->embed_plain}, !stic_tied(p)},
                         {{"stic_add", &k->add}, true},
                         {{"stic_bias", &k->bias}, true},
                         {{"stic_rms_norm", &k->rms_norm}, rms},

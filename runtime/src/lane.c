@@ -4,6 +4,7 @@
 
 #include "crc.h"
 #include "io.h"
+#include "tied.h"
 
 typedef struct {
   bool rows;           /* else an extent */
@@ -24,7 +25,7 @@ static bool take(stic_io *io, uint32_t lane, request *r) {
   bool found = true;
   pthread_mutex_lock(&io->mutex);
   if (io->row < io->rows) {
-    *r = (request){true, io->row, stic_io_row_group_end(io, io->row), 0, 0, p->staging_bytes};
+    *r = (request){true, io->row, stic_io_row_group_end(io, io->row), 0, 0, 0};
     io->row = r->end;
   } else if (lane < io->lanes && io->extent < io->ordered) {
     const uint32_t e = io->order[io->extent], offset = next_missing(io, e, io->offset);
@@ -87,16 +88,42 @@ static stic_status read_paced(stic_io *io, const stic_source *source, const char
   return status;
 }
 
+static stic_event rows_event(const stic_io *io, const request *r, uint32_t lane) {
+  const uint64_t now = stic_trace_now(io->trace);
+  return (stic_event){STIC_EVENT_ROWS, -1, (int32_t)lane, 0, 0, (uint16_t)(r->end - r->first), 0, 0, now, now, 0};
+}
+
+/* Read a row of the vocabulary, part by part, for all tokens that have its id. */
+static stic_status read_tied(stic_io *io, const request *r, uint32_t lane, stic_error *error) {
+  const stic_package *p = io->package;
+  uint8_t *staging = io->arena + p->regions[STIC_REGION_STAGING].offset + (size_t)lane * p->staging_bytes;
+  uint8_t *found = staging, *to = staging + (p->staging_bytes - STIC_BLOCK) / 2;
+  const stic_tied_row row = stic_tied_find(p, io->ids[io->tokens[r->first]]);
+  stic_event event = rows_event(io, r, lane);
+  for (uint32_t i = 0; i < row.parts; i++) {
+    const uint64_t at = p->records[row.part[i].record].offset + row.part[i].at, offset = at / STIC_BLOCK * STIC_BLOCK;
+    const uint32_t bytes = (uint32_t)(stic_pad(at + row.part[i].bytes, STIC_BLOCK) - offset);
+    const stic_status status = read_paced(io, &io->shards, "shards.bin", offset, bytes, to, error);
+    if (status) return status;
+    stic_tied_take(p, &row, i, to + (at - offset), found);
+    event.bytes += bytes;
+  }
+  event.end_ns = stic_trace_now(io->trace);
+  stic_trace_add(io->trace, event);
+  for (uint32_t t = r->first; t < r->end; t++) stic_tied_put(p, &row, found, io->arena, io->tokens[t]);
+  return STIC_OK;
+}
+
 static stic_status read_rows(stic_io *io, const request *r, uint32_t lane, stic_error *error) {
   const stic_package *p = io->package;
   const uint32_t stride = p->header->row_stride;
   uint8_t *staging = io->arena + p->regions[STIC_REGION_STAGING].offset + (size_t)lane * p->staging_bytes;
   uint8_t *rows = io->arena + p->regions[STIC_REGION_ROWS].offset;
-  const uint64_t offset = (uint64_t)io->ids[io->tokens[r->first]] * stride / p->staging_bytes * p->staging_bytes;
-  stic_event event = {STIC_EVENT_ROWS, -1, (int32_t)lane, 0, 0, 0, 0, r->bytes, stic_trace_now(io->trace), 0, 0};
-  event.begin_ns = event.submit_ns;
-  event.count = (uint16_t)(r->end - r->first);
-  stic_status status = read_paced(io, &io->embeddings, "embeddings.bin", offset, r->bytes, staging, error);
+  const uint64_t offset = (uint64_t)io->ids[io->tokens[r->first]] * stride / STIC_BLOCK * STIC_BLOCK;
+  const uint64_t end = ((uint64_t)io->ids[io->tokens[r->end - 1]] + 1) * stride;
+  stic_event event = rows_event(io, r, lane);
+  event.bytes = (uint32_t)(stic_pad(end, STIC_BLOCK) - offset);
+  stic_status status = read_paced(io, &io->embeddings, "embeddings.bin", offset, event.bytes, staging, error);
   event.end_ns = stic_trace_now(io->trace);
   stic_trace_add(io->trace, event);
   for (uint32_t t = r->first; t < r->end && !status; t++) {
@@ -182,8 +209,9 @@ void *stic_lane_body(void *argument) {
     if (atomic_load(&io->stop)) return NULL;
     request r;
     while (!atomic_load(&io->failed) && take(io, lane->number, &r)) {
-      const stic_status status =
-          r.rows ? read_rows(io, &r, lane->number, &error) : read_extent(io, &r, lane->number, &error);
+      const stic_status status = (!r.rows                  ? read_extent
+                                  : stic_tied(io->package) ? read_tied
+                                                           : read_rows)(io, &r, lane->number, &error);
       if (status)
         stic_io_fail(io, &error);
       else if (r.rows && atomic_fetch_sub(&io->rows_pending, 1) == 1)

@@ -13,7 +13,7 @@ static const stic_limit limits[] = {
     LIMIT(machine, 0, STIC_MACHINES - 1),
     LIMIT(features, 0, (1u << STIC_FEATURES) - 1),
     LIMIT(nested, 0, 1),
-    LIMIT(row_stride, 1, 1u << 16),
+    LIMIT(row_stride, 0, 1u << 16),
     LIMIT(row_type, 0, STIC_ROW_TYPES - 1),
     LIMIT(table_resident, 0, 1),
     LIMIT(threads, 1, 64),
@@ -62,8 +62,6 @@ static stic_status check_header(const stic_header *h, size_t size, stic_error *e
                h->request_bytes);
   STIC_REQUIRE(stack_pages, h->stack_bytes % STIC_BLOCK == 0, "index.bin: stack_bytes %u is not whole pages",
                h->stack_bytes);
-  STIC_REQUIRE(row_straddles, h->row_stride % STIC_BLOCK == 0 || STIC_BLOCK % h->row_stride == 0,
-               "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
   STIC_REQUIRE(row_alignment, h->row_stride % 8 == 0, "index.bin: row_stride %u is not a multiple of 8", h->row_stride);
   STIC_REQUIRE(interleave, h->interleave == 4 || h->interleave == 8, "index.bin: interleave is %u, neither 4 nor 8",
                h->interleave);

@@ -70,7 +70,7 @@ typedef struct stic_package {
   uint32_t padded_hidden;                     /* HP */
   uint32_t tiles;                             /* of what is computed at once */
   uint32_t row_lanes;                         /* IO lanes that read embedding rows */
-  uint32_t staging_bytes;                     /* each one's buffer for a row read */
+  uint32_t staging_bytes;                     /* each one's buffer for what it reads of a row */
 } stic_package;
 
 static inline uint64_t stic_pad(uint64_t n, uint64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -180,6 +180,9 @@ static inline uint64_t stic_weights_bytes(const stic_package *p) {
 /* Check the inside of a block's record whose CRC holds: code tables, outliers, finite weights. `size` is the record's. */
 stic_status stic_record_check(const stic_package *package, uint32_t block, uint32_t level, const uint8_t *record,
                               uint32_t size, stic_error *error);
+
+/* Whether embedding rows are those of the vocabulary block. */
+static inline bool stic_tied(const stic_package *p) { return p->header->row_type == STIC_ROW_TIED; }
 
 /* Bytes of an embedding row that its CRC, which follows them, covers. */
 static inline uint64_t stic_row_checked(const stic_package *p) {

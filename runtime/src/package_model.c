@@ -35,6 +35,17 @@ static const stic_limit of_shape[] = {
 #undef LIMIT
 };
 
+/* Whether rows so far apart may begin in one block and end in another, and be no longer than both. */
+static bool straddles(uint32_t row_stride) { return row_stride % STIC_BLOCK && STIC_BLOCK % row_stride; }
+
+/* An IO lane's buffer: the blocks that a row touches. For tied rows, those of a part of what is read for one, wherever it
+ * begins; then what was found of the row (tied.c). */
+static uint64_t staging_bytes(const stic_package *p) {
+  const uint64_t stride = p->header->row_stride, part = stic_pad(4 * (uint64_t)p->padded_hidden + 512, STIC_BLOCK);
+  if (stride) return stic_pad(stride, STIC_BLOCK) + (straddles((uint32_t)stride) ? STIC_BLOCK : 0);
+  return 2 * part + STIC_BLOCK;
+}
+
 static stic_status check_model(const stic_package *p, stic_error *error) {
   const stic_header *h = p->header;
   const stic_model *m = p->model;
@@ -42,7 +53,12 @@ static stic_status check_model(const stic_package *p, stic_error *error) {
   if (status) return status;
   const float multiplier = m->embedding_multiplier;
   STIC_REQUIRE(multiplier, isfinite(multiplier), "index.bin: the embedding's multiplier is no number");
-  STIC_REQUIRE(row_fits, h->row_stride >= stic_row_checked(p) + 4,
+  STIC_REQUIRE(row_tied,
+               !stic_tied(p) ||
+                   (m->causal && !h->row_stride && !h->table_resident && m->vocabulary == m->output_features),
+               "index.bin: rows are tied to %u of a head, with %u tokens or a table of their own", m->output_features,
+               m->vocabulary);
+  STIC_REQUIRE(row_fits, stic_tied(p) || h->row_stride >= stic_row_checked(p) + 4,
                "index.bin: an embedding row does not fit row_stride %u", h->row_stride);
   STIC_REQUIRE(padding, m->padding <= m->vocabulary, "index.bin: the padding is token %u of %u", m->padding - 1,
                m->vocabulary);
@@ -58,6 +74,8 @@ static stic_status check_model(const stic_package *p, stic_error *error) {
                    (m->chunk <= m->max_length && h->group && m->cache != STIC_NO_CACHE && m->types == 0 &&
                     m->padding == 0 && m->pooling == 0 && m->normalize == 0 && h->dense == 0 && h->gpu_at == 0),
                "index.bin: a decoder has what encoders have, or lacks a cache or groups");
+  STIC_REQUIRE(row_straddles, m->causal || !straddles(h->row_stride),
+               "index.bin: row_stride %u makes rows straddle blocks", h->row_stride);
   STIC_REQUIRE(model_tensors,
                m->causal
                    ? m->token_type_at == STIC_ABSENT && m->embedding_gamma_at == STIC_ABSENT &&
@@ -230,7 +248,7 @@ static void lay_out(stic_package *p) {
   p->padded_hidden = (uint32_t)stic_pad(p->model->hidden, STIC_TILE);
   p->tiles = (uint32_t)(stic_pad(p->model->chunk, STIC_TILE) / STIC_TILE);
   p->row_lanes = h->row_lanes ? h->row_lanes : h->lanes;
-  p->staging_bytes = (uint32_t)stic_pad(h->row_stride, STIC_BLOCK);
+  p->staging_bytes = (uint32_t)staging_bytes(p);
 }
 
 stic_status stic_package_check_model(stic_package *p, stic_error *error) {

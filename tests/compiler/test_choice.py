@@ -21,7 +21,7 @@ from stic.compiler.quantization.quantize import QuantizedModel, quantize
 from stic.compiler.sharding import shard
 from stic.compiler.stages import Decided, Solver
 from stic.runtime.errors import InfeasibleError
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 from tests.compiler.planning import planned
 from tests.compiler.profiling import ONE, one_thread
 

@@ -17,7 +17,8 @@ from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.planner.costs import Costs, with_rows
 from stic.compiler.simulate import check, simulate
 from stic.runtime.errors import InputError
-from stic.runtime.format import BLOCK, Shape
+from stic.runtime.format import BLOCK
+from stic.runtime.layout import Shape
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from stic.runtime.session import Session

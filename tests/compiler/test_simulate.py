@@ -11,7 +11,7 @@ from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
 from stic.compiler.planner.closed_form import claim_of
 from stic.compiler.simulate import EMBEDDING, HEAD, ReplayError, check, simulate
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 
 TINY = Geometry("tiny", Shape.layer(64, 3, 1, 16, 64), 4, 500)
 

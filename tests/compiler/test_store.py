@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stic.compiler.store import lay_out
-from stic.runtime.format import BLOCK, FULL, LEVELS, Shape, levels_of
+from stic.runtime.format import BLOCK, FULL, LEVELS
+from stic.runtime.layout import Shape, levels_of
 
 
 def shapes(blocks: int, slices: int) -> tuple[Shape, ...]:

@@ -10,18 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.runtime.architecture import Architecture, Attention, FeedForward
-from stic.runtime.format import (
-    ALIGN,
-    BLOCK,
-    EXTENT,
-    LEVELS,
-    REGION,
-    REGIONS,
-    WEIGHT_REGIONS,
-    Shape,
-    levels_of,
-    pad,
-)
+from stic.runtime.format import ALIGN, BLOCK, EXTENT, LEVELS, REGION, REGIONS, WEIGHT_REGIONS
+from stic.runtime.layout import Shape, levels_of, pad
 from stic.runtime.package_memory import needs
 
 GROUP = 64

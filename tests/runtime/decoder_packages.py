@@ -16,19 +16,20 @@ from stic.compiler.memory.placement import DecoderSizes, Placement, Sizes, place
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof, to_json
 from stic.compiler.store import Store, lay_out
 from stic.runtime import format as f
+from stic.runtime import layout
 from stic.runtime.package_contents import tensor_size
 
 GROUP, LENGTH, CHUNK, VOCABULARY, THREADS, LANES = f.GROUPS[-1], 70, 20, 150, 2, 2
 # Two blocks of attention of one shape, one of another kind of heads; gated and plain neurons; a vocabulary whose last
 # slice is not full.
 SHAPES = (
-    f.Shape("attention", 72, 2, 4, 2, 20),
-    f.Shape("feed_forward", 72, 3, neurons_per_slice=40, gated=True),
-    f.Shape("attention", 72, 2, 4, 2, 20),
-    f.Shape("feed_forward", 72, 3, neurons_per_slice=40, gated=True),
-    f.Shape("attention", 72, 1, 3, 3, 24),
-    f.Shape("feed_forward", 72, 2, neurons_per_slice=70),
-    f.Shape("vocabulary", 72, 4, rows_per_slice=40),
+    layout.Shape("attention", 72, 2, 4, 2, 20),
+    layout.Shape("feed_forward", 72, 3, neurons_per_slice=40, gated=True),
+    layout.Shape("attention", 72, 2, 4, 2, 20),
+    layout.Shape("feed_forward", 72, 3, neurons_per_slice=40, gated=True),
+    layout.Shape("attention", 72, 1, 3, 3, 24),
+    layout.Shape("feed_forward", 72, 2, neurons_per_slice=70),
+    layout.Shape("vocabulary", 72, 4, rows_per_slice=40),
 )
 # (bits, resident) of each plan: all streamed; a part resident, and a block at full precision.
 PLANS: tuple[tuple[int, bool], ...] = ((4, False), (3, True))
@@ -43,6 +44,7 @@ class Options:
     norm: str = "rms"
     plans: int = 2
     full_bits: int = 16
+    tied: bool = False
 
 
 def write(folder: Path, options: Options = Options()) -> Path:
@@ -51,7 +53,7 @@ def write(folder: Path, options: Options = Options()) -> Path:
     folder.mkdir()
     store = lay_out(SHAPES, None, options.nested, options.full_bits, group=GROUP)
     model, blocks, trunk = _trunk(options, rng)
-    stride = f.row_stride(SHAPES[0].hidden)
+    stride = layout.row_stride(SHAPES[0].hidden, "tied" if options.tied else "int8", packed=True)
     sizes = Sizes(
         SHAPES, LENGTH, len(trunk), stride, 0, 0, THREADS, LANES, LANES, 1 << 18,
         DecoderSizes(CHUNK, GROUP, options.cache, 2, 16),
@@ -60,7 +62,7 @@ def write(folder: Path, options: Options = Options()) -> Path:
     crcs, shards = _shards(store, rng)
     contents = {
         "trunk.bin": trunk,
-        "embeddings.bin": _embeddings(stride, rng),
+        "embeddings.bin": b"" if options.tied else _embeddings(stride, rng),
         "shards.bin": shards,
         "kernels.so": b"no code",
         "plan.json": json.dumps(_description(plans)).encode(),
@@ -131,7 +133,7 @@ def _trunk(options: Options, rng: np.random.Generator) -> tuple[NDArray[Any], ND
 
 def _embeddings(stride: int, rng: np.random.Generator) -> bytes:
     hidden = SHAPES[0].hidden
-    checked = f.row_bytes(hidden, "int8") - 4
+    checked = layout.row_bytes(hidden, "int8") - 4
     data = np.zeros((VOCABULARY, stride), np.uint8)
     for row in data:
         row[:hidden] = rng.integers(-127, 128, hidden).astype(np.int8).view(np.uint8)
@@ -151,8 +153,8 @@ def _shards(store: Store, rng: np.random.Generator) -> tuple[NDArray[np.uint32],
             record = rng.standard_normal(size * 8 // store.full_bits).astype(kind).tobytes()
         else:
             content = rng.integers(0, 256, size, np.uint8)
-            layout = f.record_layout(store.shapes[block], level, store.nested, group=GROUP)
-            for table in layout.tables:
+            parts = layout.record_layout(store.shapes[block], level, store.nested, group=GROUP)
+            for table in parts.tables:
                 content[table : table + (4 << level)] %= 128
             record = content.tobytes()
         data[at : at + size] = record
@@ -205,7 +207,7 @@ def _plan_table(
 
 
 def _index(options: Options, store: Store, sizes: Sizes, plans: list[Plan], tables: dict[str, NDArray[Any]]) -> bytes:
-    body, start = bytearray(), f.pad(f.HEADER.itemsize, f.ALIGN)
+    body, start = bytearray(), layout.pad(f.HEADER.itemsize, f.ALIGN)
 
     def append(table: NDArray[Any]) -> int:
         at = start + len(body)
@@ -226,6 +228,7 @@ def _index(options: Options, store: Store, sizes: Sizes, plans: list[Plan], tabl
     values: dict[str, Any] = {
         "magic": f.MAGIC, "major": f.MAJOR, "minor": f.MINOR, "interleave": 4, "group": GROUP,
         "nested": int(options.nested), "full_bits": options.full_bits, "row_stride": sizes.row_stride,
+        "row_type": f.ROW_TYPES.index("tied" if options.tied else "int8"),
         "threads": THREADS, "lanes": LANES, "row_lanes": LANES, "request_bytes": 1 << 18, "stack_bytes": 1 << 18,
     }  # fmt: skip
     for name, one in tables.items():

@@ -1,7 +1,7 @@
 /* libFuzzer harness for the package reader: the input is index.bin, and what is left over is one record.
  *
  *   clang -g -O1 -std=c11 -fsanitize=fuzzer,address,undefined -Iruntime/src tests/runtime/fuzz_package.c \
- *         runtime/src/{package,package_memory,package_extents,package_plans,package_gpu,record,trunk,crc,error}.c -pthread -o fuzz
+ *         runtime/src/{package,package_model,package_memory,package_extents,package_plans,package_gpu,record,tied,trunk,crc,error}.c -pthread -o fuzz
  *   ./fuzz CORPUS
  *
  * The checksum is set right, so that the checks behind it are reached. An index that is accepted must then bear what
@@ -12,6 +12,7 @@
 
 #include "crc.h"
 #include "package.h"
+#include "tied.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -31,12 +32,23 @@ static void walk_plan(const stic_package *p) {
   for (uint32_t r = 0; p->gpu && r < STIC_GPU_REGIONS; r++) sum += p->state[r].offset;
 }
 
+/* Where rows of the vocabulary are that serve as embedding. */
+static void walk_rows(const stic_package *p) {
+  const uint32_t last = p->model->vocabulary - 1, ids[] = {0, last / 2, last};
+  for (uint32_t i = 0; stic_tied(p) && i < sizeof ids / sizeof *ids; i++) {
+    const stic_tied_row row = stic_tied_find(p, (int32_t)ids[i]);
+    for (uint32_t part = 0; part < row.parts; part++)
+      if (row.part[part].at + (uint64_t)row.part[part].bytes > p->records[row.part[part].record].bytes) abort();
+  }
+}
+
 /* The same under every plan, and choosing one. */
 static void walk(stic_package *p) {
   stic_error error;
   for (uint32_t number = 0; number < p->header->plans; number++) {
     stic_package_select(p, number);
     walk_plan(p);
+    walk_rows(p);
   }
   uint32_t number = 0;
   if (!stic_package_choose(p, p->plan.deadline_us, p->plan.claimed_bytes, &number, &error) &&

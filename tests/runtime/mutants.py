@@ -26,9 +26,9 @@ from stic.runtime.format import (
     REGION,
     REGIONS,
     SHAPE,
-    pad,
 )
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, LAUNCH
+from stic.runtime.layout import pad
 from stic.runtime.package import Package
 
 Files = dict[str, bytes | None]  # what a mutant has in place of the original's files; None: nothing
@@ -145,7 +145,7 @@ class Mutants:
             self._row,
             self._trunk,
             self._record,
-            self._embedding,
+            self._embedding if original.files["embeddings.bin"] else self._record,
             self._length,
             self._missing,
             *(self._plan,) * 3,

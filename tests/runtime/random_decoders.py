@@ -39,11 +39,8 @@ from stic.runtime.format import (
     ROLES,
     ROW_TYPES,
     SHAPE,
-    Shape,
-    planes_in,
-    record_layout,
-    row_stride,
 )
+from stic.runtime.layout import Shape, planes_in, record_layout, row_stride
 from stic.runtime.package_contents import tensor_size
 from stic.schedules.pack import interleave
 from stic.schedules.shape import DecoderShape
@@ -259,7 +256,7 @@ class _Writer:
             "group": GROUP,
             "nested": int(made.nested),
             "full_bits": made.full_bits if any(16 in b or 32 in b for plan in made.plans for b in plan) else 0,
-            "row_stride": row_stride(a.hidden, made.row_type),
+            "row_stride": row_stride(a.hidden, made.row_type, packed=True),
             "row_type": ROW_TYPES.index(made.row_type),
             "table_resident": int(made.table_resident),
             "threads": made.threads,
@@ -304,8 +301,10 @@ class _Writer:
     def _embeddings(self) -> bytes:
         from stic.compiler.package.trunk import build_embeddings
 
+        if self.made.row_type == "tied":
+            return b""
         word = self.random.normal(0, 1, (self.architecture.vocabulary, self.architecture.hidden))
-        return build_embeddings(word.astype(np.float32), self.made.row_type)
+        return build_embeddings(word.astype(np.float32), self.made.row_type, packed=True)
 
     def _description(self) -> dict[str, Any]:
         shape = DecoderShape.of(self.architecture, self.made.row_type, self.made.cache)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import InputError, PackageError
-from stic.runtime.format import ABSENT, LEVELS, REGIONS, cache_bytes, record_layout
+from stic.runtime.format import ABSENT, LEVELS, REGIONS
+from stic.runtime.layout import cache_bytes, record_layout
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
-from tests.runtime.decoder_packages import GROUP, LENGTH, SHAPES, write
+from tests.runtime.decoder_packages import GROUP, LENGTH, SHAPES, Options, write
 from tests.runtime.mutants import Original, sealed
 from tests.runtime.test_mutants import Engine
 
@@ -23,6 +24,9 @@ FAULTS: list[tuple[str, int, str, int, str]] = [
     ("header", 0, "group", 32, "group"),
     ("header", 0, "dense", 1, "decoder"),
     ("header", 0, "row_stride", 64, "row_fits"),
+    ("header", 0, "row_stride", 0, "row_fits"),
+    ("header", 0, "row_stride", 84, "row_alignment"),
+    ("header", 0, "row_type", 2, "row_tied"),
     ("header", 0, "shapes_at", 4, "table_place"),
     ("header", 0, "records_at", 1 << 20, "table_place"),
     ("header", 0, "plans", 0, "limits"),
@@ -83,6 +87,19 @@ FAULTS: list[tuple[str, int, str, int, str]] = [
 ]
 
 
+# The same of a package whose rows are tied.
+TIED_FAULTS: list[tuple[str, int, str, int, str]] = [
+    ("header", 0, "row_type", 0, "row_fits"),
+    ("header", 0, "row_stride", 80, "row_tied"),
+    ("header", 0, "table_resident", 1, "row_tied"),
+    ("model", 0, "vocabulary", 149, "row_tied"),
+    ("model", 0, "output_features", 149, "row_tied"),
+    ("model", 0, "causal", 0, "row_tied"),
+    ("regions", REGIONS.index("staging"), "bytes", 4096, "region_size"),
+    ("shapes", 4, "rows_per_slice", 37, "vocabulary_rows"),
+]
+
+
 @pytest.fixture(scope="module")
 def engine(sanitized: Callable[[str], Path]) -> Iterator[Engine]:
     running = Engine(sanitized("verdict.c"))
@@ -95,10 +112,25 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
     return Original(write(tmp_path_factory.mktemp("decoder") / "decoder.stic"))
 
 
-@pytest.mark.parametrize(("table", "row", "field", "value", "check"), FAULTS)
-def test_both_readers_name_the_fault(
-    table: str, row: int, field: str, value: int, check: str, original: Original, engine: Engine
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    return Original(write(tmp_path_factory.mktemp("tied") / "tied.stic", Options(tied=True)))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_both_readers_name_the_fault(fault: tuple[str, int, str, int, str], original: Original, engine: Engine) -> None:
+    _both_name(fault, original, engine)
+
+
+@pytest.mark.parametrize("fault", TIED_FAULTS)
+def test_both_readers_name_the_fault_of_tied_rows(
+    fault: tuple[str, int, str, int, str], tied: Original, engine: Engine
 ) -> None:
+    _both_name(fault, tied, engine)
+
+
+def _both_name(fault: tuple[str, int, str, int, str], original: Original, engine: Engine) -> None:
+    table, row, field, value, check = fault
     at, structure, rows = original.tables[table]
     assert row < rows
     kind, offset = structure.fields[field][:2]

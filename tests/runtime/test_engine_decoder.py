@@ -170,3 +170,16 @@ def test_aarch64_gives_the_same_tokens(name: str, store: str, make_decoder: Make
         want = [one.token for one in session.generate(ids, 20, Sampling(2.0, seed=9))]
     assert facts["ids"] == want and len(set(want)) > 5
     assert max(want) < ROWS
+
+
+def test_tied_rows_of_which_8_columns_lie_together(
+    make_decoder: MakeDecoder, aarch64: list[str], tmp_path: Path
+) -> None:
+    """Compared by the logits of the last token, with which a saved text ends."""
+    path, saved = make_decoder("odd", Made((mixed_bits("odd"),), row_type="tied"), "aarch64-i8mm"), tmp_path / "text"
+    package = Package.open(path)
+    assert package.interleave == 8
+    line = [*aarch64, str(path), "--ids", ",".join(map(str, IDS[:41])), "--generate", "1", "--save", str(saved)]
+    subprocess.run(line, check=True, capture_output=True, timeout=120)
+    want = ReferenceDecoder(package).extend(IDS[:41])[-1]
+    assert saved.read_bytes().endswith(want.tobytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.decoder_packages import write
+from tests.runtime.decoder_packages import Options, write
 from tests.runtime.test_engine_reader import READER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,7 @@ def test_reader_survives_fuzzing(package: Path, gpu_package: Path, family: Path,
     (corpus / "gpu").write_bytes((gpu_package / "index.bin").read_bytes())
     (corpus / "family").write_bytes((family / "index.bin").read_bytes())
     (corpus / "decoder").write_bytes((write(tmp_path / "decoder") / "index.bin").read_bytes())
+    (corpus / "tied").write_bytes((write(tmp_path / "tied", Options(tied=True)) / "index.bin").read_bytes())
     (corpus / "with-record").write_bytes(index + (package / "shards.bin").read_bytes()[:4096])
     seconds = int(os.environ.get("STIC_FUZZ_SECONDS", "10"))
     options = [f"-max_total_time={seconds}", "-max_len=65536", "-timeout=20", "-print_final_stats=1"]

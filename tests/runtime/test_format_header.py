@@ -23,10 +23,8 @@ from stic.runtime.format import (
     FULL,
     HEADER,
     KINDS,
-    LEAST,
     LEVEL_BITS,
     LEVELS,
-    LIMITS,
     MACHINES,
     MATRICES,
     MODEL,
@@ -36,14 +34,10 @@ from stic.runtime.format import (
     ROLES,
     ROW_TYPES,
     SHAPE,
-    Shape,
-    levels_of,
-    planes_in,
-    record_layout,
-    row_stride,
-    scratch_bytes,
 )
 from stic.runtime.gpu_format import GPU_REGIONS, GPU_STYLES, PLACES, PRECISION_BITS
+from stic.runtime.layout import Shape, levels_of, planes_in, record_layout, row_stride, scratch_bytes
+from stic.runtime.limits import LEAST, LIMITS
 from stic.runtime.native import FLAGS, engine_sources
 from stic.targets import target
 from stic.targets.target import load
@@ -223,7 +217,7 @@ def given(count: int) -> list[Given]:
             "threads": number(8),
             "lanes": number(4),
             "row_lanes": number(8, 4),
-            "row_stride": row_stride(hidden, ROW_TYPES[number(1, 0)]),
+            "row_stride": row_stride(hidden, ROW_TYPES[number(1 + causal, 0)], packed=bool(causal)),
             "nested": number(1, 0),
             "full_bits": (0, 16, 32)[number(2, 0)],
             "dense": (1 - causal) * number(1, 0) * number(500),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import PackageError
-from stic.runtime.format import BLOCK, HEADER, MINOR, REGION, pad
+from stic.runtime.format import BLOCK, HEADER, REGION
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, PROGRAM_FILE, codes_bytes, state_sizes
+from stic.runtime.layout import pad
 from stic.runtime.package import Package
 
 BITS = ((16, 8, 5, 2), (6, 4, 3), (), (4, 4, 2, 2))
@@ -51,7 +52,7 @@ def test_reads_back_what_was_written(package: Path) -> None:
     gpu = opened.gpu
     assert gpu is not None and opened.places == gpu.places == PLACES
     assert (gpu.style, gpu.storage, gpu.fallback) == ("mali", "float16", True)
-    assert PROGRAM_FILE in opened.files and int(opened.header["minor"]) == MINOR
+    assert PROGRAM_FILE in opened.files and int(opened.header["minor"]) == 0
     assert opened.plan["plan"]["layers"][3]["place"] == "gpu"
     sizes = state_sizes(opened.shapes[0], 4, 40, 16, gpu.scores_tiles, int(opened.header["row_stride"]))
     assert {name: size for name, (_, size) in gpu.regions.items()} == sizes
@@ -62,7 +63,7 @@ def test_reads_back_what_was_written(package: Path) -> None:
 def test_all_that_the_gpu_holds_is_claimed(make_package: Write, package: Path) -> None:
     opened, without = Package.open(package), Package.open(make_package(BITS, RESIDENT, compiled=False))
     assert opened.gpu is not None and without.gpu is None and set(without.places) == {"cpu"}
-    assert PROGRAM_FILE not in without.files and int(without.header["minor"]) == MINOR
+    assert PROGRAM_FILE not in without.files and int(without.header["minor"]) == 0
     beside = opened.gpu.state_bytes + int(opened.files["trunk.bin"]["bytes"]) + codes_bytes(4, 4)
     claimed = [p.entry.claimed_bytes for p in (opened, without)]
     grown = len((package / "index.bin").read_bytes()) - int(without.header["index_bytes"])

@@ -12,12 +12,14 @@ import pytest
 
 from stic.compiler.package.trunk import build_embeddings
 from stic.runtime.errors import InputError, PackageError
-from stic.runtime.format import BLOCK, ROW_TYPES, row_bytes, row_stride
+from stic.runtime.format import BLOCK, ROW_TYPES
+from stic.runtime.layout import row_bytes, row_stride
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from stic.runtime.session import Session
 
 Change = Callable[..., bytes]
+OWN = tuple(kind for kind in ROW_TYPES if kind != "tied")  # of rows that an encoder may have
 BITS = ((16, 4, 4, 2), (4, 4, 2))
 LENGTHS = (1, 7, 16, 17, 40)
 CASES: dict[str, dict[str, Any]] = {
@@ -37,7 +39,7 @@ def row_of(row: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("hidden", [1, 2, 3, 16, 39, 384, 768, 2046, 2047, 2050, 4096])
-@pytest.mark.parametrize("row_type", ROW_TYPES)
+@pytest.mark.parametrize("row_type", OWN)
 def test_rows_as_specified(row_type: str, hidden: int) -> None:
     stride, size = row_stride(hidden, row_type), row_bytes(hidden, row_type)
     assert size <= stride and (BLOCK % stride == 0 or stride % BLOCK == 0) and stride < max(64, 2 * size + BLOCK)
@@ -50,6 +52,17 @@ def test_rows_as_specified(row_type: str, hidden: int) -> None:
         np.testing.assert_array_equal(got, word.astype(np.float16))
     else:
         assert rows == build_embeddings(word) and stride == row_stride(hidden)
+
+
+@pytest.mark.parametrize("hidden", [39, 576, 2048, 4096])
+@pytest.mark.parametrize("row_type", OWN)
+def test_rows_of_decoders_lie_close_together(row_type: str, hidden: int) -> None:
+    word = np.random.default_rng(hidden).standard_normal((50, hidden), np.float32)
+    stride, packed = (row_stride(hidden, row_type, packed) for packed in (False, True))
+    apart, close = (build_embeddings(word, row_type, packed) for packed in (False, True))
+    assert packed - row_bytes(hidden, row_type) < 8 and len(close) - 50 * packed < BLOCK
+    for n in range(50):
+        assert close[n * packed :][:packed] == apart[n * stride :][:packed]
 
 
 @pytest.mark.parametrize(("value", "fits"), [(65504.0, True), (65519.0, True), (65520.0, False), (1e9, False)])
@@ -83,7 +96,7 @@ def test_the_tables_own_values(make_package: Callable[..., Path]) -> None:
 
     word = synthetic(Geometry(1, 64, 4, 16, 128, 4), "gelu", 40).sharded.model.embeddings.word
     ids = np.array([0, 5, 8191, 5])
-    packages = {kind: Package.open(make_package(((4,) * 4,), compiled=False, row_type=kind)) for kind in ROW_TYPES}
+    packages = {kind: Package.open(make_package(((4,) * 4,), compiled=False, row_type=kind)) for kind in OWN}
     values, scales = packages["float16"].embedding_rows(ids)
     assert scales is None
     np.testing.assert_array_equal(values.astype(np.float32), row_of(word[ids]))
@@ -96,9 +109,9 @@ def test_the_tables_own_values(make_package: Callable[..., Path]) -> None:
 def test_what_rows_take_is_claimed(make_package: Callable[..., Path]) -> None:
     for resident in (False, True):
         options: dict[str, Any] = dict(bits=BITS, compiled=False, table_resident=resident)
-        narrow, wide = (Package.open(make_package(**options, row_type=kind)) for kind in ROW_TYPES)
+        narrow, wide = (Package.open(make_package(**options, row_type=kind)) for kind in OWN)
         stride = [int(package.header["row_stride"]) for package in (narrow, wide)]
-        assert stride == [row_stride(64, kind) for kind in ROW_TYPES] and stride[1] == 2 * stride[0]
+        assert stride == [row_stride(64, kind) for kind in OWN] and stride[1] == 2 * stride[0]
         assert wide.regions["rows"][1] == wide.max_length * stride[1]
         tables = [package.regions["table"][1] for package in (narrow, wide)]
         assert tables == ([8192 * n for n in stride] if resident else [0, 0])
@@ -123,7 +136,8 @@ def test_a_damaged_row(make_package: Callable[..., Path], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "ours", "engines"),
     [
-        (dict(row_type=2), "row_type is 2", "row_type is 2"),
+        (dict(row_type=3), "row_type is 3", "row_type is 3"),
+        (dict(row_type=2), "tied to 64 of a head", "tied to 64 of a head"),
         (dict(row_type=(1 << 32) - 1), "row_type is", "row_type is"),
         (dict(row_type=1), "does not fit row_stride 128", "does not fit row_stride 128"),
     ],

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stic.runtime.errors import PackageError
-from stic.runtime.format import BLOCK, FULL, LEVELS, RECORD, levels_of
+from stic.runtime.format import BLOCK, FULL, LEVELS, RECORD
+from stic.runtime.layout import levels_of
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from stic.runtime.session import Session

@@ -12,6 +12,7 @@
 #include "crc.h"
 #include "files.h"
 #include "stic.h"
+#include "tied.h"
 
 static uint8_t *contents(const char *directory, const stic_file *file, stic_error *error) {
   uint8_t *bytes = aligned_alloc(STIC_ALIGN, stic_pad(file->bytes + 1, STIC_ALIGN));
@@ -43,7 +44,25 @@ static stic_status check_rows(const stic_package *p, const uint8_t *rows, stic_e
   return status;
 }
 
-static stic_status read_all(const char *directory, const stic_package *p, stic_error *error) {
+/* Take every row of a vocabulary that is the embedding, under every plan: no part may lie outside of its record. */
+static void take_rows(stic_package *p, const uint8_t *shards) {
+  uint8_t *found = malloc(4 * (size_t)p->padded_hidden + 512);
+  if (!found) exit(3);
+  for (uint32_t number = 0; number < p->header->plans; number++) {
+    stic_package_select(p, number);
+    for (uint32_t id = 0; id < p->model->vocabulary; id++) {
+      const stic_tied_row row = stic_tied_find(p, (int32_t)id);
+      for (uint32_t i = 0; i < row.parts; i++) {
+        const stic_record *r = &p->records[row.part[i].record];
+        if (row.part[i].at + row.part[i].bytes > r->bytes) abort();
+        stic_tied_take(p, &row, i, shards + r->offset + row.part[i].at, found);
+      }
+    }
+  }
+  free(found);
+}
+
+static stic_status read_all(const char *directory, stic_package *p, stic_error *error) {
   stic_status status = stic_files_check_sizes(directory, p, error);
   for (uint32_t i = 0; i < p->header->files && !status; i++)
     if (&p->files[i] != p->shards && &p->files[i] != p->embeddings)
@@ -53,7 +72,8 @@ static stic_status read_all(const char *directory, const stic_package *p, stic_e
                  *const rows = contents(directory, p->embeddings, error);
   status = stic_trunk_check(p, trunk, error);
   if (!status) status = check_records(p, shards, error);
-  if (!status) status = check_rows(p, rows, error);
+  if (!status && stic_tied(p)) take_rows(p, shards);
+  if (!status && !stic_tied(p)) status = check_rows(p, rows, error);
   free(trunk);
   free(shards);
   free(rows);

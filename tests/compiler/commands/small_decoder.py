@@ -17,8 +17,8 @@ TEMPLATE = (
 )
 
 
-def write(folder: Path, template: str | None = TEMPLATE) -> Path:
-    """Write it; its tokens are bytes, and its answers end with <|end|>."""
+def write(folder: Path, template: str | None = TEMPLATE, tied: bool = False) -> Path:
+    """Write it; its tokens are bytes, and its answers end with <|end|>. `tied`: without a head of its own."""
     tokenizer, random = byte_level(), np.random.default_rng(5)
     rows = tokenizer.get_vocab_size()
     tensors = folders.llama_tensors()
@@ -26,6 +26,8 @@ def write(folder: Path, template: str | None = TEMPLATE) -> Path:
         tensors[name] = random.normal(0, 0.25, (rows, folders.HIDDEN)).astype(np.float32)
     # Their logits are 0, never the greatest: whatever codes are found, a greedy answer does not end by itself.
     tensors["lm_head.weight"][[1, *(tokenizer.token_to_id(name) for name in ("</s>", "<|end|>"))]] = 0
+    if tied:
+        del tensors["lm_head.weight"]
     folders.write(folder, tensors, vocab_size=rows, max_position_embeddings=CONTEXT, eos_token_id=1)
     (folder / "tokenizer.json").write_bytes(content(tokenizer))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}

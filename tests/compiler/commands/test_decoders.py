@@ -32,13 +32,13 @@ def package(folder):
 
 @pytest.fixture(scope="module")
 def unruly(folder):
-    """One whose template raises for the second turn."""
+    """One whose template raises for the second turn, and whose head is its embedding."""
     raises = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + small_decoder.TEMPLATE
-    return compiled(folder, "unruly", raises)
+    return compiled(folder, "unruly", raises, tied=True)
 
 
-def compiled(folder, name, template):
-    small_decoder.write(folder / name, template)
+def compiled(folder, name, template, tied=False):
+    small_decoder.write(folder / name, template, tied)
     assert cli.main(["compile", str(folder / name), *COMPILED, "-o", str(folder / f"{name}.stic")]) == 0
     return folder / f"{name}.stic"
 
@@ -315,6 +315,15 @@ def test_inspect_says_what_a_decoder_is(package, stic):
     facts = whole["decoder"]
     assert (facts["family"], facts["context"], facts["stops"]) == ("llama", CONTEXT, [1, 2])
     assert facts["kv_bytes"] == whole["memory"]["cache"] and facts["template"] and facts["tokenizer"]
+
+
+def test_a_tied_head_is_stored_once(package, unruly, stic):
+    for path, kind, words in ((package, "int8", "int8"), (unruly, "tied", "the vocabulary")):
+        status, out, err = stic("inspect", path, "--verify")
+        assert status == 0 and f"the word table is {words}" in " ".join(out.split()), err
+        facts = json.loads(stic("inspect", path, "--json")[1])
+        assert facts["row_type"] == kind and (facts["files"]["embeddings.bin"] == 0) == (kind == "tied")
+        assert facts["format"] == "3.1"
 
 
 def test_another_machine_s_times_are_estimated(tmp_path, stic):

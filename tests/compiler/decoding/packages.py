@@ -26,7 +26,8 @@ def package_of(
         quantized, full = QuantizedDecoder(cut, (), (), folder / "codes"), bits
     else:
         quantized, full = quantize_decoder(cut, (bits,), (bits,), ids, folder / "codes", 1), 0
-    materials = collect_decoder(quantized, full, options, 2, 2, "float16" if full else "int8")
+    row_type = "tied" if decoder.architecture.tied else "float16" if full else "int8"
+    materials = collect_decoder(quantized, full, options, 2, 2, row_type)
     layers = tuple(LayerPlan((bits,) * n, (bits * resident,) * n) for n in materials.store.slices)
     plan = Plan("test", layers, False, 1, True, Budget(), 0.0, Proof("heuristic", 0.0, None, 0.0))
     generate(materials.kernel_shape, target, folder / "kernels.so")

@@ -16,7 +16,7 @@ from stic.compiler.planner.costs import costs, parse
 from stic.compiler.sharding import Geometry
 from stic.runtime import trace
 from stic.runtime.errors import EngineError
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 from stic.targets.target import load
 
 WORKLOAD = Workload(Geometry(1, 64, 4, 16, 128, 2), "gelu", 32, 2, 2, full_bits=0)

@@ -19,8 +19,9 @@ from stic.compiler.memory.check import (
 from stic.compiler.memory.gpu import SCORES_BYTES, gpu_bytes, gpu_state
 from stic.compiler.memory.placement import Placement, Sizes, fixed_bytes, place_extents, regions
 from stic.compiler.plan import Budget, LayerPlan, Plan, Proof
-from stic.runtime.format import BLOCK, REGIONS, Shape, pad
+from stic.runtime.format import BLOCK, REGIONS
 from stic.runtime.gpu_format import GPU_REGIONS
+from stic.runtime.layout import Shape, pad
 
 SLICES = 3
 SHAPE = Shape.layer(48, SLICES, 1, 24, 40)

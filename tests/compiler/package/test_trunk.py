@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stic.compiler.package.trunk import build_embeddings
-from stic.runtime.format import BLOCK, row_stride
+from stic.runtime.format import BLOCK
+from stic.runtime.layout import row_stride
 
 
 @pytest.mark.parametrize("hidden", [5, 16, 33])

@@ -18,7 +18,8 @@ from stic.compiler.package.writer import record, write_package
 from stic.compiler.quantization.quantize import dequantize
 from stic.compiler.sharding import shard_matrices
 from stic.runtime.errors import InputError
-from stic.runtime.format import BLOCK, FULL, MATRICES, levels_of
+from stic.runtime.format import BLOCK, FULL, MATRICES
+from stic.runtime.layout import levels_of
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
 from stic.runtime.session import Session

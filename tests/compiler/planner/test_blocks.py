@@ -14,7 +14,8 @@ from stic.compiler.planner.closed_form import claim_of, objective, within
 from stic.compiler.simulate import check, simulate
 from stic.compiler.store import lay_out
 from stic.runtime.errors import InfeasibleError
-from stic.runtime.format import BLOCK, Shape
+from stic.runtime.format import BLOCK
+from stic.runtime.layout import Shape
 
 BITS = (2, 4)
 SHAPES = (

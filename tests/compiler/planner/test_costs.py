@@ -10,7 +10,7 @@ from stic.compiler.planner.costs import costs, estimate, load, macs_of, paced_io
 from stic.compiler.planner.gpu_costs import with_gpu
 from stic.runtime.emulated import EmulatedStorage
 from stic.runtime.errors import InputError
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 from stic.targets import target
 
 SHAPE = Shape.layer(384, 12, 1, 32, 128)

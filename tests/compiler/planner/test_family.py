@@ -12,7 +12,7 @@ from stic.compiler.planner import greedy, solve
 from stic.compiler.planner.closed_form import claim_of, within
 from stic.compiler.planner.family import Family, plan_family, words
 from stic.runtime.errors import InfeasibleError, InputError
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 
 GEOMETRY = Geometry("tiny", Shape.layer(128, 4, 1, 32, 128), 4, 2000)
 

@@ -18,7 +18,7 @@ from stic.compiler.planner import FIXED, PLANNERS, greedy, optimal, solve
 from stic.compiler.planner.closed_form import CostTable, claim, claim_of, objective, within
 from stic.compiler.simulate import check, simulate
 from stic.runtime.errors import InfeasibleError
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 
 SLOW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 

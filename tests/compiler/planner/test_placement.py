@@ -14,7 +14,8 @@ from stic.compiler.planner.closed_form import CostTable, busy, claim_of, objecti
 from stic.compiler.planner.placement import best_places
 from stic.compiler.simulate import ReplayError, check, simulate
 from stic.runtime.errors import InfeasibleError
-from stic.runtime.format import BLOCK, Shape
+from stic.runtime.format import BLOCK
+from stic.runtime.layout import Shape
 
 TINY = Geometry("tiny", Shape.layer(64, 3, 1, 16, 64), 4, 500)
 BITS = (2, 4, 8, 16)

@@ -9,7 +9,7 @@ from benchmarks.planner_study.synthetic import DEVICES, Geometry, problem_of
 from stic.compiler.plan import Budget
 from stic.compiler.planner.branch import roots
 from stic.compiler.planner.closed_form import CostTable, claim
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 
 GEOMETRY = Geometry("tiny", Shape.layer(128, 2, 1, 32, 128), 4, 200)
 

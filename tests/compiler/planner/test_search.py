@@ -13,7 +13,7 @@ from stic.compiler.planner.branch import roots
 from stic.compiler.planner.closed_form import CostTable, claim, claim_of, objective
 from stic.compiler.planner.search import Search
 from stic.compiler.simulate import check
-from stic.runtime.format import Shape
+from stic.runtime.layout import Shape
 
 GEOMETRY = Geometry("small", Shape.layer(128, 12, 1, 32, 128), 6, 200)
 BITS = (2, 3, 4, 5, 6, 8)

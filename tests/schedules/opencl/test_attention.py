@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from stic.runtime.format import pad
+from stic.runtime.layout import pad
 from stic.schedules.opencl.attention import scores, softmax, values
 from stic.schedules.opencl.program import assemble
 from stic.schedules.shape import KernelShape

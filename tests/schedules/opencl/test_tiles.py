@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stic.runtime.arithmetic import layer_norm, quantize
-from stic.runtime.format import pad
-from stic.runtime.format import row_stride as stride_of
+from stic.runtime.layout import pad
+from stic.runtime.layout import row_stride as stride_of
 from stic.schedules.opencl import embed, norm
 from stic.schedules.opencl import quantize as quantize_
 from stic.schedules.opencl.program import Kernel, assemble
