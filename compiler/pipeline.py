@@ -24,7 +24,6 @@ from stic.compiler import artifacts, stages
 from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding import stages as decoding
 from stic.compiler.decoding.cut import Cut, cut_decoder
-from stic.compiler.decoding.gains import Gains
 from stic.compiler.decoding.measure import PassCosts, pass_costs
 from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.compiler.importance.jobs import Workers
@@ -253,9 +252,9 @@ def _decoder_planning(options: CompileOptions) -> list[Stage]:
             "importance",
             "measure what each bitwidth of each shard is worth",
             lambda made, tell: decoding.value(
-                made[QuantizedDecoder], made[decoding.Windows], bits, asked is None, workers, tell
+                made[QuantizedDecoder], made[decoding.Windows], options.importance, bits, asked is None, workers, tell
             ),
-            lambda made: {"bits": made[Gains].bits, "loss": made[Gains].loss.tolist()},
+            lambda made: _of_importance(made[Importance]),
         ),
         Stage(
             "device",
@@ -269,7 +268,7 @@ def _decoder_planning(options: CompileOptions) -> list[Stage]:
             "problem",
             "put together all that a planner may know",
             lambda made, tell: decoding.pose(
-                made[Materials], made[Gains], made[PassCosts], options.budget, planner.margin, head
+                made[Materials], made[Importance], made[PassCosts], options.budget, planner.margin, head
             ),
             lambda made: {"bits": made[Problem].bits},
         ),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -16,14 +16,18 @@ from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
 from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding.cut import Cut
-from stic.compiler.decoding.gains import Gains, measure_gains, no_gains
+from stic.compiler.decoding.gain_jobs import Measured
+from stic.compiler.decoding.gains import GainSettings, measure_gains, worthless
 from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import PassCosts
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
 from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.importance.examples import BUILT_IN
+from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
+from stic.compiler.importance.log import EvaluationLog
+from stic.compiler.importance.measure import Importance
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Problem
@@ -40,6 +44,7 @@ from stic.targets.target import Target
 
 TOKENS = 4096  # of calibration, where no number is asked for
 WINDOW, OWN_WINDOW = 512, 256  # tokens of a window of text, and of one that the model writes
+HELD, HELD_TOKENS = 2, 128  # windows that gains are measured on, and tokens of each
 _QUANTIZES = (quantize_decoder.__module__,)
 
 
@@ -49,6 +54,7 @@ class Windows:
 
     ids: NDArray[np.int64]  # (windows, tokens)
     source: str  # for people
+    held: NDArray[np.int64] | None = None  # (windows, tokens) that nothing is fitted to; None: the model writes more
 
 
 def calibrate(decoder: Decoder, options: ImportanceOptions, tell: Tell) -> Windows:
@@ -68,8 +74,9 @@ def calibrate(decoder: Decoder, options: ImportanceOptions, tell: Tell) -> Windo
                 f"{options.calibration} cannot be used: {decoder.name} has no tokenizer; put its own beside it"
             )
         tell.note(f"{decoder.name} has no tokenizer: calibration rests on tokens drawn at random")
-        shape = (max(1, tokens // length), length)
-        return Windows(np.random.default_rng(0).integers(0, decoder.architecture.head.rows, shape), "random tokens")
+        rows, shape = decoder.architecture.head.rows, (max(1, tokens // length), length)
+        held = np.random.default_rng(1).integers(0, rows, (HELD, min(HELD_TOKENS, length)))
+        return Windows(np.random.default_rng(0).integers(0, rows, shape), "random tokens", held)
     if options.calibration is None:
         tell.note(f"{decoder.name} is calibrated on a few sentences; text of its own kind (--calibration) is better")
     text, source = _text(options.calibration)
@@ -78,18 +85,34 @@ def calibrate(decoder: Decoder, options: ImportanceOptions, tell: Tell) -> Windo
         raise InputError(f"{source} has no two tokens to calibrate on: give a longer text")
     length = min(length, len(ids))
     starts = np.linspace(0, len(ids) - length, min(max(1, tokens // length), len(ids) // length)).astype(int)
-    return Windows(np.array([ids[start : start + length] for start in starts], np.int64), source)
+    fitted = np.array([ids[start : start + length] for start in starts], np.int64)
+    return Windows(fitted, source, _between(np.array(ids, np.int64), starts, length))
 
 
-def _written(decoder: Decoder, windows: int, length: int, tell: Tell) -> NDArray[np.int64]:
+def _between(ids: NDArray[np.int64], starts: NDArray[np.int_], length: int) -> NDArray[np.int64]:
+    """Windows of a text from the middle of what lies between, or behind, those that codes are fitted to.
+
+    A text that has no room for them is valued on the last ones that it is fitted to.
+    """
+    tokens = min(HELD_TOKENS, length)
+    ends = np.append(starts[1:], len(ids))
+    gaps = [(start + length, end) for start, end in zip(starts, ends, strict=True) if end - start - length >= tokens]
+    if not gaps:
+        return np.array([ids[start : start + tokens] for start in starts[-HELD:]])
+    chosen = np.linspace(0, len(gaps) - 1, min(HELD, len(gaps)) + 2)[1:-1].round().astype(int)
+    middles = [sum(gaps[number]) // 2 - tokens // 2 for number in chosen]
+    return np.array([ids[start : start + tokens] for start in middles])
+
+
+def _written(decoder: Decoder, windows: int, length: int, tell: Tell, seed: int = 0) -> NDArray[np.int64]:
     """`own_text`, kept on disk."""
-    key = digest(code_of(own_text.__module__, alone=(__name__,)), _weights_digest(decoder), windows, length)
+    key = digest(code_of(own_text.__module__, alone=(__name__,)), _weights_digest(decoder), windows, length, seed)
     path = cache_dir() / "own-text" / f"{key}.npy"
     try:
         found: NDArray[np.int64] = np.load(path, allow_pickle=False)
         return found
     except (OSError, ValueError, EOFError):
-        ids = own_text(decoder, windows, length, progress=tell.tick)
+        ids = own_text(decoder, windows, length, seed, tell.tick)
     buffer = io.BytesIO()
     np.save(buffer, ids)
     write_bytes(path, buffer.getvalue())
@@ -120,6 +143,7 @@ def quantize(
     return quantize_decoder(cut, levels, heads, windows.ids, folder, workers.jobs or os.cpu_count() or 1, tell.tick)
 
 
+@lru_cache(maxsize=1)
 def _weights_digest(decoder: Decoder) -> str:
     """Digest of what a decoder is and of all its tensors, read one after another."""
     parts = [digest(repr(decoder.architecture))]
@@ -143,7 +167,12 @@ def gather(
 
 
 def pose(
-    materials: Materials, gains: Gains, costs: PassCosts, budget: BudgetOptions, margin: float, head_bits: int | None
+    materials: Materials,
+    gains: Importance,
+    costs: PassCosts,
+    budget: BudgetOptions,
+    margin: float,
+    head_bits: int | None,
 ) -> Problem:
     """Put together all that a planner may know; `head_bits` are those of the vocabulary, if they are decided."""
     return Problem(
@@ -166,25 +195,50 @@ def pose(
 
 
 def value(
-    quantized: QuantizedDecoder, windows: Windows, bits: tuple[int, ...], needed: bool, workers: Workers, tell: Tell
-) -> Gains:
-    """Measure what each bitwidth of each block is worth, or take what was measured before.
+    quantized: QuantizedDecoder,
+    windows: Windows,
+    options: ImportanceOptions,
+    bits: tuple[int, ...],
+    needed: bool,
+    workers: Workers,
+    tell: Tell,
+) -> Importance:
+    """Measure what each bitwidth of each shard is worth, on text that nothing was fitted to, or read what was measured.
 
-    Where gains are not `needed`, since the planner uses none, nothing is worth anything.
+    Where gains are not `needed`, since the planner uses none, nothing is worth anything. Raises InputError for a file
+    that is of another model, cut or bits.
     """
     if not needed:
-        return no_gains(quantized, bits)
-    key = digest(code_of(measure_gains.__module__, alone=(__name__,)), quantized.folder.name, windows.ids, bits)
-    path = cache_dir() / "gains" / f"{key}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Gains(bits, file["gain"], file["loss"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        found = measure_gains(quantized, bits, windows.ids, workers.jobs or os.cpu_count() or 1, tell.tick)
-    buffer = io.BytesIO()
-    np.savez(buffer, gain=found.gain, loss=found.loss)
-    write_bytes(path, buffer.getvalue())
-    return found
+        return worthless(quantized, bits)
+    cut = quantized.cut
+    key = digest(_weights_digest(cut.decoder), cut.shapes)
+    if options.file is not None:
+        return _read(options.file, key, bits, cut)
+    held = windows.held
+    if held is None:
+        held = _written(cut.decoder, HELD, min(HELD_TOKENS, windows.ids.shape[1]), tell, seed=1)
+    code = code_of(measure_gains.__module__, alone=(__name__,))
+    log = EvaluationLog(cache_dir() / "importance", digest(code, quantized.folder.name, held))
+    settings = GainSettings(bits, options.exact, options.checks)
+    found = measure_gains(Measured(quantized, held), settings, log, workers, tell.tick)
+    return replace(found, calibration=f"{windows.source}: {held.size} tokens", key=key)
+
+
+def _read(path: Path, key: str, bits: tuple[int, ...], cut: Cut) -> Importance:
+    """The importance of a file, for this model and cut, at the bits on offer."""
+    found = load_importance(path)
+    again = "run `stic importance` on it again"
+    if found.key != key:
+        name, slices = cut.decoder.name, sum(shape.slices for shape in cut.shapes)
+        raise InputError(
+            f"{path} is not of {name} in {slices} slices, but of another model or cut: {again}, with the same --slices"
+        )
+    if not set(bits) <= set(found.bits):
+        had, offered = (", ".join(map(str, some)) for some in (found.bits, bits))
+        raise InputError(f"{path} has gains at {had} bits, but {offered} are on offer: {again}")
+    places = [found.bits.index(b) for b in bits]
+    gain = found.gain[:, :, places] - found.gain[:, :, places[:1]]
+    return replace(found, bits=bits, gain=gain, raw=found.raw[:, :, places])
 
 
 def solver(options: PlannerOptions, tell: Tell) -> Solver:
