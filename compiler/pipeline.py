@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from stic.compiler import artifacts, stages
 from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding import stages as decoding
-from stic.compiler.decoding.cut import Cut, cut_decoder
+from stic.compiler.decoding.cut import Cut
 from stic.compiler.decoding.measure import PassCosts, pass_costs
 from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.compiler.importance.jobs import Workers
@@ -202,9 +202,11 @@ def _decoder_planning(options: CompileOptions) -> list[Stage]:
     target, planner = wanted_target(options.target), options.planner
     asked = planner.bits if planner.name in FIXED else None
     head = options.decoder.head_of(asked)
-    offered = DECODER_BITS
+    offered = tuple(sorted({*DECODER_BITS, *(() if head is None else (head,))}))
     layer_bits = offered if asked is None else (asked,)
     head_bits = offered if head is None else (head,)
+    importance = decoding.asked_of_gains(options.importance)
+    file = importance.file if asked is None else None
     bits = tuple(sorted({*layer_bits, *head_bits}))
     full_bits = max((b for b in bits if b > 8), default=0)
     workers = Workers(options.importance.jobs, options.importance.cluster)
@@ -226,7 +228,7 @@ def _decoder_planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "shard",
             "cut every block into slices",
-            lambda made, tell: cut_decoder(made[Decoder], options.shards.slices),
+            lambda made, tell: decoding.cut(made[Decoder], options.shards.slices, file, bits),
             lambda made: {"shapes": [asdict(shape) for shape in made[Cut].kinds]},
         ),
         Stage(
@@ -252,7 +254,7 @@ def _decoder_planning(options: CompileOptions) -> list[Stage]:
             "importance",
             "measure what each bitwidth of each shard is worth",
             lambda made, tell: decoding.value(
-                made[QuantizedDecoder], made[decoding.Windows], options.importance, bits, asked is None, workers, tell
+                made[QuantizedDecoder], made[decoding.Windows], importance, bits, asked is None, workers, tell
             ),
             lambda made: _of_importance(made[Importance]),
         ),

@@ -13,11 +13,13 @@ from stic.compiler.decoding.errors import block_errors
 from stic.compiler.decoding.head import Head
 from stic.compiler.decoding.mixtures import Mixtures, exact_assignment, mixture_losses
 from stic.compiler.decoding.quantize import Ids, QuantizedDecoder
-from stic.compiler.importance.jobs import LossJob, Progress, Workers
+from stic.compiler.importance.jobs import LossJob, Progress, Workers, on_dask
 from stic.compiler.importance.log import EvaluationLog
+from stic.runtime.errors import InputError
 
 MODELS = 64  # that go through the blocks together: more read less often and take more memory
 BLOCKS = 16  # whose errors are found together
+SPREAD = 16  # of either that a machine of a cluster takes at a time
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ def _parts(measured: Measured, jobs: Sequence[GainJob]) -> list[Part]:
 def _results(
     measured: Measured, parts: list[Part], workers: Workers, within: Callable[[float, Part], None]
 ) -> Iterator[tuple[Part, list[Any]]]:
+    if workers.dask is not None:
+        small = [part[at : at + SPREAD] for part in parts for at in range(0, len(part), SPREAD)]
+        yield from on_dask(_elsewhere, measured, small, workers.dask) if small else ()
+        return
     threads, blocks = workers.jobs or os.cpu_count() or 1, len(measured.quantized.shapes)
     for part in parts:
         gone = 0
@@ -127,3 +133,13 @@ def _results(
             within(gone / blocks, part)
 
         yield part, measured.results(part, threads, tick)
+
+
+def _elsewhere(measured: Measured, part: Part) -> list[Any]:
+    """Run a part on another machine, which has the model from here and reads the codes from a folder of both."""
+    folder = measured.quantized.folder
+    if not folder.is_dir():
+        raise InputError(
+            f"a worker has no {folder}: let STIC_CACHE name a folder that all machines of the cluster share"
+        )
+    return measured.results(part)

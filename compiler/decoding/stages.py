@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
 from stic.compiler.decoder.model import Decoder
-from stic.compiler.decoding.cut import Cut
+from stic.compiler.decoding.cut import Cut, cut_decoder
 from stic.compiler.decoding.gain_jobs import Measured
 from stic.compiler.decoding.gains import GainSettings, measure_gains, worthless
 from stic.compiler.decoding.materials import collect_decoder
@@ -28,6 +28,7 @@ from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.log import EvaluationLog
 from stic.compiler.importance.measure import Importance
+from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Problem
@@ -130,6 +131,26 @@ def _text(path: Path | None) -> tuple[str, str]:
         raise InputError(f"{path} cannot be read as text to calibrate on: {error}") from error
 
 
+def asked_of_gains(options: ImportanceOptions) -> ImportanceOptions:
+    """Return the options, if a decoder can be valued so. Raises InputError for an encoder's methods."""
+    if options.method != "curves" or options.objective != "agreement":
+        raise InputError(
+            "--method sti and --objective task are an encoder's: a decoder is valued by its own words alone"
+        )
+    return options
+
+
+def cut(decoder: Decoder, slices: int | None, file: Path | None, bits: tuple[int, ...]) -> Cut:
+    """Cut every block into slices.
+
+    Where gains are in a `file` of another model, cut or bits, InputError says so now, before anything takes long.
+    """
+    found = cut_decoder(decoder, slices)
+    if file is not None:
+        read_gains(file, found, bits)
+    return found
+
+
 def quantize(
     cut: Cut, windows: Windows, bits: tuple[int, ...], head_bits: tuple[int, ...], workers: Workers, tell: Tell
 ) -> QuantizedDecoder:
@@ -211,34 +232,49 @@ def value(
     if not needed:
         return worthless(quantized, bits)
     cut = quantized.cut
-    key = digest(_weights_digest(cut.decoder), cut.shapes)
     if options.file is not None:
-        return _read(options.file, key, bits, cut)
-    held = windows.held
-    if held is None:
-        held = _written(cut.decoder, HELD, min(HELD_TOKENS, windows.ids.shape[1]), tell, seed=1)
+        return read_gains(options.file, cut, bits)
+    held = held_out(cut.decoder, windows, tell)
     code = code_of(measure_gains.__module__, alone=(__name__,))
     log = EvaluationLog(cache_dir() / "importance", digest(code, quantized.folder.name, held))
     settings = GainSettings(bits, options.exact, options.checks)
     found = measure_gains(Measured(quantized, held), settings, log, workers, tell.tick)
-    return replace(found, calibration=f"{windows.source}: {held.size} tokens", key=key)
+    return replace(found, calibration=f"{windows.source}: {held.size} tokens", key=_gains_key(cut))
 
 
-def _read(path: Path, key: str, bits: tuple[int, ...], cut: Cut) -> Importance:
-    """The importance of a file, for this model and cut, at the bits on offer."""
-    found = load_importance(path)
-    again = "run `stic importance` on it again"
-    if found.key != key:
-        name, slices = cut.decoder.name, sum(shape.slices for shape in cut.shapes)
+def held_out(decoder: Decoder, windows: Windows, tell: Tell) -> NDArray[np.int64]:
+    """Windows (windows, tokens) of the same kind of text that nothing is fitted to."""
+    if windows.held is not None:
+        return windows.held
+    return _written(decoder, HELD, min(HELD_TOKENS, windows.ids.shape[1]), tell, seed=1)
+
+
+def _gains_key(cut: Cut) -> str:
+    """What a file of gains is for."""
+    return digest(_weights_digest(cut.decoder), cut.shapes)
+
+
+def read_gains(path: Path, cut: Cut, bits: tuple[int, ...]) -> Importance:
+    """Read gains at the bits on offer. Raises InputError for those of another model or cut, or at other bits.
+
+    Bits that only a head was asked for are worth what a straight line between the file's says.
+    """
+    found, name = load_importance(path), cut.decoder.name
+    if found.key != _gains_key(cut):
+        slices = sum(shape.slices for shape in cut.shapes)
         raise InputError(
-            f"{path} is not of {name} in {slices} slices, but of another model or cut: {again}, with the same --slices"
+            f"{path} is not of {name} in {slices} slices, but of another model or cut: run `stic importance` on {name},"
+            " with the same --slices"
         )
-    if not set(bits) <= set(found.bits):
+    if not {*DECODER_BITS} & {*bits} <= {*found.bits}:
         had, offered = (", ".join(map(str, some)) for some in (found.bits, bits))
-        raise InputError(f"{path} has gains at {had} bits, but {offered} are on offer: {again}")
-    places = [found.bits.index(b) for b in bits]
-    gain = found.gain[:, :, places] - found.gain[:, :, places[:1]]
-    return replace(found, bits=bits, gain=gain, raw=found.raw[:, :, places])
+        raise InputError(f"{path} has {had} bits, but {offered} are on offer: run `stic importance` on {name} again")
+    gain = np.apply_along_axis(lambda worth: np.interp(bits, found.bits, worth), 2, found.gain)
+    raw = np.full(gain.shape, np.nan)
+    for place, b in enumerate(bits):
+        if b in found.bits:
+            raw[:, :, place] = found.raw[:, :, found.bits.index(b)]
+    return replace(found, bits=bits, gain=gain - gain[:, :, :1], raw=raw)
 
 
 def solver(options: PlannerOptions, tell: Tell) -> Solver:

@@ -11,13 +11,16 @@ from stic.compiler.decoding.mixtures import exact_assignment, mixture_losses, wi
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.log import EvaluationLog
 from stic.compiler.importance.scoring import spearman
+from stic.runtime.errors import InputError
 from tests.compiler.decoding.conftest import BITS, SHORT
 
 SETTINGS = GainSettings(BITS)
 
 
-def measure(quantized, settings=SETTINGS, folder=None, progress=lambda done, total: None):
-    return measure_gains(Measured(quantized, SHORT), settings, EvaluationLog(folder, "key"), Workers(1), progress)
+def measure(quantized, settings=SETTINGS, folder=None, progress=lambda done, total: None, workers=None):
+    return measure_gains(
+        Measured(quantized, SHORT), settings, EvaluationLog(folder, "key"), workers or Workers(1), progress
+    )
 
 
 def test_the_estimate_ranks_as_the_measurement(quantized):
@@ -70,6 +73,18 @@ def test_what_was_stopped_goes_on_where_it_was(quantized, tmp_path):
     known = []
     measure(quantized, settings, tmp_path, lambda done, total: known.append(done / total))
     assert known == [1.0]
+
+
+def test_a_cluster_measures_the_same(quantized, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        found = measure(quantized, workers=Workers(dask=cluster.scheduler_address))
+        elsewhere = replace(quantized, folder=tmp_path / "none")
+        with pytest.raises(InputError, match=r"a worker has no .*none: let STIC_CACHE name a folder"):
+            measure(elsewhere, workers=Workers(dask=cluster.scheduler_address))
+    assert np.allclose(found.gain, measure(quantized).gain, rtol=1e-3, atol=1e-6)
 
 
 def test_a_planner_that_uses_none_gets_none(quantized):
