@@ -73,7 +73,8 @@ def compile_model(options: CompileOptions, progress: Progress = silent, made: Ma
     find_c_compiler(wanted_target(options.target))
     check_output(options.output)
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
-        pipeline = [*_planning_of(options), *_packaging(options, options.output, Path(folder))]
+        refining = _refining(options) if decodes(options.model.path) else []
+        pipeline = [*_planning_of(options), *refining, *_packaging(options, options.output, Path(folder))]
         return _run(pipeline, options.stages, progress, made or Made())
 
 
@@ -301,6 +302,21 @@ def _deciding(options: CompileOptions) -> list[Stage]:
             lambda made, tell: stages.replay(made[Decided], made[Materials], precision),
             lambda made: _listed([_of_timeline(timeline) for timeline in made[Replays].timelines]),
         ),
+    ]
+
+
+def _refining(options: CompileOptions) -> list[Stage]:
+    """What a decoder's package has before it is written."""
+    workers = Workers(options.importance.jobs, options.importance.cluster)
+    return [
+        Stage(
+            "refine",
+            "quantise a plan of several bitwidths again, on the stream that it makes",
+            lambda made, tell: decoding.refine_plan(
+                made[Materials], made[QuantizedDecoder], made[decoding.Windows], made[Decided].default, workers, tell
+            ),
+            lambda made: {"refined": made[Materials].quantized is not made[QuantizedDecoder]},
+        )
     ]
 
 

@@ -22,6 +22,7 @@ from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import PassCosts
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
+from stic.compiler.decoding.refine import mixes, refine
 from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.importance.examples import BUILT_IN
 from stic.compiler.importance.file import load as load_importance
@@ -31,7 +32,7 @@ from stic.compiler.importance.measure import Importance
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
-from stic.compiler.plan import Problem
+from stic.compiler.plan import Plan, Problem
 from stic.compiler.stage import Tell
 from stic.compiler.stage_cache import solved
 from stic.compiler.stages import Solver
@@ -281,3 +282,16 @@ def solver(options: PlannerOptions, tell: Tell) -> Solver:
     """Make ready who answers: the planner that was named."""
     effort = (options.time_limit_s, options.gap, cache_dir() / "plans", tell.note)
     return Solver(lambda problem: solved(problem, options.name, options.bits, *effort), None)
+
+
+def refine_plan(
+    materials: Materials, quantized: QuantizedDecoder, windows: Windows, plan: Plan, workers: Workers, tell: Tell
+) -> Materials:
+    """Quantise again for a plan that has several bitwidths; other plans of the package share what it has."""
+    bits = tuple(layer.bits for layer in plan.layers)
+    if not mixes(bits):
+        return materials
+    key = digest(code_of(refine.__module__, alone=(__name__,)), quantized.folder.name, bits[:-1])
+    threads = workers.jobs or os.cpu_count() or 1
+    refined = refine(quantized, bits, windows.ids, cache_dir() / "decoders" / key, threads, tell.tick)
+    return replace(materials, quantized=refined)
