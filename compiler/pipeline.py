@@ -21,7 +21,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from stic.compiler import artifacts, stages
-from stic.compiler.decoding.planning import decoder_planning, with_limits
+from stic.compiler.decoding.planning import decoder_planning, decoder_refining, with_limits
 from stic.compiler.decoding.stages import decide as decide_decoder
 from stic.compiler.forecast import PassCosts
 from stic.compiler.importance.jobs import Workers
@@ -68,7 +68,8 @@ def compile_model(options: CompileOptions, progress: Progress = silent, made: Ma
     find_c_compiler(wanted_target(options.target))
     check_output(options.output)
     with tempfile.TemporaryDirectory(prefix="stic-") as folder:
-        pipeline = [*_planning_of(options), *_packaging(options, options.output, Path(folder))]
+        refining = decoder_refining(options) if decodes(options.model.path) else []
+        pipeline = [*_planning_of(options), *refining, *_packaging(options, options.output, Path(folder))]
         return _run(pipeline, options.stages, progress, made or Made())
 
 

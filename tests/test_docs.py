@@ -87,14 +87,15 @@ def test_the_architecture_page_names_files_that_exist():
 def test_the_architecture_page_lists_the_stages_in_their_order():
     text = (ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .* \| `(?:\w+)` \| (yes|) ?\|$", text, re.MULTILINE)
-    lists = {"pipeline.py": ("_planning",), "decoding/planning.py": ("decoder_planning",)}
-    lists |= {"pipeline.py ": ("_deciding", "_packaging")}
+    pipeline, planning = (ROOT / "compiler" / name for name in ("pipeline.py", "decoding/planning.py"))
+    lists = [(pipeline, "_planning"), (planning, "decoder_planning"), (pipeline, "_deciding")]
+    lists += [(planning, "decoder_refining"), (pipeline, "_packaging")]
     calls = []
-    for name, functions in lists.items():
-        code = ast.parse((ROOT / "compiler" / name.strip()).read_text())
-        inside = [node for node in code.body if isinstance(node, ast.FunctionDef) and node.name in functions]
-        found = [node for function in inside for node in ast.walk(function) if isinstance(node, ast.Call)]
-        calls += sorted((n for n in found if ast.unparse(n.func) == "Stage"), key=lambda node: node.lineno)
+    for path, name in lists:
+        body = ast.parse(path.read_text()).body
+        function = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+        found = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        calls += sorted((node for node in found if ast.unparse(node.func) == "Stage"), key=lambda node: node.lineno)
     assert rows == [(ast.literal_eval(node.args[0]), "yes" if len(node.args) > 4 else "") for node in calls]
 
 

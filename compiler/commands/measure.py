@@ -33,6 +33,8 @@ from stic.compiler.options import (
 )
 from stic.runtime.errors import TargetError
 
+ENCODER_CHECKS, DECODER_CHECKS = 50, 200  # random plans
+
 
 @click.command("importance")
 @model_group
@@ -42,10 +44,9 @@ from stic.runtime.errors import TargetError
 @click.option(
     "--checks",
     type=click.IntRange(0, ROUNDS),
-    default=50,
-    show_default=True,
     metavar="N",
-    help="Random plans of the additivity check: does the sum of gains rank plans as their measured loss does?",
+    help="Random plans of the additivity check: does the sum of gains rank plans as their measured loss does?"
+    f" Default: {ENCODER_CHECKS}, of decoders {DECODER_CHECKS}.",
 )
 @json_option
 def importance_command(
@@ -53,7 +54,7 @@ def importance_command(
     output: Path,
     shards: ShardOptions,
     measured: ImportanceOptions,
-    checks: int,
+    checks: int | None,
     as_json: bool,
 ) -> None:
     """Measure what each bitwidth of each shard of MODEL is worth.
@@ -66,12 +67,16 @@ def importance_command(
     Examples:
       stic importance sst2/model.onnx --calibration train.tsv -o sst2.importance.json
       stic importance minilm.onnx --jobs 2 -o minilm.importance.json       (built-in sentences)
+      stic importance smollm2.gguf --calibration wiki.txt -o smollm2.importance.json
     """
     from stic.compiler.importance.file import save
     from stic.compiler.importance.measure import Importance
+    from stic.compiler.inputs import decodes
     from stic.compiler.pipeline import plan_model
     from stic.compiler.report import report
 
+    if checks is None:
+        checks = DECODER_CHECKS if decodes(model.path) else ENCODER_CHECKS
     options = CompileOptions(
         model,
         TargetOptions("host"),

@@ -1,143 +1,131 @@
-"""What each bitwidth of each block is worth: how much further from the model's own words a text is without it.
+"""What each bitwidth of each shard of a decoder is worth.
 
-For every block and bitwidth a variant of the model has just that block quantised. All variants go through the blocks
-side by side, so that each block's weights are read once, however large the model is. A variant's loss is the mean
-Kullback-Leibler divergence of its next-token distributions from the model's own. Gains of slices are equal shares of
-their block's.
+The loss of a block at a bitwidth, with all else exact, is an output error times a sensitivity (HAWQ-V2, arXiv
+1911.03852, has the same product with a trace for the latter). Errors are measured at every bitwidth, locally: how far
+what a block adds to the stream is from what it should add. Sensitivities are measured by whole models, of which one
+block has few bits: two each, the lowest on offer. Between those, and from them to the exact model, losses follow the
+errors (`gain_curves.fill_in`). The vocabulary, which ends the model, is measured slice by slice.
+
+Slices of other blocks have equal shares of their block's gain: they were quantised together, so that each makes up for
+errors of its neighbours, and by the errors of each alone planners would part them (docs/decoders.md has figures).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from stic.compiler.decoder.forward import Block, Run, embed, normalise, read_block, run_block, run_vocabulary
-from stic.compiler.decoder.model import Array
-from stic.compiler.decoding.quantize import Ids, QuantizedDecoder
-from stic.compiler.decoding.stacks import stacks_of
-from stic.runtime.architecture import Attention
+from stic.compiler.decoding.gain_jobs import BlockErrors, GainJob, HeadLosses, Measured, run_gain_jobs
+from stic.compiler.decoding.mixtures import EXACT, exact_assignment, with_block
+from stic.compiler.decoding.quantize import QuantizedDecoder
+from stic.compiler.importance.additivity import check, layer_sums
+from stic.compiler.importance.evaluate import Assignment
+from stic.compiler.importance.gain_curves import concave_gains, fill_in
+from stic.compiler.importance.jobs import LossJob, Progress, Workers
+from stic.compiler.importance.log import EvaluationLog
+from stic.compiler.importance.measure import Importance
 
-Tick = Callable[[int, int], None]
-WINDOWS, TOKENS = 2, 128  # of calibration text that variants read
-TOGETHER = 8  # variants that go through a block at once: more would take memory and no less time
-JUDGED = 64  # of its tokens, whose distributions are compared
+Doubles = NDArray[np.float64]
+
+PROBED = 2  # bitwidths at which every block is measured, the lowest ones
+MIDDLE = 4  # bits that half of the random plans scatter around
 
 
-@dataclass(frozen=True, eq=False)
-class Gains:
-    """What bits are worth, in nats a token."""
+@dataclass(frozen=True)
+class GainSettings:
+    """How gains are measured."""
 
     bits: tuple[int, ...]  # on offer, ascending
-    gain: NDArray[np.float64]  # (blocks, most slices, bits): over bits[0]
-    loss: NDArray[np.float64]  # (blocks, bits): as it was measured
+    exact: bool = False  # measure every block at every bitwidth
+    plans: int = 0  # random plans of the additivity check; 0: none
+    seed: int = 0
+
+    @property
+    def probed(self) -> tuple[int, ...]:
+        """Bits at which every block is measured."""
+        return self.bits if self.exact else self.bits[:PROBED]
 
 
-def no_gains(quantized: QuantizedDecoder, bits: tuple[int, ...]) -> Gains:
-    """For planners that use none."""
-    return _shared(quantized, bits, np.zeros((len(quantized.shapes), len(bits))))
+def worthless(quantized: QuantizedDecoder, bits: tuple[int, ...]) -> Importance:
+    """For planners that use no gains."""
+    blocks, slices = len(quantized.shapes), max(shape.slices for shape in quantized.shapes)
+    nothing = np.full((blocks, slices, len(bits)), np.nan)
+    return _importance(bits, np.zeros(nothing.shape), nothing, 0)
 
 
 def measure_gains(
-    quantized: QuantizedDecoder, bits: tuple[int, ...], ids: Ids, threads: int, tick: Tick = lambda done, total: None
-) -> Gains:
-    """Measure the loss of every variant on `ids` (windows, tokens), in matrix products on so many threads."""
-    ids = ids[-WINDOWS:, :TOKENS]
-    blocks = len(quantized.shapes)
-    with threadpool_limits(threads):
-        variants = _Variants(quantized, ids)
-        for number in range(blocks - 1):
-            variants.advance(number, bits)
-            tick(number + 1, blocks)
-        losses = variants.losses(bits)
-        tick(blocks, blocks)
-    return _shared(quantized, bits, losses)
+    measured: Measured, settings: GainSettings, log: EvaluationLog, workers: Workers, progress: Progress
+) -> Importance:
+    """Measure what bits are worth, in nats a token. What `log` holds is not measured again.
+
+    `calibration` and `key` of the result are left to who knows them.
+    """
+    began, quantized, offered = time.monotonic(), measured.quantized, settings.bits
+    blocks, base = len(quantized.shapes) - 1, exact_assignment(quantized)
+    errors: list[GainJob] = [BlockErrors(n, offered) for n in range(blocks)]
+    probes: list[GainJob] = [LossJob(with_block(base, n, b)) for n in range(blocks) for b in settings.probed]
+    plans = random_plans(quantized, settings)
+    known = tuple(b for b in offered if b in quantized.head_bits)  # where they are decided, others are worth nothing
+    jobs: list[GainJob] = [*errors, HeadLosses(known), *probes, *map(LossJob, plans)]
+    found = iter(run_gain_jobs(measured, jobs, log, workers, progress))
+
+    local = np.array([next(found) for _ in errors])
+    raw = np.full((blocks + 1, max(shape.slices for shape in quantized.shapes), len(offered)), np.nan)
+    losses = np.zeros(raw.shape)
+    head = np.array(next(found)).reshape(-1, len(known))
+    places = [offered.index(b) for b in known]
+    raw[blocks, : len(head), places] = head.T
+    losses[blocks, : len(head)] = head[:, [max(0, sum(b <= at for b in known) - 1) for at in offered]] if known else 0.0
+    probed = np.full((blocks, len(offered)), np.nan)
+    probed[:, : len(settings.probed)] = np.array([next(found) for _ in probes]).reshape(blocks, -1)
+    # The exact model, without loss or error, is what all curves end in.
+    ended = [np.concatenate([values, np.zeros((blocks, 1))], axis=1) for values in (probed, local)]
+    curves = fill_in(*ended)[:, :-1]
+    for number, shape in enumerate(quantized.shapes[:-1]):
+        raw[number, : shape.slices] = probed[number] / shape.slices
+        losses[number, : shape.slices] = curves[number] / shape.slices
+    importance = _importance(offered, concave_gains(losses, offered), raw, len(probes) + len(plans))
+    if plans:
+        sums = np.array([plan_sums(plan, importance) for plan in plans])
+        importance = replace(importance, additivity=(check(sums, np.array(list(found))),))
+    return replace(importance, seconds=time.monotonic() - began)
 
 
-def _shared(quantized: QuantizedDecoder, bits: tuple[int, ...], losses: NDArray[np.float64]) -> Gains:
-    """Gains of slices, from the losses of blocks; more bits are never worth less."""
-    falling = np.minimum.accumulate(losses, axis=1)
-    slices = [shape.slices for shape in quantized.shapes]
-    gain = np.zeros((len(slices), max(slices), len(bits)))
-    for number, count in enumerate(slices):
-        gain[number, :count] = (falling[number, 0] - falling[number]) / count
-    return Gains(bits, gain, losses)
+def plan_sums(plan: Assignment, importance: Importance) -> Doubles:
+    """The summed gains (blocks,) of a plan."""
+    most = importance.gain.shape[1]
+    padded = tuple((*row, *(importance.bits[0],) * (most - len(row))) for row in plan)
+    return layer_sums(padded, importance.bits, importance.gain, importance.presence)
 
 
-class _Variants:
-    """The model, and models with one block quantised, on their way through the blocks."""
+def random_plans(quantized: QuantizedDecoder, settings: GainSettings) -> list[Assignment]:
+    """Plans as planners make them: most blocks have one bitwidth, and one in eight has two.
 
-    def __init__(self, quantized: QuantizedDecoder, ids: Ids) -> None:
-        self._quantized, self._decoder, self._shape = quantized, quantized.cut.decoder, ids.shape
-        self._exact = embed(self._decoder, ids)  # (windows, tokens, hidden)
-        self._read = self._exact  # what the last attention block read
-        self._streams: list[Array] = []  # of the variants, by block and then bitwidth
-        self._reads: list[Array] = []
-
-    def advance(self, number: int, bits: Sequence[int]) -> None:
-        """Run a block of every model, and begin its own variants."""
-        weights, stacks = read_block(self._decoder, number), stacks_of(self._quantized.cut, number)
-        attends = isinstance(self._decoder.architecture.blocks[number], Attention)
-
-        def engine_reads(_: int, name: str, rows: Array) -> Array:
-            return stacks.activations(rows, name)
-
-        if attends:
-            self._read, self._reads = self._exact, list(self._streams)
-        begun = []
-        for b in bits:
-            quantised = {**weights, **self._quantized.dequantized(number, b)}
-            begun.append(self._run(number, quantised, self._exact, self._read, engine_reads))
-        for first in range(0, len(self._streams), TOGETHER):
-            part = slice(first, first + TOGETHER)
-            together, read = np.concatenate(self._streams[part]), np.concatenate(self._reads[part])
-            self._streams[part] = np.split(self._run(number, weights, together, read), len(self._streams[part]))
-        self._streams += begun
-        self._reads += [self._read] * len(begun)
-        self._exact = self._run(number, weights, self._exact, self._read)
-
-    def _run(
-        self, number: int, weights: Block, x: Array, read: Array, tap: Callable[[int, str, Array], Array] | None = None
-    ) -> Array:
-        run = Run(self._decoder.architecture, (len(x), self._shape[1]))
-        run.read = read.reshape(-1, read.shape[-1])
-        return run_block(run, number, weights, x, tap)
-
-    def losses(self, bits: Sequence[int]) -> NDArray[np.float64]:
-        """Loss of every variant, (blocks, bits), those of the vocabulary included."""
-        step = max(1, self._shape[0] * self._shape[1] // JUDGED)
-        exact = self._exact.reshape(-1, self._exact.shape[-1])[::step]
-        logits = run_vocabulary(self._decoder, exact)
-        found = [
-            divergence(logits, run_vocabulary(self._decoder, x.reshape(-1, x.shape[-1])[::step])) for x in self._streams
-        ]
-        known = self._quantized.head_bits  # where they are decided already, others are worth nothing
-        found += [divergence(logits, self._head(exact, b)) if b in known else 0.0 for b in bits]
-        return np.array(found).reshape(-1, len(bits))
-
-    def _head(self, rows: Array, bits: int) -> Array:
-        """Logits by the quantised vocabulary."""
-        last, head = len(self._quantized.shapes) - 1, self._decoder.architecture.head
-        stacks, weights = stacks_of(self._quantized.cut, last), read_block(self._decoder, last)
-        inner = stacks.activations(normalise(rows, head.norms.input, weights, "input"), "head")
-        matrices = self._quantized.head(bits)
-        logits = np.concatenate([inner @ part.T for part in matrices], axis=1)[:, : head.rows]
-        logits = logits + weights.get("head_bias", np.float32(0))
-        if head.softcap is not None:
-            logits = np.tanh(logits / np.float32(head.softcap)) * np.float32(head.softcap)
-        return np.asarray(logits, np.float32)
-
-
-def divergence(logits: Array, others: Array) -> float:
-    """Mean Kullback-Leibler divergence of the distributions of `others` (rows, vocabulary) from those of `logits`."""
-    p, q = (_log_softmax(rows.astype(np.float64)) for rows in (logits, others))
-    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=1)))
-
-
-def _log_softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    rows = rows - rows.max(axis=1, keepdims=True)
-    found: NDArray[np.float64] = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    Every second plan scatters around 4 bits, the others around any bitwidth, by a level or so for each block. The
+    vocabulary has bits that it was quantised at.
+    """
+    rng, bits = np.random.default_rng(settings.seed), np.array(settings.bits)
+    middle, heads = int(np.searchsorted(bits, MIDDLE)), [b for b in settings.bits if b in quantized.head_bits]
+    found = []
+    for number in range(settings.plans):
+        centre = min(middle, len(bits) - 1) if number % 2 else rng.uniform(0, len(bits) - 1)
+        rows = []
+        for shape in quantized.shapes:
+            place = np.full(shape.slices, rng.normal(centre, 1))
+            if rng.random() < 1 / 8:
+                place[: rng.integers(shape.slices + 1)] += 1
+            rows.append(tuple(int(b) for b in bits[np.clip(np.rint(place), 0, len(bits) - 1).astype(int)]))
+        head = heads[min(len(heads) - 1, int(rng.integers(len(heads))))] if heads else EXACT
+        found.append((*rows[:-1], tuple(b if b in heads else head for b in rows[-1])))
     return found
+
+
+def _importance(bits: tuple[int, ...], gain: Doubles, raw: Doubles, evaluations: int) -> Importance:
+    return Importance(
+        method="curves", bits=bits, level=EXACT, gain=gain, presence=np.zeros(gain.shape[:2]), path=None, raw=raw,
+        raw_width=None, objective="kl", calibration="nothing: the planner uses no gains", metric=None, additivity=(),
+        layer_factor=(1.0,) * len(gain), evaluations=evaluations, seconds=0.0, key="",
+    )  # fmt: skip

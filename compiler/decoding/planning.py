@@ -7,11 +7,11 @@ from pathlib import Path
 
 from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding import stages
-from stic.compiler.decoding.cut import Cut, cut_decoder
-from stic.compiler.decoding.gains import Gains
+from stic.compiler.decoding.cut import Cut
 from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.compiler.forecast import PassCosts, passes_to_json
 from stic.compiler.importance.jobs import Workers
+from stic.compiler.importance.measure import Importance
 from stic.compiler.inputs import read_decoder_model, wanted_target
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import CompileOptions
@@ -19,6 +19,7 @@ from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Problem
 from stic.compiler.planner import FIXED
 from stic.compiler.stage import Stage, Summary
+from stic.compiler.stages import Decided
 
 
 def with_limits(options: CompileOptions) -> CompileOptions:
@@ -31,9 +32,11 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
     target, planner = wanted_target(options.target), options.planner
     asked = planner.bits if planner.name in FIXED else None
     head = options.decoder.head_of(asked)
-    offered = DECODER_BITS
+    offered = tuple(sorted({*DECODER_BITS, *(() if head is None else (head,))}))
     layer_bits = offered if asked is None else (asked,)
     head_bits = offered if head is None else (head,)
+    importance = stages.asked_of_gains(options.importance)
+    file = importance.file if asked is None else None
     bits = tuple(sorted({*layer_bits, *head_bits}))
     full_bits = max((b for b in bits if b > 8), default=0)
     workers = Workers(options.importance.jobs, options.importance.cluster)
@@ -54,7 +57,7 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "shard",
             "cut every block into slices",
-            lambda made, tell: cut_decoder(made[Decoder], options.shards.slices),
+            lambda made, tell: stages.cut(made[Decoder], options.shards.slices, file, bits),
             lambda made: {"shapes": [asdict(shape) for shape in made[Cut].kinds]},
         ),
         Stage(
@@ -83,9 +86,9 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
             "importance",
             "measure what each bitwidth of each shard is worth",
             lambda made, tell: stages.value(
-                made[QuantizedDecoder], made[stages.Windows], bits, asked is None, workers, tell
+                made[QuantizedDecoder], made[stages.Windows], importance, bits, asked is None, workers, tell
             ),
-            lambda made: {"bits": made[Gains].bits, "loss": made[Gains].loss.tolist()},
+            lambda made: _of_importance(made[Importance]),
         ),
         Stage(
             "device",
@@ -99,7 +102,13 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
             "problem",
             "put together all that a planner may know",
             lambda made, tell: stages.pose(
-                made[Materials], made[Gains], made[PassCosts], options.budget, planner.margin, options.decoder, head
+                made[Materials],
+                made[Importance],
+                made[PassCosts],
+                options.budget,
+                planner.margin,
+                options.decoder,
+                head,
             ),
             lambda made: {"bits": made[Problem].bits},
         ),
@@ -112,7 +121,26 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
     ]
 
 
+def decoder_refining(options: CompileOptions) -> list[Stage]:
+    """What a decoder's package has before it is written."""
+    workers = Workers(options.importance.jobs, options.importance.cluster)
+    return [
+        Stage(
+            "refine",
+            "quantise a plan of several bitwidths again, on the stream that it makes",
+            lambda made, tell: stages.refine_plan(
+                made[Materials], made[QuantizedDecoder], made[stages.Windows], made[Decided].default, workers, tell
+            ),
+            lambda made: {"refined": made[Materials].quantized is not made[QuantizedDecoder]},
+        )
+    ]
+
+
 def _of_decoder(decoder: Decoder) -> Summary:
     a = decoder.architecture
     sizes = {"hidden": a.hidden, "vocabulary": a.vocabulary, "context": a.context, "blocks": len(a.blocks)}
     return {"name": decoder.name, "family": a.family, **sizes, "tied": a.head.tied}
+
+
+def _of_importance(importance: Importance) -> Summary:
+    return {"rho": importance.rho, "calibration": importance.calibration}

@@ -97,8 +97,8 @@ def quantize_decoder(
     are not finite.
     """
     last = len(cut.shapes) - 1
-    levels = [b for b in bits if any(_read(folder / str(b) / f"{n}.npz", b) is None for n in range(last))]
-    heads = [b for b in head_bits if _read(folder / str(b) / f"{last}.npz", b) is None]
+    levels = [b for b in bits if any(read_codes(folder / str(b) / f"{n}.npz", b) is None for n in range(last))]
+    heads = [b for b in head_bits if read_codes(folder / str(b) / f"{last}.npz", b) is None]
     done, total = [0], len(levels) * last + (last if heads else 0)
 
     def tick() -> None:
@@ -121,12 +121,12 @@ def _quantize_level(cut: Cut, bits: int, ids: Ids, folder: Path, tick: Callable[
     exact_run, exact = Run(architecture, run.shape), x
     for number in range(len(cut.shapes) - 1):
         path = folder / f"{number}.npz"
-        known = _read(path, bits) if path.is_file() else None
-        block = _Block(cut, number, bits, known)
+        known = read_codes(path, bits) if path.is_file() else None
+        block = BlockQuantizer(cut, number, bits, known)
         exact = run_block(exact_run, number, block.weights, exact, block.remember)
         x = run_block(run, number, block.weights, x, block)
         if known is None:
-            _write(path, block.found, bits)
+            write_codes(path, block.found, bits)
         tick()
 
 
@@ -138,13 +138,13 @@ def _quantize_head(cut: Cut, bits: Sequence[int], ids: Ids, folder: Path, tick: 
         x = run_block(run, number, read_block(cut.decoder, number), x)
         tick()
     for b in bits:
-        block = _Block(cut, last, b, None)
+        block = BlockQuantizer(cut, last, b, None)
         rows = x.reshape(-1, x.shape[-1])
         block(last, "head", normalise(rows, architecture.head.norms.input, block.weights, "input"))
-        _write(folder / str(b) / f"{last}.npz", block.found, b)
+        write_codes(folder / str(b) / f"{last}.npz", block.found, b)
 
 
-class _Block:
+class BlockQuantizer:
     """A block whose matrices are quantised one after another, by what each reads; a tap of the forward pass."""
 
     def __init__(self, cut: Cut, number: int, bits: int, known: dict[str, GroupedMatrix] | None) -> None:
@@ -182,7 +182,7 @@ class _Block:
             raise InputError(f"{self._model}, block {self.number}: {error}") from error
 
 
-def _write(path: Path, found: dict[str, GroupedMatrix], bits: int) -> None:
+def write_codes(path: Path, found: dict[str, GroupedMatrix], bits: int) -> None:
     """Keep a block's matrices: codes as bits, most significant first."""
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, matrix in found.items():
@@ -196,8 +196,8 @@ def _write(path: Path, found: dict[str, GroupedMatrix], bits: int) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _read(path: Path, bits: int) -> dict[str, GroupedMatrix] | None:
-    """Inverse of `_write`; None for a file that is not there, or damaged."""
+def read_codes(path: Path, bits: int) -> dict[str, GroupedMatrix] | None:
+    """Inverse of `write_codes`; None for a file that is not there, or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -219,7 +219,7 @@ def _read(path: Path, bits: int) -> dict[str, GroupedMatrix] | None:
 def _loaded(folder: Path, block: int, bits: int) -> dict[str, GroupedMatrix]:
     """A block's matrices at one bitwidth."""
     path = folder / str(bits) / f"{block}.npz"
-    found = _read(path, bits)
+    found = read_codes(path, bits)
     if found is None:
         raise InputError(f"{path} is damaged or gone: run the command again, which makes it anew")
     return found

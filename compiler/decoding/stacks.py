@@ -101,6 +101,17 @@ class Stacks:
                 found[role] = matrix[np.ix_(rows, columns)]
         return found
 
+    def owners(self) -> dict[str, tuple[int, NDArray[np.intp]]]:
+        """By role, the axis along which slices share a matrix, and which slice owns each row or column of it."""
+        found: dict[str, tuple[int, NDArray[np.intp]]] = {}
+        for name in self.shape.matrices:
+            if name in JOINED:
+                widths = [int(self.cut.used(self.block, name, index)[1].sum()) for index in range(self.shape.slices)]
+                found["output" if name == "out" else "down"] = (1, _repeated(widths))
+            elif name != "head":
+                found |= {role: (0, _repeated(widths)) for role, _, widths in self._rows(name)}
+        return found
+
     def _rows(self, name: str) -> list[tuple[str, int, list[int]]]:
         """(role, first row in a slice, rows of each slice) of what a matrix by rows is made of."""
         shape, count = self.shape, self.shape.slices
@@ -112,6 +123,10 @@ class Stacks:
         own = [int(self.cut.used(self.block, "down", index)[1].sum()) for index in range(count)]
         roles_of_up = ("gate", "up") if shape.gated else ("up",)
         return [(role, part * shape.ffn_width, own) for part, role in enumerate(roles_of_up)]
+
+
+def _repeated(widths: list[int]) -> NDArray[np.intp]:
+    return np.repeat(np.arange(len(widths)), widths)
 
 
 @lru_cache(maxsize=8)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -15,17 +15,23 @@ from numpy.typing import NDArray
 from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
 from stic.compiler.decoder.model import Decoder
-from stic.compiler.decoding.cut import Cut
-from stic.compiler.decoding.gains import Gains, measure_gains, no_gains
+from stic.compiler.decoding.cut import Cut, cut_decoder
+from stic.compiler.decoding.gain_jobs import Measured
+from stic.compiler.decoding.gains import GainSettings, measure_gains, worthless
 from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import pass_costs
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
+from stic.compiler.decoding.refine import mixes, refine
 from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.forecast import PassCosts
 from stic.compiler.importance.examples import BUILT_IN
+from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
+from stic.compiler.importance.log import EvaluationLog
+from stic.compiler.importance.measure import Importance
 from stic.compiler.memory.placement import fixed_bytes, in_context, regions
+from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Plan, Problem
@@ -46,6 +52,7 @@ from stic.targets.target import Target
 
 TOKENS = 4096  # of calibration, where no number is asked for
 WINDOW, OWN_WINDOW = 512, 256  # tokens of a window of text, and of one that the model writes
+HELD, HELD_TOKENS = 2, 128  # windows that gains are measured on, and tokens of each
 _QUANTIZES = (quantize_decoder.__module__,)
 
 
@@ -55,6 +62,7 @@ class Windows:
 
     ids: NDArray[np.int64]  # (windows, tokens)
     source: str  # for people
+    held: NDArray[np.int64] | None = None  # (windows, tokens) that nothing is fitted to; None: the model writes more
 
 
 def calibrate(decoder: Decoder, options: ImportanceOptions, tell: Tell) -> Windows:
@@ -74,8 +82,9 @@ def calibrate(decoder: Decoder, options: ImportanceOptions, tell: Tell) -> Windo
                 f"{options.calibration} cannot be used: {decoder.name} has no tokenizer; put its own beside it"
             )
         tell.note(f"{decoder.name} has no tokenizer: calibration rests on tokens drawn at random")
-        shape = (max(1, tokens // length), length)
-        return Windows(np.random.default_rng(0).integers(0, decoder.architecture.head.rows, shape), "random tokens")
+        rows, shape = decoder.architecture.head.rows, (max(1, tokens // length), length)
+        held = np.random.default_rng(1).integers(0, rows, (HELD, min(HELD_TOKENS, length)))
+        return Windows(np.random.default_rng(0).integers(0, rows, shape), "random tokens", held)
     if options.calibration is None:
         tell.note(f"{decoder.name} is calibrated on a few sentences; text of its own kind (--calibration) is better")
     text, source = _text(options.calibration)
@@ -84,18 +93,34 @@ def calibrate(decoder: Decoder, options: ImportanceOptions, tell: Tell) -> Windo
         raise InputError(f"{source} has no two tokens to calibrate on: give a longer text")
     length = min(length, len(ids))
     starts = np.linspace(0, len(ids) - length, min(max(1, tokens // length), len(ids) // length)).astype(int)
-    return Windows(np.array([ids[start : start + length] for start in starts], np.int64), source)
+    fitted = np.array([ids[start : start + length] for start in starts], np.int64)
+    return Windows(fitted, source, _between(np.array(ids, np.int64), starts, length))
 
 
-def _written(decoder: Decoder, windows: int, length: int, tell: Tell) -> NDArray[np.int64]:
+def _between(ids: NDArray[np.int64], starts: NDArray[np.int_], length: int) -> NDArray[np.int64]:
+    """Windows of a text from the middle of what lies between, or behind, those that codes are fitted to.
+
+    A text that has no room for them is valued on the last ones that it is fitted to.
+    """
+    tokens = min(HELD_TOKENS, length)
+    ends = np.append(starts[1:], len(ids))
+    gaps = [(start + length, end) for start, end in zip(starts, ends, strict=True) if end - start - length >= tokens]
+    if not gaps:
+        return np.array([ids[start : start + tokens] for start in starts[-HELD:]])
+    chosen = np.linspace(0, len(gaps) - 1, min(HELD, len(gaps)) + 2)[1:-1].round().astype(int)
+    middles = [sum(gaps[number]) // 2 - tokens // 2 for number in chosen]
+    return np.array([ids[start : start + tokens] for start in middles])
+
+
+def _written(decoder: Decoder, windows: int, length: int, tell: Tell, seed: int = 0) -> NDArray[np.int64]:
     """`own_text`, kept on disk."""
-    key = digest(code_of(own_text.__module__, alone=(__name__,)), _weights_digest(decoder), windows, length)
+    key = digest(code_of(own_text.__module__, alone=(__name__,)), _weights_digest(decoder), windows, length, seed)
     path = cache_dir() / "own-text" / f"{key}.npy"
     try:
         found: NDArray[np.int64] = np.load(path, allow_pickle=False)
         return found
     except (OSError, ValueError, EOFError):
-        ids = own_text(decoder, windows, length, progress=tell.tick)
+        ids = own_text(decoder, windows, length, seed, tell.tick)
     buffer = io.BytesIO()
     np.save(buffer, ids)
     write_bytes(path, buffer.getvalue())
@@ -113,6 +138,26 @@ def _text(path: Path | None) -> tuple[str, str]:
         raise InputError(f"{path} cannot be read as text to calibrate on: {error}") from error
 
 
+def asked_of_gains(options: ImportanceOptions) -> ImportanceOptions:
+    """Return the options, if a decoder can be valued so. Raises InputError for an encoder's methods."""
+    if options.method != "curves" or options.objective != "agreement":
+        raise InputError(
+            "--method sti and --objective task are an encoder's: a decoder is valued by its own words alone"
+        )
+    return options
+
+
+def cut(decoder: Decoder, slices: int | None, file: Path | None, bits: tuple[int, ...]) -> Cut:
+    """Cut every block into slices.
+
+    Where gains are in a `file` of another model, cut or bits, InputError says so now, before anything takes long.
+    """
+    found = cut_decoder(decoder, slices)
+    if file is not None:
+        read_gains(file, found, bits)
+    return found
+
+
 def quantize(
     cut: Cut, windows: Windows, bits: tuple[int, ...], head_bits: tuple[int, ...], workers: Workers, tell: Tell
 ) -> QuantizedDecoder:
@@ -126,6 +171,7 @@ def quantize(
     return quantize_decoder(cut, levels, heads, windows.ids, folder, workers.jobs or os.cpu_count() or 1, tell.tick)
 
 
+@lru_cache(maxsize=1)
 def _weights_digest(decoder: Decoder) -> str:
     """Digest of what a decoder is and of all its tensors, read one after another."""
     parts = [digest(repr(decoder.architecture))]
@@ -168,8 +214,8 @@ def cost(
 
 
 def pose(
-    materials: Materials, gains: Gains, costs: PassCosts, budget: BudgetOptions, margin: float, options: DecoderOptions,
-    head_bits: int | None,
+    materials: Materials, gains: Importance, costs: PassCosts, budget: BudgetOptions, margin: float,
+    options: DecoderOptions, head_bits: int | None,
 ) -> Problem:  # fmt: skip
     """Put together all that a planner may know; `head_bits` are those of the vocabulary, if they are decided.
 
@@ -197,25 +243,65 @@ def pose(
 
 
 def value(
-    quantized: QuantizedDecoder, windows: Windows, bits: tuple[int, ...], needed: bool, workers: Workers, tell: Tell
-) -> Gains:
-    """Measure what each bitwidth of each block is worth, or take what was measured before.
+    quantized: QuantizedDecoder,
+    windows: Windows,
+    options: ImportanceOptions,
+    bits: tuple[int, ...],
+    needed: bool,
+    workers: Workers,
+    tell: Tell,
+) -> Importance:
+    """Measure what each bitwidth of each shard is worth, on text that nothing was fitted to, or read what was measured.
 
-    Where gains are not `needed`, since the planner uses none, nothing is worth anything.
+    Where gains are not `needed`, since the planner uses none, nothing is worth anything. Raises InputError for a file
+    that is of another model, cut or bits.
     """
     if not needed:
-        return no_gains(quantized, bits)
-    key = digest(code_of(measure_gains.__module__, alone=(__name__,)), quantized.folder.name, windows.ids, bits)
-    path = cache_dir() / "gains" / f"{key}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Gains(bits, file["gain"], file["loss"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        found = measure_gains(quantized, bits, windows.ids, workers.jobs or os.cpu_count() or 1, tell.tick)
-    buffer = io.BytesIO()
-    np.savez(buffer, gain=found.gain, loss=found.loss)
-    write_bytes(path, buffer.getvalue())
-    return found
+        return worthless(quantized, bits)
+    cut = quantized.cut
+    if options.file is not None:
+        return read_gains(options.file, cut, bits)
+    held = held_out(cut.decoder, windows, tell)
+    code = code_of(measure_gains.__module__, alone=(__name__,))
+    log = EvaluationLog(cache_dir() / "importance", digest(code, quantized.folder.name, held))
+    settings = GainSettings(bits, options.exact, options.checks)
+    found = measure_gains(Measured(quantized, held), settings, log, workers, tell.tick)
+    return replace(found, calibration=f"{windows.source}: {held.size} tokens", key=_gains_key(cut))
+
+
+def held_out(decoder: Decoder, windows: Windows, tell: Tell) -> NDArray[np.int64]:
+    """Windows (windows, tokens) of the same kind of text that nothing is fitted to."""
+    if windows.held is not None:
+        return windows.held
+    return _written(decoder, HELD, min(HELD_TOKENS, windows.ids.shape[1]), tell, seed=1)
+
+
+def _gains_key(cut: Cut) -> str:
+    """What a file of gains is for."""
+    return digest(_weights_digest(cut.decoder), cut.shapes)
+
+
+def read_gains(path: Path, cut: Cut, bits: tuple[int, ...]) -> Importance:
+    """Read gains at the bits on offer. Raises InputError for those of another model or cut, or at other bits.
+
+    Bits that only a head was asked for are worth what a straight line between the file's says.
+    """
+    found, name = load_importance(path), cut.decoder.name
+    if found.key != _gains_key(cut):
+        slices = sum(shape.slices for shape in cut.shapes)
+        raise InputError(
+            f"{path} is not of {name} in {slices} slices, but of another model or cut: run `stic importance` on {name},"
+            " with the same --slices"
+        )
+    if not {*DECODER_BITS} & {*bits} <= {*found.bits}:
+        had, offered = (", ".join(map(str, some)) for some in (found.bits, bits))
+        raise InputError(f"{path} has {had} bits, but {offered} are on offer: run `stic importance` on {name} again")
+    gain = np.apply_along_axis(lambda worth: np.interp(bits, found.bits, worth), 2, found.gain)
+    raw = np.full(gain.shape, np.nan)
+    for place, b in enumerate(bits):
+        if b in found.bits:
+            raw[:, :, place] = found.raw[:, :, found.bits.index(b)]
+    return replace(found, bits=bits, gain=gain - gain[:, :, :1], raw=raw)
 
 
 def decide(
@@ -256,3 +342,16 @@ def solver(options: PlannerOptions, notes: tuple[str, ...], tell: Tell) -> Solve
         return replace(plan, notes=(*plan.notes, *notes))
 
     return Solver(solve, None)
+
+
+def refine_plan(
+    materials: Materials, quantized: QuantizedDecoder, windows: Windows, plan: Plan, workers: Workers, tell: Tell
+) -> Materials:
+    """Quantise again for a plan that has several bitwidths; other plans of the package share what it has."""
+    bits = tuple(layer.bits for layer in plan.layers)
+    if not mixes(bits):
+        return materials
+    key = digest(code_of(refine.__module__, alone=(__name__,)), quantized.folder.name, bits[:-1])
+    threads = workers.jobs or os.cpu_count() or 1
+    refined = refine(quantized, bits, windows.ids, cache_dir() / "decoders" / key, threads, tell.tick)
+    return replace(materials, quantized=refined)

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,6 +17,8 @@ from stic.compiler.importance.expansion import PROBES, expanded_losses
 from stic.compiler.importance.log import EvaluationLog
 from stic.runtime.errors import InputError
 
+Shared = TypeVar("Shared")
+Chunk = TypeVar("Chunk")
 Progress = Callable[[int, int], None]  # (done, total), in runs of one layer over the calibration set
 
 CHUNK = 6  # evaluations handed out together: few enough to lose little, enough to hide the hand-over
@@ -129,7 +131,7 @@ def _results(
     from joblib import Parallel, delayed, parallel_config
 
     if workers.dask is not None:
-        yield from _on_dask(measurement, chunks, workers.dask)
+        yield from on_dask(_evaluate, measurement, chunks, workers.dask)
         return
     jobs = min(workers.jobs or _cores(), len(chunks))
     if jobs > 1 and measurement.setup.quantized.sharded.large:
@@ -147,7 +149,13 @@ def _one_thread(jobs: int) -> dict[str, Any]:
     return {"inner_max_num_threads": 1} if jobs > 1 else {}
 
 
-def _on_dask(measurement: Measurement, chunks: list[list[Job]], address: str) -> Iterator[tuple[list[Job], list[Any]]]:
+def on_dask(
+    work: Callable[[Shared, Chunk], list[Any]], shared: Shared, chunks: Sequence[Chunk], address: str
+) -> Iterator[tuple[Chunk, list[Any]]]:
+    """Yield chunks with what `work(shared, chunk)` returns on the workers of a Dask scheduler.
+
+    `shared` is sent to each of them once. Raises InputError where there is none, or what `work` raises.
+    """
     from joblib import Parallel, delayed, parallel_config
 
     try:
@@ -160,10 +168,10 @@ def _on_dask(measurement: Measurement, chunks: list[list[Job]], address: str) ->
         raise InputError(f"no Dask scheduler answers at {address}: {error}; start one with `dask scheduler`") from error
     with client:
         wave = WAVE * max(len(client.scheduler_info()["workers"]), 1)
-        with parallel_config(backend="dask", client=client, scatter=[measurement], wait_for_workers_timeout=30):
+        with parallel_config(backend="dask", client=client, scatter=[shared], wait_for_workers_timeout=30):
             for start in range(0, len(chunks), wave):  # joblib returns from Dask all at once only
                 part = chunks[start : start + wave]
-                found = Parallel()(delayed(_evaluate)(measurement, chunk) for chunk in part)
+                found = Parallel()(delayed(work)(shared, chunk) for chunk in part)
                 yield from zip(part, found, strict=True)
 
 

@@ -1,73 +1,91 @@
-"""What bits of a decoder are worth: measured side by side, the same as one variant after another."""
+"""What bits of a decoder are worth: the estimate against the measurement, sums against plans, and going on."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from stic.compiler.decoder.forward import Run, embed, read_block, run_block, run_vocabulary
-from stic.compiler.decoding.cut import cut_decoder
-from stic.compiler.decoding.gains import JUDGED, TOKENS, WINDOWS, divergence, measure_gains, no_gains
-from stic.compiler.decoding.quantize import quantize_decoder
-from stic.compiler.decoding.stacks import stacks_of
-from tests.compiler.decoding.test_quantize import IDS, make_decoder
+from stic.compiler.decoding.gain_jobs import Measured
+from stic.compiler.decoding.gains import GainSettings, measure_gains, plan_sums, random_plans, worthless
+from stic.compiler.decoding.mixtures import exact_assignment, mixture_losses, with_block
+from stic.compiler.importance.jobs import Workers
+from stic.compiler.importance.log import EvaluationLog
+from stic.compiler.importance.scoring import spearman
+from stic.runtime.errors import InputError
+from tests.compiler.decoding.conftest import BITS, SHORT
 
-BITS = (2, 4, 8)
-
-
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory):
-    return quantize_decoder(cut_decoder(make_decoder()), BITS, BITS, IDS, tmp_path_factory.mktemp("codes"), 1)
+SETTINGS = GainSettings(BITS)
 
 
-@pytest.fixture(scope="module")
-def gains(quantized):
-    return measure_gains(quantized, BITS, IDS, 1)
+def measure(quantized, settings=SETTINGS, folder=None, progress=lambda done, total: None, workers=None):
+    return measure_gains(
+        Measured(quantized, SHORT), settings, EvaluationLog(folder, "key"), workers or Workers(1), progress
+    )
 
 
-def reads_of(stacks):
-    """What the engine's products read."""
-    return lambda _, name, rows: stacks.activations(rows, name)
+def test_the_estimate_ranks_as_the_measurement(quantized):
+    exact = measure(quantized, replace(SETTINGS, exact=True))
+    base = exact_assignment(quantized)
+    for number in (0, 5):
+        losses = mixture_losses(quantized, SHORT, [with_block(base, number, b) for b in BITS], 1)
+        assert np.nansum(exact.raw[number], axis=0) == pytest.approx(losses)
+    estimate = measure(quantized)
+    blocks = slice(0, len(base) - 1)
+    assert estimate.evaluations * len(BITS) == exact.evaluations * 2
+    found, wanted = (gains.gain[blocks].sum(axis=1)[:, 1:].ravel() for gains in (estimate, exact))
+    assert spearman(found, wanted) > 0.9
+    assert np.abs(np.log(found / wanted)).max() < 0.2
 
 
-def alone(quantized, number, bits):
-    """The loss of one variant, computed by itself."""
-    decoder, ids = quantized.cut.decoder, IDS[-WINDOWS:, :TOKENS]
-    step = max(1, ids.size // JUDGED)
-    found = []
-    for block in (None, number):
-        run, x = Run(decoder.architecture, ids.shape), embed(decoder, ids)
-        for k in range(len(quantized.shapes) - 1):
-            weights = read_block(decoder, k)
-            if k == block:
-                weights = {**weights, **quantized.dequantized(k, bits)}
-                x = run_block(run, k, weights, x, reads_of(stacks_of(quantized.cut, k)))
-            else:
-                x = run_block(run, k, weights, x)
-        found.append(run_vocabulary(decoder, x.reshape(-1, x.shape[-1])[::step]))
-    return divergence(*found)
+def test_gains_rise_and_slices_share_them(quantized):
+    gain = measure(quantized).gain
+    for number, shape in enumerate(quantized.shapes[:-1]):
+        assert (gain[number, : shape.slices] == gain[number, 0]).all() and not gain[number, shape.slices :].any()
+    assert (np.diff(gain, axis=2) >= 0).all() and (gain[:, 0, -1] > 0).all() and not gain[..., 0].any()
 
 
-@pytest.mark.parametrize("number", [0, 1, 4, 7])
-def test_variants_side_by_side_are_what_they_are_alone(quantized, gains, number):
-    for j, bits in enumerate(BITS):
-        assert gains.loss[number, j] == pytest.approx(alone(quantized, number, bits), rel=1e-3, abs=1e-6)
+def test_sums_of_gains_order_plans_as_their_losses(quantized):
+    found = measure(quantized, replace(SETTINGS, plans=24))
+    (additivity,) = found.additivity
+    assert additivity.plans == 24 and additivity.rho > 0.8 and found.rho == additivity.rho
+    plans = random_plans(quantized, replace(SETTINGS, plans=24))
+    losses = mixture_losses(quantized, SHORT, plans, 1)
+    assert additivity.rho == pytest.approx(spearman(np.array([plan_sums(p, found).sum() for p in plans]), -losses))
 
 
-def test_fewer_bits_lose_more(gains):
-    assert (gains.loss[:, 0] > gains.loss[:, 1]).all() and (gains.loss[:, 1] > gains.loss[:, 2]).all()
-    assert (np.diff(gains.gain, axis=2) >= 0).all() and not gains.gain[..., 0].any()
+def test_what_was_stopped_goes_on_where_it_was(quantized, tmp_path):
+    """Parts that were written down are not measured again, and the answer is that of one run."""
+    settings, told = replace(SETTINGS, plans=70), []
+
+    def stop(done, total):
+        told.append((done, total))
+        if done > 0.75 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(quantized, settings, tmp_path, stop)
+    again = []
+    found = measure(quantized, settings, tmp_path, lambda done, total: again.append((done, total)))
+    assert 0 < again[0][0] < told[-1][0] and again[-1][0] == again[-1][1] == told[0][1]
+    assert [done for done, _ in again] == sorted(done for done, _ in again)
+    once = measure(quantized, settings)
+    assert np.array_equal(found.gain, once.gain) and found.rho == once.rho
+    known = []
+    measure(quantized, settings, tmp_path, lambda done, total: known.append(done / total))
+    assert known == [1.0]
 
 
-def test_slices_share_what_their_block_is_worth(quantized, gains):
-    for number, shape in enumerate(quantized.shapes):
-        worth = gains.loss[number, 0] - gains.loss[number]
-        assert gains.gain[number].sum(axis=0) == pytest.approx(worth)
-        assert not gains.gain[number, shape.slices :].any()
+def test_a_cluster_measures_the_same(quantized, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        found = measure(quantized, workers=Workers(dask=cluster.scheduler_address))
+        elsewhere = replace(quantized, folder=tmp_path / "none")
+        with pytest.raises(InputError, match=r"a worker has no .*none: let STIC_CACHE name a folder"):
+            measure(elsewhere, workers=Workers(dask=cluster.scheduler_address))
+    assert np.allclose(found.gain, measure(quantized).gain, rtol=1e-3, atol=1e-6)
 
 
 def test_a_planner_that_uses_none_gets_none(quantized):
-    assert not no_gains(quantized, BITS).gain.any()
-
-
-def test_a_distribution_is_no_distance_from_itself():
-    logits = np.random.default_rng(0).standard_normal((5, 9)).astype(np.float32)
-    assert divergence(logits, logits) == 0 and divergence(logits, logits[::-1]) > 0
+    assert not worthless(quantized, BITS).gain.any()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stic.compiler.decoding.cut import cut_decoder
-from stic.compiler.decoding.gains import no_gains
+from stic.compiler.decoding.gains import worthless
 from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import estimated
 from stic.compiler.decoding.quantize import QuantizedDecoder
@@ -27,7 +27,9 @@ def made(row_type: str, folder: Path) -> tuple[Materials, Problem]:
     quantized = QuantizedDecoder(cut_decoder(random_decoder(LLAMA)), (4,), (4,), folder)
     materials = collect_decoder(quantized, 0, DecoderOptions(context=CONTEXT, chunk=16), 2, 2, row_type)
     costs = estimated(load("raspberry-pi-4"), materials, (4,))
-    return materials, pose(materials, no_gains(quantized, (4,)), costs, BudgetOptions(), 0.0, DecoderOptions(chunk=16), None)
+    return materials, pose(
+        materials, worthless(quantized, (4,)), costs, BudgetOptions(), 0.0, DecoderOptions(chunk=16), None
+    )
 
 
 @pytest.mark.parametrize("row_type", ["int8", "float16"])

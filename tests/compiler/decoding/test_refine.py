@@ -1,0 +1,74 @@
+"""A plan of several bitwidths, quantised again: nearer to the model, and made once."""
+
+import numpy as np
+import pytest
+
+from stic.compiler.decoder.forward import Run, embed, read_block, run_block
+from stic.compiler.decoding import quantize
+from stic.compiler.decoding.mixtures import Block, exact_assignment, with_block
+from stic.compiler.decoding.refine import mixes, refine
+from stic.compiler.decoding.stacks import stacks_of
+from tests.compiler.decoding.test_quantize import IDS
+
+
+@pytest.fixture(scope="module")
+def plan(quantized):
+    """Blocks at 2, 3, 4 and 8 bits, of two bitwidths, and unquantised."""
+    rows = [(bits,) * shape.slices for bits, shape in zip((2, 3, 8, 2, 4, 3, 16, 2, 4), quantized.shapes, strict=True)]
+    rows[4] = (4, *(3,) * (len(rows[4]) - 1))
+    return tuple(rows)
+
+
+@pytest.fixture(scope="module")
+def refined(quantized, plan, tmp_path_factory):
+    return refine(quantized, plan, IDS, tmp_path_factory.mktemp("fine"), 1)
+
+
+def lost(quantized, plan, codes):
+    """How far a plan's stream is from the model's at the end, for texts that nothing is fitted to."""
+    decoder, ids = quantized.cut.decoder, np.random.default_rng(9).integers(0, 64, (8, 64))
+    streams = []
+    for bits in (exact_assignment(quantized), plan):
+        run, x = Run(decoder.architecture, ids.shape), embed(decoder, ids)
+        for number, row in enumerate(bits[:-1]):
+            stacks = stacks_of(quantized.cut, number)
+            quantised = set(row) <= {2, 3, 4, 8}
+            tap = (lambda _, name, rows, stacks=stacks: stacks.activations(rows, name)) if quantised else None
+            weights = read_block(decoder, number) if row[0] == 32 else Block(codes, number).mixed(row)
+            x = run_block(run, number, weights, x, tap)
+        streams.append(x)
+    return float(np.square(streams[1] - streams[0]).mean())
+
+
+def test_it_is_nearer_to_the_model(quantized, plan, refined):
+    assert lost(quantized, plan, refined.fine) < 0.95 * lost(quantized, plan, quantized)
+
+
+def test_slices_have_other_codes_at_the_plans_bits_alone(quantized, plan, refined):
+    for block, row in enumerate(plan[:-1]):
+        for index, bits in enumerate(row):
+            if bits == 16:
+                continue
+            name = quantized.shapes[block].matrices[0]
+            found, before = (some.level(block, index, name, bits) for some in (refined, quantized))
+            assert found.codes.shape == before.codes.shape
+            assert np.array_equal(refined.fine.level(block, index, name, bits).codes, found.codes)
+            other = 3 if bits != 3 else 2
+            assert np.array_equal(
+                refined.level(block, index, name, other).codes, quantized.level(block, index, name, other).codes
+            )
+    last = len(plan) - 1
+    assert np.array_equal(refined.level(last, 0, "head", 4).codes, quantized.level(last, 0, "head", 4).codes)
+    assert not np.array_equal(refined.level(3, 0, "up", 2).codes, quantized.level(3, 0, "up", 2).codes)
+
+
+def test_what_was_made_is_not_made_again(quantized, plan, refined, monkeypatch):
+    monkeypatch.setattr(quantize, "quantize_grouped", None)
+    told = []
+    refine(quantized, plan, IDS, refined.fine.folder, 1, lambda done, total: told.append((done, total)))
+    assert told == [(n + 1, len(plan) - 1) for n in range(len(plan) - 1)]
+
+
+def test_one_bitwidth_needs_none(quantized):
+    exact = exact_assignment(quantized)
+    assert not mixes(exact) and not mixes(with_block(exact, len(exact) - 1, 4)) and mixes(with_block(exact, 0, 4))
