@@ -29,8 +29,8 @@ how long:
     (a plan)  EXTENT   resident ones first, then streamed ones in load order
 
 `index_crc` is the CRC of index.bin with that field set to zero. A reader refuses another `major`, and any
-`minor` above its own. A package says the least minor that it needs: 1 for decoders, else 0. Decoders of minor 0, whose
-vocabulary lies otherwise, are refused.
+`minor` above its own. A package says the least minor that it needs: 1 for decoders whose rows are tied or may straddle
+blocks, else 0.
 
 **Plans** are of the same model, each for another budget, with its own bits and extents; files, records, the trunk and
 the head serve all. Of a block a plan keeps the first slices, at bits that do not increase; only blocks of kind layer
@@ -94,10 +94,6 @@ and of a store in groups
 
     ratios    for each matrix in turn, uint8 (N/16, ceil(K/group), 16)
 
-Of a vocabulary in groups that is not nested, planes and ratios lie together by blocks of 16 rows, so that one read has
-a row: for each block in turn what it has in each plane, 2 K bytes, then its ratios, then zeros to a multiple of 64. The
-table follows the last block.
-
 A record of level 7 holds for each matrix in turn (N, K) float16 or float32, row by row. A record's size is a multiple
 of 64. The stored records of one (block, level) are neighbouring slices, contiguous in their order, and share no block
 of 4096 bytes with other records, so that a range of slices is one read. What no plan of the package reads may be
@@ -122,8 +118,8 @@ r = n % rows_per_slice in slice n // rows_per_slice, is, each operation rounded 
     x[k] = embedding_multiplier * weight[r, k]                                                of level 7
 
 to which the position's row, if there is one, is then added: one more rounding. Rows that are not in memory are read
-from shards.bin by themselves, 16 rows at once. No CRC covers them alone: whoever reads them computes logits in the end,
-and then the whole vocabulary is read and verified.
+from shards.bin by themselves, 16 rows of each plane at once. No CRC covers them alone: whoever reads them computes
+logits in the end, and then the whole vocabulary is read and verified.
 
 **Positions.** Token t has position row t. Where `padding` is not 0, tokens whose id is padding - 1 have position row
 max_length, and row t belongs to the t-th of the others, counted from 0.

@@ -134,7 +134,6 @@ class RecordLayout:
     blocks: tuple[int, ...]  # empty where the record holds no outliers
     outliers: tuple[int, ...]
     size: int
-    pitch: int = 0  # bytes from a block of 16 rows to the next, whose planes and ratios lie together; 0: they do not
 
 
 def record_layout(
@@ -153,8 +152,6 @@ def record_layout(
     if level == FULL:
         weights = tuple((place(n * k * full_bits // 8),) for n, k in sizes)
         return RecordLayout(weights, (), (), (), (), at)
-    if group and not nested and shape.kind == "vocabulary":
-        return _by_rows(shape, level, group)
     planes = tuple(tuple(place(n * k // 8) for _ in range(planes_in(level, nested))) for n, k in sizes)
     tables = tuple(place(1 << LEVEL_BITS[level]) for _ in sizes)
     if nested and level > 0:
@@ -165,17 +162,6 @@ def record_layout(
     blocks = tuple(place(4 * (n // TILE + 1)) for n, _ in sizes)
     entries = tuple(place(4 * count) for count in outliers or [0] * len(sizes))
     return RecordLayout(planes, tables, (), blocks, entries, at)
-
-
-def _by_rows(shape: Shape, level: int, group: int) -> RecordLayout:
-    """Lay out a record whose planes and ratios lie together by blocks of 16 rows."""
-    n, k = shape.matrix("head")
-    count = LEVEL_BITS[level]
-    ratios = count * 2 * k  # behind a block's planes
-    pitch = pad(ratios + shape.groups("head", group) * TILE, ALIGN)
-    table = n // TILE * pitch
-    planes = tuple(plane * 2 * k for plane in range(count))
-    return RecordLayout((planes,), (table,), (ratios,), (), (), pad(table + (1 << count), ALIGN), pitch)
 
 
 @dataclass(frozen=True)
@@ -232,9 +218,8 @@ def staging_bytes(hidden: int, row_stride: int) -> int:
     """Bytes of an IO lane's share of region `staging`: the blocks that a row touches.
 
     Of tied rows what was found of one (its codes, at most 256 values, its ratios; or it at full precision), then the
-    blocks that 8 planes and the ratios of 16 rows touch, or a table, or a row at full precision.
+    blocks that a part of it touches.
     """
     if row_stride:
         return pad(row_stride, BLOCK) + (BLOCK if straddles(row_stride) else 0)
-    padded = pad(hidden, TILE)
-    return pad(4 * padded + 512, BLOCK) + pad(17 * padded + 256, BLOCK) + BLOCK
+    return 2 * pad(4 * pad(hidden, TILE) + 512, BLOCK) + BLOCK

@@ -36,12 +36,6 @@ class Matrix:
     outlier_values: NDArray[np.float32]
 
 
-def _by_rows(data: bytes, at: int, blocks: int, size: int, pitch: int) -> NDArray[np.uint8]:
-    """What so many blocks of rows have of a plane or of ratios, `size` bytes each, one after another; they are `pitch`
-    bytes apart, or, where that is 0, `size`."""
-    return np.ndarray((blocks, size), np.uint8, data, at, (pitch or size, 1)).reshape(-1)
-
-
 class Package(Index):
     """A package on disk, and one of its plans: `number` of `plans`, the default being 0.
 
@@ -204,15 +198,15 @@ class Package(Index):
             data = self.record(block, level, slice_)
             layout = self._layout(shape, level)
             for at in layout.planes[m]:
-                plane = _by_rows(data, at, n // TILE, 2 * k, layout.pitch)
+                plane = np.frombuffer(data, np.uint8, n * k // 8, at)
                 flat = (flat << np.uint8(1)) | np.unpackbits(plane, bitorder="little")
             table = np.frombuffer(data, np.int8, 1 << (level + 2), layout.tables[m])
             if layout.blocks:
                 outliers = self._outliers(data, shape, level, m)
             if layout.ratios:
                 groups = shape.groups(name, self._facts.group)
-                stored = _by_rows(data, layout.ratios[m], n // TILE, groups * TILE, layout.pitch)
-                ratios = stored.reshape(n // TILE, groups, TILE).transpose(0, 2, 1).reshape(n, groups)
+                stored = np.frombuffer(data, np.uint8, n * groups, layout.ratios[m]).reshape(n // TILE, groups, TILE)
+                ratios = stored.transpose(0, 2, 1).reshape(n, groups)
         codes, middle = unblocked(flat, (n, k), self.interleave), 1 << (bits - 1)
         if np.any(codes[outliers[0], outliers[1]] != middle):
             where = f"block {block} slice {slice_}"

@@ -17,11 +17,6 @@ from stic.runtime.limits import LIMITS
 MODEL_CHECKS = (
     Check("multiplier", lambda p: np.isfinite(p.embedding_multiplier), "the embedding's multiplier is no number"),
     Check(
-        "decoder_minor",
-        lambda p: not p.causal or p.minor > 0,
-        "it is a decoder of format 3.0, whose vocabulary lies otherwise: compile it again",
-    ),
-    Check(
         "row_tied",
         lambda p: (
             ROW_TYPES[p.row_type] != "tied"

@@ -40,7 +40,7 @@ from stic.runtime.format import (
     WEIGHT_REGIONS,
 )
 from stic.runtime.gpu_format import GPU, GPU_REGIONS, GPU_STYLES, PLACES, PRECISION_BITS
-from stic.runtime.layout import Shape, pad
+from stic.runtime.layout import Shape, pad, straddles
 from stic.schedules.pack import interleave
 from stic.targets.target import Target
 
@@ -197,7 +197,7 @@ def index(parts: Parts, crcs: NDArray[np.uint32], folder: Path, known: Mapping[s
     values: dict[str, Any] = {
         "magic": MAGIC,
         "major": MAJOR,
-        "minor": MINOR if parts.contents.model["causal"].item() else 0,
+        "minor": MINOR if parts.row_stride == 0 or straddles(parts.row_stride) else 0,
         "machine": MACHINES.index(parts.target.arch),
         "features": sum(1 << FEATURES.index(name) for name in parts.target.features),
         "cores": parts.target.core_bits,

@@ -51,11 +51,9 @@ def record(quantized: Quantized, store: Store, block: int, level: int, slice_: i
     size = int(store.bytes[block, level, slice_])
     data = np.zeros(size, np.uint8)
 
-    def put(at: int, values: NDArray[Any], blocks: int = 1, pitch: int = 0) -> None:
-        """Put values at an offset; or what each of so many blocks has of them `pitch` bytes apart, if that is not 0."""
+    def put(at: int, values: NDArray[Any]) -> None:
         raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        size = len(raw) // blocks
-        np.ndarray((blocks, size), np.uint8, data.data, at, (pitch or size, 1))[:] = raw.reshape(blocks, size)
+        data[at : at + len(raw)] = raw
 
     if level == FULL:
         layout = record_layout(shape, FULL, store.nested, store.full_bits)
@@ -70,18 +68,17 @@ def record(quantized: Quantized, store: Store, block: int, level: int, slice_: i
     counts = tuple(len(m.outliers) for m in matrices)
     layout = record_layout(shape, level, store.nested, 0, counts, store.group)
     for m, matrix in enumerate(matrices):
-        blocks = shape.matrix(shape.matrices[m])[0] // TILE
         planes = pack_planes(matrix.codes, bits, q)[-planes_in(level, store.nested) :]
         for at, plane in zip(layout.planes[m], planes, strict=True):
-            put(at, plane, blocks, layout.pitch)
+            put(at, plane)
         put(layout.tables[m], matrix.table)
         if matrix.ratios is not None and layout.ratios:
             ratios = matrix.ratios.reshape(-1, TILE, matrix.ratios.shape[1])
-            put(layout.ratios[m], ratios.transpose(0, 2, 1), blocks, layout.pitch)
+            put(layout.ratios[m], ratios.transpose(0, 2, 1))
         if layout.blocks:
             outliers = matrix.outliers
-            starts = np.arange(0, (blocks + 1) * TILE, TILE)
-            put(layout.blocks[m], np.searchsorted(outliers.rows, starts).astype("<u4"))
+            blocks = np.arange(0, shape.matrix(shape.matrices[m])[0] + 1, TILE)
+            put(layout.blocks[m], np.searchsorted(outliers.rows, blocks).astype("<u4"))
             position = positions(outliers.rows, outliers.columns, q)
             order = np.lexsort((position, outliers.rows // TILE))
             entries = np.zeros(len(outliers), [("position", "<u2"), ("value", "<f2")])

@@ -61,12 +61,11 @@ static stic_codes codes_of(const stic_pass *t, uint32_t slice) {
   const uint8_t *base = NULL;
   stic_levels_of(p, c.bits, &level, &last);
   c.ratios = record(t, level, slice) + t->cut->layouts[level].ratios_at[t->matrix];
-  c.ratios_pitch = stic_ratios_pitch(t->cut, level, t->matrix);
-  c.plane_pitch = stic_plane_pitch(t->cut, level, t->matrix);
   for (; level <= last; level++) {
     const stic_layout *layout = &t->cut->layouts[level];
     base = record(t, level, slice);
-    for (uint32_t i = 0; i < layout->planes; i++) c.planes[plane++] = base + stic_plane_at(t->cut, level, t->matrix, i);
+    for (uint32_t i = 0; i < layout->planes; i++)
+      c.planes[plane++] = base + layout->plane_at[t->matrix] + i * stic_plane_bytes(t->cut, t->matrix);
   }
   c.table = (const int8_t *)base + t->cut->layouts[last].table_at[t->matrix];
   return c;
@@ -90,12 +89,13 @@ static void full_rows(const stic_pass *t, uint32_t slice, uint32_t block, const 
 }
 
 /* The 16 rows' planes of a slice. */
-static void planes_of(const stic_codes *c, uint32_t block, const uint8_t *q[8]) {
-  for (uint32_t i = 0; i < 8; i++) q[i] = i < c->bits ? c->planes[i] + (size_t)block * c->plane_pitch : NULL;
+static void planes_of(const stic_pass *t, const stic_codes *c, uint32_t block, const uint8_t *q[8]) {
+  for (uint32_t i = 0; i < 8; i++)
+    q[i] = i < c->bits ? c->planes[i] + (size_t)block * 2 * t->cut->columns[t->matrix] : NULL;
 }
 
-static const uint8_t *ratios_of(const stic_codes *c, uint32_t block) {
-  return c->ratios + (size_t)block * c->ratios_pitch;
+static const uint8_t *ratios_of(const stic_pass *t, const stic_codes *c, uint32_t block) {
+  return c->ratios + (size_t)block * t->groups * STIC_TILE;
 }
 
 /* A block of rows through the quantised slices first .. end-1, and where its result goes. */
@@ -112,12 +112,12 @@ static void few_tokens(const stic_pass *t, const rows *r) {
   for (uint32_t slice = r->first; slice < r->end; slice++) {
     const stic_codes *c = &s->codes[slice];
     const uint32_t part = t->joined ? slice : 0;
-    planes_of(c, r->block, q);
+    planes_of(t, c, r->block, q);
     s->kernels.rows_grouped[c->bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c->table,
                                      (const int8_t *)stic_region_at(s, STIC_REGION_QUANTIZED) + columns_at(t, part),
                                      (const int32_t *)stic_region_at(s, STIC_REGION_TOKEN_SUM) + groups_at(t, part),
                                      stic_floats_at(s, STIC_REGION_TOKEN_SCALE) + groups_at(t, part),
-                                     ratios_of(c, r->block), acc, (int32_t)t->cut->columns[t->matrix],
+                                     ratios_of(t, c, r->block), acc, (int32_t)t->cut->columns[t->matrix],
                                      (int32_t)(STIC_TILE * s->package.header->interleave), (int32_t)t->n);
   }
   s->kernels.rows_grouped_finish(acc, r->scale, r->bias, r->y, (int32_t)t->n);
@@ -137,7 +137,7 @@ static void many_tokens(const stic_pass *t, const rows *r, uint8_t *panel) {
   const uint8_t *q[8];
   for (uint32_t slice = r->first; slice < r->end; slice++) {
     const stic_codes *c = &s->codes[slice];
-    planes_of(c, r->block, q);
+    planes_of(t, c, r->block, q);
     k->unpack[c->bits](q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7], c->table, panel + (slice - r->first) * each,
                        (int32_t)(columns / 4));
   }
@@ -150,7 +150,7 @@ static void many_tokens(const stic_pass *t, const rows *r, uint8_t *panel) {
       k->dot_grouped(panel + (slice - r->first) * each,
                      (const int8_t *)stic_region_at(s, STIC_REGION_QUANTIZED) + tile * x_tile + columns_at(t, part),
                      (const int32_t *)stic_region_at(s, STIC_REGION_TOKEN_SUM) + group,
-                     stic_floats_at(s, STIC_REGION_TOKEN_SCALE) + group, ratios_of(&s->codes[slice], r->block), acc,
+                     stic_floats_at(s, STIC_REGION_TOKEN_SCALE) + group, ratios_of(t, &s->codes[slice], r->block), acc,
                      (int32_t)columns, (int32_t)x_tile, (int32_t)g_tile, tiles);
     }
     k->dot_grouped_finish(acc, r->scale, r->bias, r->y + (size_t)tile * t->target_rows * STIC_TILE,

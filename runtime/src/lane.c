@@ -93,27 +93,19 @@ static stic_event rows_event(const stic_io *io, const request *r, uint32_t lane)
   return (stic_event){STIC_EVENT_ROWS, -1, (int32_t)lane, 0, 0, (uint16_t)(r->end - r->first), 0, 0, now, now, 0};
 }
 
-static bool follows(const stic_tied_part *before, const stic_tied_part *part) {
-  return before->record == part->record && before->at + before->bytes == part->at;
-}
-
-/* Read a row of the vocabulary for all tokens that have its id. */
+/* Read a row of the vocabulary, part by part, for all tokens that have its id. */
 static stic_status read_tied(stic_io *io, const request *r, uint32_t lane, stic_error *error) {
   const stic_package *p = io->package;
   uint8_t *staging = io->arena + p->regions[STIC_REGION_STAGING].offset + (size_t)lane * p->staging_bytes;
-  uint8_t *found = staging, *to = staging + stic_pad(stic_tied_bytes(p), STIC_BLOCK);
+  uint8_t *found = staging, *to = staging + (p->staging_bytes - STIC_BLOCK) / 2;
   const stic_tied_row row = stic_tied_find(p, io->ids[io->tokens[r->first]]);
   stic_event event = rows_event(io, r, lane);
-  for (uint32_t i = 0, end; i < row.parts; i = end) { /* parts that follow one another are one read */
-    const stic_tied_part *part = &row.part[i];
-    const uint64_t record = p->records[part->record].offset, offset = (record + part->at) / STIC_BLOCK * STIC_BLOCK;
-    for (end = i + 1; end < row.parts && follows(&row.part[end - 1], &row.part[end]);) end++;
-    const uint64_t last = record + row.part[end - 1].at + row.part[end - 1].bytes;
-    const uint32_t bytes = (uint32_t)(stic_pad(last, STIC_BLOCK) - offset);
+  for (uint32_t i = 0; i < row.parts; i++) {
+    const uint64_t at = p->records[row.part[i].record].offset + row.part[i].at, offset = at / STIC_BLOCK * STIC_BLOCK;
+    const uint32_t bytes = (uint32_t)(stic_pad(at + row.part[i].bytes, STIC_BLOCK) - offset);
     const stic_status status = read_paced(io, &io->shards, "shards.bin", offset, bytes, to, error);
     if (status) return status;
-    for (uint32_t next = i; next < end; next++)
-      stic_tied_take(p, &row, next, to + (record + row.part[next].at - offset), found);
+    stic_tied_take(p, &row, i, to + (at - offset), found);
     event.bytes += bytes;
   }
   event.end_ns = stic_trace_now(io->trace);

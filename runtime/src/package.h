@@ -19,7 +19,6 @@ enum {
 /* Where the parts of a record of one shape and level are, by matrix; 0 of a matrix that the shape does not have. */
 typedef struct stic_layout {
   uint32_t planes;                  /* of this level, in each matrix, stic_plane_bytes apart */
-  uint32_t pitch;                   /* of blocks of 16 rows whose planes and ratios lie together; 0: they do not */
   uint32_t plane_at[STIC_MATRICES]; /* the weight at full precision */
   uint32_t table_at[STIC_MATRICES];
   uint32_t blocks_at[STIC_MATRICES]; /* where `has_outliers` */
@@ -104,21 +103,6 @@ static inline uint32_t stic_plane_bytes(const stic_cut *cut, uint32_t matrix) {
 /* Groups of so many columns. */
 static inline uint32_t stic_groups(uint32_t columns) { return (columns + STIC_GROUP - 1) / STIC_GROUP; }
 
-/* Where what a block of 16 rows has in a plane is in a record of a level, and its ratios; how far they are from the next
- * block's. */
-static inline uint32_t stic_plane_pitch(const stic_cut *cut, uint32_t level, uint32_t matrix) {
-  return cut->layouts[level].pitch ? cut->layouts[level].pitch : 2 * cut->columns[matrix];
-}
-
-static inline uint32_t stic_ratios_pitch(const stic_cut *cut, uint32_t level, uint32_t matrix) {
-  return cut->layouts[level].pitch ? cut->layouts[level].pitch : stic_groups(cut->columns[matrix]) * STIC_TILE;
-}
-
-static inline uint32_t stic_plane_at(const stic_cut *cut, uint32_t level, uint32_t matrix, uint32_t plane) {
-  const stic_layout *layout = &cut->layouts[level];
-  return layout->plane_at[matrix] + plane * (layout->pitch ? 2 * cut->columns[matrix] : stic_plane_bytes(cut, matrix));
-}
-
 /* Levels first..last that a shard at `bits` reads. */
 static inline void stic_levels_of(const stic_package *p, uint32_t bits, uint32_t *first, uint32_t *last) {
   *last = bits > 8 ? STIC_FULL : bits - 2;
@@ -199,9 +183,6 @@ stic_status stic_record_check(const stic_package *package, uint32_t block, uint3
 
 /* Whether embedding rows are those of the vocabulary block. */
 static inline bool stic_tied(const stic_package *p) { return p->header->row_type == STIC_ROW_TIED; }
-
-/* Bytes of what is found of such a row: its codes, a table of 256 values and its ratios, or it at full precision. */
-static inline uint32_t stic_tied_bytes(const stic_package *p) { return 4 * p->padded_hidden + 512; }
 
 /* Bytes of an embedding row that its CRC, which follows them, covers. */
 static inline uint64_t stic_row_checked(const stic_package *p) {

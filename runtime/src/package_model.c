@@ -38,12 +38,12 @@ static const stic_limit of_shape[] = {
 /* Whether rows so far apart may begin in one block and end in another, and be no longer than both. */
 static bool straddles(uint32_t row_stride) { return row_stride % STIC_BLOCK && STIC_BLOCK % row_stride; }
 
-/* An IO lane's buffer: the blocks that a row touches. For tied rows what was found of one (tied.c), then the blocks that
- * 8 planes and the ratios of 16 rows touch, or a table, or a row at full precision. */
+/* An IO lane's buffer: the blocks that a row touches. For tied rows, those of a part of what is read for one, wherever it
+ * begins; then what was found of the row (tied.c). */
 static uint64_t staging_bytes(const stic_package *p) {
-  const uint64_t stride = p->header->row_stride, hidden = p->padded_hidden;
+  const uint64_t stride = p->header->row_stride, part = stic_pad(4 * (uint64_t)p->padded_hidden + 512, STIC_BLOCK);
   if (stride) return stic_pad(stride, STIC_BLOCK) + (straddles((uint32_t)stride) ? STIC_BLOCK : 0);
-  return stic_pad(stic_tied_bytes(p), STIC_BLOCK) + stic_pad(17 * hidden + 256, STIC_BLOCK) + STIC_BLOCK;
+  return 2 * part + STIC_BLOCK;
 }
 
 static stic_status check_model(const stic_package *p, stic_error *error) {
@@ -53,8 +53,6 @@ static stic_status check_model(const stic_package *p, stic_error *error) {
   if (status) return status;
   const float multiplier = m->embedding_multiplier;
   STIC_REQUIRE(multiplier, isfinite(multiplier), "index.bin: the embedding's multiplier is no number");
-  STIC_REQUIRE(decoder_minor, !m->causal || h->minor > 0,
-               "the package is a decoder of format 3.0, whose vocabulary lies otherwise: compile it again");
   STIC_REQUIRE(row_tied,
                !stic_tied(p) ||
                    (m->causal && !h->row_stride && !h->table_resident && m->vocabulary == m->output_features),
@@ -113,18 +111,12 @@ static uint64_t lay_out_record(const stic_header *h, stic_cut *cut, uint32_t lev
   layout->planes = level != STIC_FULL && whole ? bits : 1;
   layout->has_outliers = whole && !h->group;
   layout->has_ratios = whole && h->group;
-  const uint64_t k = cut->columns[STIC_HEAD], block = layout->planes * 2 * k + stic_groups((uint32_t)k) * STIC_TILE;
-  const bool together = cut->rows[STIC_HEAD] && layout->has_ratios && !h->nested;
-  layout->pitch = together ? (uint32_t)stic_pad(block, STIC_ALIGN) : 0;
   uint64_t at = 0;
   for (int m = 0; m < STIC_MATRICES; m++) {
     const uint64_t codes = (uint64_t)cut->rows[m] * cut->columns[m];
     layout->plane_at[m] = (uint32_t)at;
-    if (together)
-      at += (uint64_t)cut->rows[m] / STIC_TILE * layout->pitch;
-    else
-      at += level == STIC_FULL ? stic_pad(codes * bits / 8, STIC_ALIGN)
-                               : layout->planes * stic_pad(codes / 8, STIC_ALIGN);
+    at +=
+        level == STIC_FULL ? stic_pad(codes * bits / 8, STIC_ALIGN) : layout->planes * stic_pad(codes / 8, STIC_ALIGN);
   }
   for (int m = 0; m < STIC_MATRICES && level != STIC_FULL; m++) {
     layout->table_at[m] = (uint32_t)at;
@@ -135,8 +127,8 @@ static uint64_t lay_out_record(const stic_header *h, stic_cut *cut, uint32_t lev
     at += cut->rows[m] ? stic_pad(4 * (cut->rows[m] / STIC_TILE + 1), STIC_ALIGN) : 0;
   }
   for (int m = 0; m < STIC_MATRICES && layout->has_ratios; m++) {
-    layout->ratios_at[m] = together ? layout->plane_at[m] + layout->planes * 2 * cut->columns[m] : (uint32_t)at;
-    if (!together) at = stic_pad(at + (uint64_t)cut->rows[m] * stic_groups(cut->columns[m]), STIC_ALIGN);
+    layout->ratios_at[m] = (uint32_t)at;
+    at = stic_pad(at + (uint64_t)cut->rows[m] * stic_groups(cut->columns[m]), STIC_ALIGN);
   }
   layout->end = (uint32_t)at;
   return at;

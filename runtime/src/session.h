@@ -13,10 +13,9 @@
 typedef struct stic_codes {
   const uint8_t *planes[8];
   const int8_t *table;
-  const uint8_t *ratios;              /* (rows / 16, groups, 16), of a store in groups; else outliers: */
-  uint32_t plane_pitch, ratios_pitch; /* from a block of rows to the next, of a store in groups */
-  const uint16_t *entries;            /* position, float16 */
-  const uint32_t *starts;             /* first entry of each block of 16 rows */
+  const uint8_t *ratios;   /* (rows / 16, groups, 16), of a store in groups; else outliers: */
+  const uint16_t *entries; /* position, float16 */
+  const uint32_t *starts;  /* first entry of each block of 16 rows */
   uint32_t bits;
   int32_t dense; /* the table's value under every outlier */
 } stic_codes;

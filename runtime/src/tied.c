@@ -28,10 +28,10 @@ stic_tied_row stic_tied_find(const stic_package *p, int32_t id) {
   for (; level <= last; level++)
     for (uint32_t i = 0; i < cut->layouts[level].planes; i++)
       add(&row, stic_record_index(p, block_of(p), level, slice),
-          stic_plane_at(cut, level, STIC_HEAD, i) + sixteen * stic_plane_pitch(cut, level, STIC_HEAD), 2 * (uint64_t)k);
+          cut->layouts[level].plane_at[STIC_HEAD] + (uint64_t)i * stic_plane_bytes(cut, STIC_HEAD) + sixteen * 2 * k,
+          2 * (uint64_t)k);
   add(&row, stic_record_index(p, block_of(p), first, slice),
-      cut->layouts[first].ratios_at[STIC_HEAD] + sixteen * stic_ratios_pitch(cut, first, STIC_HEAD),
-      groups * STIC_TILE);
+      cut->layouts[first].ratios_at[STIC_HEAD] + sixteen * groups * STIC_TILE, groups * STIC_TILE);
   add(&row, stic_record_index(p, block_of(p), last, slice), cut->layouts[last].table_at[STIC_HEAD],
       (uint64_t)1 << row.bits);
   return row;

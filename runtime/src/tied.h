@@ -21,7 +21,7 @@ typedef struct stic_tied_row {
 stic_tied_row stic_tied_find(const stic_package *package, int32_t id);
 
 /* Keep of part `i`, whose bytes are at `from`, what is the row's. All parts are taken in order into `found`, which has
- * stic_tied_bytes. */
+ * 4 * HP + 512 bytes. */
 void stic_tied_take(const stic_package *package, const stic_tied_row *row, uint32_t i, const uint8_t *from,
                     uint8_t *found);
 

@@ -58,12 +58,13 @@ static void print_layouts(const stic_package *p, const stic_cut *cut) {
     for (uint32_t m = 0; m < STIC_MATRICES; m++) {
       if (!cut->rows[m]) continue;
       printf(" %u %u", cut->rows[m], cut->columns[m]);
-      for (uint32_t plane = 0; plane < layout->planes; plane++) printf(" %u", stic_plane_at(cut, level, m, plane));
+      for (uint32_t plane = 0; plane < layout->planes; plane++)
+        printf(" %u", layout->plane_at[m] + plane * stic_plane_bytes(cut, m));
       if (level != STIC_FULL) printf(" %u", layout->table_at[m]);
       if (layout->has_outliers) printf(" %u", layout->blocks_at[m]);
       if (layout->has_ratios) printf(" %u", layout->ratios_at[m]);
     }
-    printf(" %u %u", layout->pitch, layout->end);
+    printf(" %u", layout->end);
   }
 }
 

@@ -173,13 +173,11 @@ class _Writer:
                 weight = random.normal(0, 1 / np.sqrt(columns), (rows, columns)) * _real_rows(shape, name)[:, None]
                 put(layout.planes[m][0], weight.astype(f"<f{self.made.full_bits // 8}"))
                 continue
-            if layout.pitch:
-                put(layout.planes[m][0], random.integers(0, 256, rows // 16 * layout.pitch).astype(np.uint8))
-            for at in layout.planes[m][: 0 if layout.pitch else planes_in(level, self.made.nested)]:
+            for at in layout.planes[m][: planes_in(level, self.made.nested)]:
                 put(at, random.integers(0, 256, rows * columns // 8).astype(np.uint8))
             codes = 1 << LEVEL_BITS[level]
             put(layout.tables[m], np.sort(random.integers(-127, 128, codes)).astype(np.int8))
-            if (level == 0 or not self.made.nested) and not layout.pitch:
+            if level == 0 or not self.made.nested:
                 put(layout.ratios[m], random.integers(0, 256, rows * shape.groups(name, GROUP)).astype(np.uint8))
         return data.tobytes()
 

@@ -22,7 +22,6 @@ TWO, MINUS = (struct.unpack("<I", struct.pack("<f", value))[0] for value in (2.0
 FAULTS: list[tuple[str, int, str, int, str]] = [
     ("header", 0, "group", 0, "decoder"),
     ("header", 0, "group", 32, "group"),
-    ("header", 0, "minor", 0, "decoder_minor"),
     ("header", 0, "dense", 1, "decoder"),
     ("header", 0, "row_stride", 64, "row_fits"),
     ("header", 0, "row_stride", 0, "row_fits"),

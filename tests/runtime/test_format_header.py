@@ -252,7 +252,7 @@ def layouts(shape: Shape, nested: bool, full_bits: int, group: int) -> list[int]
         for number, name in enumerate(shape.matrices):
             found += [*shape.matrix(name), *layout.planes[number]]
             found += [part[number] for part in (layout.tables, layout.blocks, layout.ratios) if part]
-        found += [layout.pitch, layout.size]
+        found.append(layout.size)
     return found
 
 

@@ -46,7 +46,7 @@ static stic_status check_rows(const stic_package *p, const uint8_t *rows, stic_e
 
 /* Take every row of a vocabulary that is the embedding, under every plan: no part may lie outside of its record. */
 static void take_rows(stic_package *p, const uint8_t *shards) {
-  uint8_t *found = malloc(stic_tied_bytes(p));
+  uint8_t *found = malloc(4 * (size_t)p->padded_hidden + 512);
   if (!found) exit(3);
   for (uint32_t number = 0; number < p->header->plans; number++) {
     stic_package_select(p, number);
