@@ -12,4 +12,6 @@ QUANTIZERS: tuple[Quantizer, ...] = get_args(Quantizer)
 Method = Literal["curves", "sti"]  # of measuring importance
 METHODS: tuple[Method, ...] = get_args(Method)
 BITS = (2, 3, 4, 5, 6, 8)  # of a shard; 7 is stored on the way to 8, and buys little (docs/planner.md)
-DECODER_BITS = (2, 3, 4, 6, 8)  # of a decoder's: each has codes of its own, which take time to find
+DECODER_BITS = (
+    BITS  # of a decoder's: each has codes of its own, which take time to find; 5 is worth it (docs/decoders.md)
+)

@@ -28,13 +28,13 @@ def plan(model, file, *more):
 
 def test_a_file_has_gains_by_slice_and_bits(model, file):
     found = load(file)
-    assert found.bits == (2, 3, 4, 6, 8) and found.gain.shape[:2] == found.presence.shape
+    assert found.bits == (2, 3, 4, 5, 6, 8) and found.gain.shape[:2] == found.presence.shape
     assert found.rho is not None and found.additivity[0].plans == 6 and found.key
     assert "text that the model wrote" in found.calibration
     assert (found.gain[:, 0, -1] > 0).all() and np.isfinite(found.raw[:, 0, :2]).all()
 
 
-@pytest.mark.parametrize("more", [(), ("--head-bits", "5"), ("--planner", "preload", "--bits", "5")])
+@pytest.mark.parametrize("more", [(), ("--head-bits", "7"), ("--planner", "preload", "--bits", "5")])
 def test_plans_take_it(model, file, more, capfd):
     assert plan(model, file, "--until", "importance", *more) == 0, capfd.readouterr().err
 
@@ -58,7 +58,7 @@ def _cut_short(data):
     [
         (_of_others, (), "but of another model or cut: run `stic importance` on model, with the same --slices"),
         (None, ("--slices", "1"), "but of another model or cut"),
-        (_without_three_bits, (), "has 2, 4, 6, 8 bits, but 2, 3, 4, 6, 8 are on offer"),
+        (_without_three_bits, (), "has 2, 4, 5, 6, 8 bits, but 2, 3, 4, 5, 6, 8 are on offer"),
         (_cut_short, (), "is not an importance file that this stic wrote"),
     ],
 )
