@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.decoding.gain_jobs import BlockErrors, GainJob, HeadLosses, Measured, run_gain_jobs
-from stic.compiler.decoding.mixtures import EXACT, exact_assignment, with_block
+from stic.compiler.decoding.head import EXACT
+from stic.compiler.decoding.mixtures import exact_assignment, with_block
 from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.compiler.importance.additivity import check, layer_sums
 from stic.compiler.importance.evaluate import Assignment

@@ -28,7 +28,7 @@ from stic.compiler.importance.examples import BUILT_IN
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import Importance
+from stic.compiler.importance.measure import GOOD_RHO, Importance
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
@@ -234,7 +234,13 @@ def value(
         return worthless(quantized, bits)
     cut = quantized.cut
     if options.file is not None:
-        return read_gains(options.file, cut, bits)
+        found = read_gains(options.file, cut, bits)
+        if found.rho is not None and found.rho < GOOD_RHO:
+            tell.note(
+                f"{options.file}: summed gains order random plans with a rank correlation of {found.rho:.2f} only, so"
+                " that another plan may well be better"
+            )
+        return found
     held = held_out(cut.decoder, windows, tell)
     code = code_of(measure_gains.__module__, alone=(__name__,))
     log = EvaluationLog(cache_dir() / "importance", digest(code, quantized.folder.name, held))
