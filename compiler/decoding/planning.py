@@ -127,9 +127,9 @@ def decoder_refining(options: CompileOptions) -> list[Stage]:
     return [
         Stage(
             "refine",
-            "quantise a plan of several bitwidths again, on the stream that it makes",
-            lambda made, tell: stages.refine_plan(
-                made[Materials], made[QuantizedDecoder], made[stages.Windows], made[Decided].default, workers, tell
+            "quantise what a plan has, on the stream that it makes",
+            lambda made, tell: stages.refine_plans(
+                made[Materials], made[QuantizedDecoder], made[stages.Windows], made[Decided].plans, workers, tell
             ),
             lambda made: {"refined": made[Materials].quantized is not made[QuantizedDecoder]},
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
+from stic.compiler.decoder.forward import run_block
 from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding.cut import Cut, cut_decoder
 from stic.compiler.decoding.gain_jobs import Measured
@@ -22,14 +23,15 @@ from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import pass_costs
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
-from stic.compiler.decoding.refine import mixes, refine
+from stic.compiler.decoding.refine import refine
+from stic.compiler.decoding.stacks import stacks_of
 from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.forecast import PassCosts
 from stic.compiler.importance.examples import BUILT_IN
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import Importance
+from stic.compiler.importance.measure import GOOD_RHO, Importance
 from stic.compiler.memory.placement import fixed_bytes, in_context, regions
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
@@ -38,6 +40,8 @@ from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import least_memory
 from stic.compiler.planner.costs import paced_io
 from stic.compiler.quantities import format_bytes
+from stic.compiler.quantization.grouped import quantize_grouped
+from stic.compiler.quantization.targets import target
 from stic.compiler.stage import Tell
 from stic.compiler.stage_cache import solved
 from stic.compiler.stages import Decided, Solver
@@ -53,7 +57,9 @@ from stic.targets.target import Target
 TOKENS = 4096  # of calibration, where no number is asked for
 WINDOW, OWN_WINDOW = 512, 256  # tokens of a window of text, and of one that the model writes
 HELD, HELD_TOKENS = 2, 128  # windows that gains are measured on, and tokens of each
-_QUANTIZES = (quantize_decoder.__module__,)
+# What decides codes, with all that it imports; and what leads there, whose imports decide nothing.
+_QUANTIZES = (quantize_grouped.__module__, target.__module__)
+_AROUND = tuple(f.__module__ for f in (quantize_decoder, refine, stacks_of, cut_decoder, run_block))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +171,10 @@ def quantize(
 
     What was made from the same weights and text before is taken.
     """
-    key = digest(code_of(*_QUANTIZES, alone=(__name__,)), _weights_digest(cut.decoder), cut.shapes, windows.ids)
-    folder = cache_dir() / "decoders" / key
     levels, heads = (tuple(b for b in some if b in LEVEL_BITS) for some in (bits, head_bits))
-    return quantize_decoder(cut, levels, heads, windows.ids, folder, workers.jobs or os.cpu_count() or 1, tell.tick)
+    code = code_of(*_QUANTIZES, *_AROUND, alone=_AROUND)
+    key = digest(code, _weights_digest(cut.decoder), cut.shapes, windows.ids, len(levels) > 1)
+    return quantize_decoder(cut, levels, heads, windows.ids, cache_dir() / "decoders" / key, workers, tell.tick)
 
 
 @lru_cache(maxsize=1)
@@ -260,7 +266,13 @@ def value(
         return worthless(quantized, bits)
     cut = quantized.cut
     if options.file is not None:
-        return read_gains(options.file, cut, bits)
+        found = read_gains(options.file, cut, bits)
+        if found.rho is not None and found.rho < GOOD_RHO:
+            tell.note(
+                f"{options.file}: summed gains order random plans with a rank correlation of {found.rho:.2f} only, so"
+                " that another plan may well be better"
+            )
+        return found
     held = held_out(cut.decoder, windows, tell)
     code = code_of(measure_gains.__module__, alone=(__name__,))
     log = EvaluationLog(cache_dir() / "importance", digest(code, quantized.folder.name, held))
@@ -344,14 +356,13 @@ def solver(options: PlannerOptions, notes: tuple[str, ...], tell: Tell) -> Solve
     return Solver(solve, None)
 
 
-def refine_plan(
-    materials: Materials, quantized: QuantizedDecoder, windows: Windows, plan: Plan, workers: Workers, tell: Tell
-) -> Materials:
-    """Quantise again for a plan that has several bitwidths; other plans of the package share what it has."""
-    bits = tuple(layer.bits for layer in plan.layers)
-    if not mixes(bits):
+def refine_plans(
+    materials: Materials, quantized: QuantizedDecoder, windows: Windows, plans: Sequence[Plan], workers: Workers,
+    tell: Tell,
+) -> Materials:  # fmt: skip
+    """Quantise what plans have chosen among drafts."""
+    if not quantized.draft:
         return materials
-    key = digest(code_of(refine.__module__, alone=(__name__,)), quantized.folder.name, bits[:-1])
-    threads = workers.jobs or os.cpu_count() or 1
-    refined = refine(quantized, bits, windows.ids, cache_dir() / "decoders" / key, threads, tell.tick)
-    return replace(materials, quantized=refined)
+    chosen = [tuple(layer.bits for layer in plan.layers) for plan in plans]
+    folder = cache_dir() / "decoders" / digest(quantized.folder.name, chosen)
+    return replace(materials, quantized=refine(quantized, chosen, windows.ids, folder, workers, tell.tick))
