@@ -244,6 +244,7 @@ def pose(
         row_type=materials.row_type,
         table_streamed=True,
         held={} if head_bits is None else {materials.store.blocks - 1: head_bits},
+        whole=frozenset(range(materials.store.blocks - 1)),
         prompt=costs.prompt(options.prompt_of(context), chunk),
     )
 
