@@ -12,6 +12,7 @@ from stic.compiler.decoding.head import divergence, log_softmax
 from stic.compiler.decoding.quantize import Ids
 
 INT8_MAX = np.float32(127)
+JUDGED = 128  # tokens whose distributions are compared
 
 
 @dataclass(eq=False)
@@ -40,8 +41,5 @@ def _rounded(x: Array) -> Array:
 
 
 def _step(ids: Ids) -> int:
-    """Between tokens whose distributions are compared: logits of all of them would take much memory."""
+    """Tokens from one that is judged to the next."""
     return max(1, ids.size // JUDGED)
-
-
-JUDGED = 128

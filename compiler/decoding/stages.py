@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
@@ -38,6 +38,7 @@ from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptio
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import least_memory
+from stic.compiler.planner.closed_form import objective
 from stic.compiler.planner.costs import paced_io
 from stic.compiler.quantities import format_bytes
 from stic.compiler.quantization.grouped import quantize_grouped
@@ -50,7 +51,7 @@ from stic.compiler.text.tokens import Coder
 from stic.runtime.architecture import tensors
 from stic.runtime.errors import InfeasibleError, InputError
 from stic.runtime.files import write_bytes
-from stic.runtime.format import LEVEL_BITS, TILE
+from stic.runtime.format import LEVEL_BITS, TILE, CacheType
 from stic.runtime.native import cache_dir
 from stic.targets.target import Target
 
@@ -200,6 +201,38 @@ def gather(
     return collect_decoder(quantized, full_bits, decoder, threads, lanes, row_type)
 
 
+def choose_cache(
+    materials: Materials,
+    int8_loss: float,
+    with_cache: Callable[[CacheType], Materials],
+    posed: Callable[[Materials], Problem],
+    solve: Callable[[Problem], Plan],
+    gap: float,
+    tell: Tell,
+) -> Materials:
+    """Choose between keys and values in int8, which `materials` has and which lose so much, and in float16.
+
+    Each form's best plan decides. A loss that is a smaller share of what the plan leaves than `gap` counts for nothing.
+    """
+    narrow = posed(materials)
+    most = float(narrow.gain.max(axis=2).sum())
+    try:
+        reached = objective(solve(narrow).layers, narrow)
+    except InfeasibleError:
+        return materials
+    if int8_loss <= gap * (most - reached):
+        tell.note(f"keys and values are int8, which loses {int8_loss:.2g} nats a token")
+        return materials
+    wider = with_cache("float16")
+    wide = posed(wider)
+    try:
+        better = objective(solve(wide).layers, wide) > reached - int8_loss
+    except InfeasibleError:
+        better = False
+    tell.note(f"keys and values are {'float16' if better else 'int8'}: int8 loses {int8_loss:.2g} nats a token")
+    return wider if better else materials
+
+
 def cost(
     target: Target, cut: Cut, materials: Materials, options: TargetOptions, decoder: DecoderOptions,
     bits: tuple[int, ...], folder: Path, tell: Tell,
@@ -212,7 +245,9 @@ def cost(
         raise InputError("a decoder is planned on the CPU alone for now: leave out --place gpu")
     if target.gpu is not None:
         tell.note(f"the GPU of target {target.name} stays idle: a decoder is planned on the CPU alone for now")
-    found = pass_costs(target, cut, materials, decoder, bits, folder, tell.tick, tell.note)
+    assert materials.sizes.decoder is not None
+    own = replace(decoder, cache=materials.sizes.decoder.cache)
+    found = pass_costs(target, cut, materials, own, bits, folder, tell.tick, tell.note)
     if options.storage is None:
         return found
     note = f"storage is taken to deliver {options.storage}"
