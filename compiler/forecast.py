@@ -6,7 +6,7 @@ Costs are of a few passes that were measured; a forecast replays a plan at other
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +45,14 @@ class PassCosts:
         early, late = self._of(tokens)
         room = self.context - tokens
         return _mix(early, late, start / room if room > 0 else 0.0)
+
+    def in_context(self, measured: int, context: int) -> PassCosts:
+        """The costs in a context of other length than the one whose ends were measured: attention grows evenly."""
+        ends = {}
+        for tokens, (early, late) in self.ends.items():
+            room, wanted = measured - tokens, context - tokens
+            ends[tokens] = (early, _mix(early, late, wanted / room) if room > 0 else late)
+        return replace(self, context=context, ends=ends)
 
     def next_token(self, position: int) -> Pass:
         """The pass of one token that is at `position`."""

@@ -108,6 +108,10 @@ class RemoteSession:
         tokens = int32_of(recent, "recent")
         return self._call("sample", self._open(), given, tokens if len(tokens) else None)
 
+    def rewind(self, position: int) -> None:
+        """Go back to a position at or before the present one, as `Session.rewind`."""
+        self._position = self._call("rewind", self._open(), position)
+
     def generate(
         self, ids: ArrayLike, max_tokens: int, sampling: Sampling | None = None, stops: Iterable[int] = ()
     ) -> Iterator[Generated]:

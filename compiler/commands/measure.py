@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,13 +27,19 @@ from stic.compiler.commands.parameters import FILE, LENGTH, NAME, ROUNDS
 from stic.compiler.commands.terminal import console, print_notes, progress_bar
 from stic.compiler.options import (
     CompileOptions,
+    DecoderOptions,
     ImportanceOptions,
     ModelOptions,
     ShardOptions,
     StageOptions,
     TargetOptions,
 )
-from stic.runtime.errors import TargetError
+from stic.runtime.errors import InputError, TargetError
+
+if TYPE_CHECKING:
+    from stic.compiler.cache.arrays import Note
+    from stic.compiler.device.runner import Runner, Tick
+    from stic.targets.target import Target
 
 ENCODER_CHECKS, DECODER_CHECKS = 50, 200  # random plans
 
@@ -104,6 +112,7 @@ class Layers:
     slices: int | None
     threads: int | None
     lanes: int | None
+    context: int | None  # of a decoder
 
 
 @click.command("probe")
@@ -120,6 +129,12 @@ class Layers:
     slices_option,
     threads_option,
     lanes_option,
+    click.option(
+        "--context",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Of a decoder: tokens of a session; default: 2048, or the model's, where that is less.",
+    ),
 )
 @click.option(
     "--target", type=NAME, default="host", show_default=True, metavar="NAME", help="Whose kernels to measure."
@@ -152,8 +167,9 @@ def probe_command(
     """Measure a device: storage by request size and lanes, and the engine's layers at every bitwidth.
 
     The device is this machine, or one behind a TVM RPC tracker. Layers have the shape of MODEL, or without one of a
-    small encoder (hidden 384, 12 heads, FFN 1536); a plan for another shape scales the times and says so. Reads bypass
-    the page cache where the file system allows it, which is verified.
+    small encoder (hidden 384, 12 heads, FFN 1536); a plan for another shape scales the times and says so. Of a decoder,
+    passes of one token, of 16 and of a chunk are measured, at both ends of its context. Reads bypass the page cache
+    where the file system allows it, which is verified.
     `stic plan` and `stic compile` take the result with --device-profile; for `--target host` they also measure by
     themselves.
 
@@ -163,17 +179,14 @@ def probe_command(
       stic probe minilm.onnx --directory /data -o disk.json
       stic probe --gpu mali-g52 -o board.json
       stic probe --target raspberry-pi-4 --tracker 192.168.1.10:9190 --key pi -o pi.json
+      stic probe smollm2.gguf --context 1024 --target raspberry-pi-4 --tracker 192.168.1.10:9190 --key pi -o pi.json
     """
-    from stic.compiler.device.probing import probe, remote_runner
-    from stic.compiler.device.workload import Workload
-    from stic.compiler.inputs import read_model
+    from stic.compiler.device.probing import remote_runner
     from stic.compiler.report import report
     from stic.targets.target import load
 
-    read = None if layers.model is None else read_model(layers.model)
     aim = load(target, gpu)
-    shards = ShardOptions(layers.slices)
-    workload = Workload.of(read, aim, layers.max_length, shards, layers.threads, layers.lanes)
+    measuring = _measuring(layers, aim)
     address = device.address(target)
     with ExitStack() as opening:
         progress = opening.enter_context(progress_bar())
@@ -187,7 +200,7 @@ def probe_command(
             runner, where = opening.enter_context(remote_runner(address, aim, there, device.system, progress))
         tick = partial(progress, "measuring this device" if address is None else f"measuring {address.key}")
         notes: list[str] = []
-        data = probe(aim, workload, where, tick, notes.append, runner, wide=True)
+        data = measuring(where, tick, notes.append, runner)
     print_notes(notes)
     text = json.dumps(data, indent=1)
     if output is not None:
@@ -198,6 +211,35 @@ def probe_command(
     report.print_device(console, data)
     if output is not None:
         console.print(f"wrote {output}", soft_wrap=True)
+
+
+def _measuring(layers: Layers, target: Target) -> Callable[[Path, Tick, Note, Runner | None], dict[str, Any]]:
+    """What measures the layers of an encoder, or the passes of a decoder: (folder, tick, note, runner) -> profile."""
+    from stic.compiler.inputs import decodes
+
+    if layers.model is not None and decodes(layers.model):
+        from stic.compiler.decoding.cut import cut_decoder
+        from stic.compiler.decoding.profile import probe_decoder, probe_for
+        from stic.compiler.inputs import read_decoder_model
+        from stic.compiler.offers import DECODER_BITS
+
+        if layers.max_length is not None:
+            raise InputError("--max-length is an encoder's: of a decoder, say --context")
+        cut = cut_decoder(read_decoder_model(layers.model), layers.slices)
+        own = DecoderOptions(context=layers.context)
+        asked = TargetOptions(target.name, threads=layers.threads, lanes=layers.lanes)
+        measured = probe_for(cut, target, own, asked)
+        return lambda *where: probe_decoder(measured, DECODER_BITS, *where)
+    if layers.context is not None:
+        raise InputError("--context is a decoder's: of an encoder, say --max-length")
+    from stic.compiler.device.probing import probe
+    from stic.compiler.device.workload import Workload
+    from stic.compiler.inputs import read_model
+
+    read = None if layers.model is None else read_model(layers.model)
+    shards = ShardOptions(layers.slices)
+    workload = Workload.of(read, target, layers.max_length, shards, layers.threads, layers.lanes)
+    return lambda folder, tick, note, runner: probe(target, workload, folder, tick, note, runner, wide=True)
 
 
 COMMANDS = {"importance": importance_command, "probe": probe_command}

@@ -23,7 +23,7 @@ from stic.compiler.decoding.cut import Cut, cut_decoder
 from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.synthetic import ROWS, RandomDecoder, first_layers, random_decoder
 from stic.compiler.device.measure import cached, write_probe
-from stic.compiler.device.runner import HostRunner, Tick
+from stic.compiler.device.runner import HostRunner, Runner, Running, Tick
 from stic.compiler.forecast import PassCosts
 from stic.compiler.options import DecoderOptions
 from stic.compiler.package.assembly import Materials
@@ -33,7 +33,6 @@ from stic.compiler.planner.costs import IO_DERATING, REQUEST_BYTES, Costs, estim
 from stic.runtime.architecture import Attention
 from stic.runtime.format import TILE
 from stic.runtime.layout import Shape
-from stic.runtime.session import Session
 from stic.targets.storage import fit
 from stic.targets.target import Target
 
@@ -54,11 +53,9 @@ def pass_costs(
         return estimated(target, materials, bits)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = materials.sizes
-    architecture = first_layers(cut.decoder.architecture, layers_within(FOOTPRINT, cut))
-    own = replace(options, context=sizes.max_length)
-    probed = cut_decoder(random_decoder(architecture), cut.slices_asked)
-    probe = Probe(target, probed, own, sizes.threads, sizes.lanes)
-    key = (target, repr(architecture), own, bits, sizes.threads, sizes.lanes)
+    probe = Probe.of(target, cut, replace(options, context=sizes.max_length), sizes.threads, sizes.lanes)
+    own = probe.options
+    key = (target, repr(probe.cut.decoder.architecture), own.context, own.chunk, own.cache, bits, *probe.workers)
     here = (*key, kernels_key(materials.kernel_shape, target), folder.stat().st_dev)
     data = cached(__name__, here, lambda: probe.measure(bits, folder, tick), note)
     return costs_of(data, materials, bits)
@@ -101,8 +98,23 @@ class Probe:
     threads: int
     lanes: int
 
-    def measure(self, bits: tuple[int, ...], folder: Path, tick: Tick) -> dict[str, Any]:
-        """Return bare reads of the storage of `folder` and the times of passes, as JSON."""
+    @classmethod
+    def of(cls, target: Target, cut: Cut, options: DecoderOptions, threads: int, lanes: int) -> Probe:
+        """As many layers of a model as FOOTPRINT allows."""
+        architecture = first_layers(cut.decoder.architecture, layers_within(FOOTPRINT, cut))
+        return cls(target, cut_decoder(random_decoder(architecture), cut.slices_asked), options, threads, lanes)
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Threads and lanes."""
+        return self.threads, self.lanes
+
+    def measure(self, bits: tuple[int, ...], folder: Path, tick: Tick, runner: Runner | None = None) -> dict[str, Any]:
+        """Return bare reads of the storage of `folder` and the times of passes, as JSON.
+
+        Packages are written in `folder`, and run here, or on the device of `runner`.
+        """
+        where = runner or HostRunner(folder)
         quantized = RandomDecoder(self.cut)
         full = max(bits) if max(bits) > 8 else 0
         materials = collect_decoder(quantized, full, self.options, self.threads, self.lanes, "int8")
@@ -115,19 +127,19 @@ class Probe:
                 package = Path(name) / f"b{b}"
                 layers = tuple(LayerPlan((b,) * n, (b,) * n) for n in materials.store.slices)
                 write_probe(materials, self.target, kernels, package, layers, False)
-                for end, passes in _passes(package, self.cut.shapes).items():
+                for end, passes in _passes(where, package, self.cut.shapes).items():
                     for tokens, found in passes.items():
                         times[end].setdefault(str(tokens), {})[str(b)] = found
                 shutil.rmtree(package)
             tick(len(bits), len(bits) + 1)
-            bare = HostRunner(folder).storage([self.lanes])
-        return {"io": {**bare, **fit(bare["points"], self.lanes)}, "times": times}
+            bare = where.storage([self.lanes])
+        return {"io": {**bare, "lanes": self.lanes, **fit(bare["points"], self.lanes)}, "times": times}
 
 
-def _passes(package: Path, shapes: tuple[Shape, ...]) -> dict[str, dict[int, dict[str, float]]]:
+def _passes(where: Runner, package: Path, shapes: tuple[Shape, ...]) -> dict[str, dict[int, dict[str, float]]]:
     """Run passes of a package; microseconds a block of each kind and of the rest, by end of the context and tokens."""
     rng = np.random.default_rng(0)
-    with Session(package) as session:
+    with where.session(package) as session:
         context, chunk = session.info.max_length, session.info.chunk
         counts = sorted({1, min(TILE, chunk), chunk})
 
@@ -136,7 +148,7 @@ def _passes(package: Path, shapes: tuple[Shape, ...]) -> dict[str, dict[int, dic
             for number in range(1 + (RUNS if tokens < chunk else CHUNK_RUNS)):
                 session.extend(rng.integers(0, ROWS, tokens))
                 spans = _spans(session, shapes)
-                if tokens == 1:  # what is drawn from the logits of every token
+                if tokens == 1 and isinstance(where, HostRunner):  # a token is drawn; elsewhere it takes as long to ask
                     began = time.perf_counter_ns()
                     session.sample()
                     spans["rest"] += (time.perf_counter_ns() - began) / 1e3
@@ -154,7 +166,7 @@ def _passes(package: Path, shapes: tuple[Shape, ...]) -> dict[str, dict[int, dic
         return {"early": early, "late": late}
 
 
-def _spans(session: Session, shapes: tuple[Shape, ...]) -> dict[str, float]:
+def _spans(session: Running, shapes: tuple[Shape, ...]) -> dict[str, float]:
     """Microseconds of compute of the last pass: of a block of each kind, in the mean; "rest": outside of blocks."""
     by_kind: dict[str, list[float]] = {}
     stalls = 0.0

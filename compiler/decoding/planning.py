@@ -28,14 +28,20 @@ def with_limits(options: CompileOptions) -> CompileOptions:
     return replace(options, budget=replace(options.budget, main=options.decoder.limits(options.budget.main)))
 
 
+def offered_bits(options: CompileOptions) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bitwidths that a plan may choose from: of blocks before the vocabulary, and of the vocabulary."""
+    asked = options.planner.bits if options.planner.name in FIXED else None
+    head = options.decoder.head_of(asked)
+    offered = tuple(sorted({*DECODER_BITS, *(() if head is None else (head,))}))
+    return offered if asked is None else (asked,), offered if head is None else (head,)
+
+
 def decoder_planning(options: CompileOptions) -> list[Stage]:
     """The stages from a decoder to a planner that is ready."""
     target, planner = wanted_target(options.target), options.planner
     asked = planner.bits if planner.name in FIXED else None
     head = options.decoder.head_of(asked)
-    offered = tuple(sorted({*DECODER_BITS, *(() if head is None else (head,))}))
-    layer_bits = offered if asked is None else (asked,)
-    head_bits = offered if head is None else (head,)
+    layer_bits, head_bits = offered_bits(options)
     importance = stages.asked_of_gains(options.importance)
     file = importance.file if asked is None else None
     bits = tuple(sorted({*layer_bits, *head_bits}))

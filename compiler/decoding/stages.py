@@ -22,6 +22,7 @@ from stic.compiler.decoding.gains import GainSettings, measure_gains, worthless
 from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import pass_costs
 from stic.compiler.decoding.own_text import own_text, writes
+from stic.compiler.decoding.profile import profile_costs
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
 from stic.compiler.decoding.refine import refine
 from stic.compiler.decoding.stacks import stacks_of
@@ -247,7 +248,10 @@ def cost(
         tell.note(f"the GPU of target {target.name} stays idle: a decoder is planned on the CPU alone for now")
     assert materials.sizes.decoder is not None
     own = replace(decoder, cache=materials.sizes.decoder.cache)
-    found = pass_costs(target, cut, materials, own, bits, folder, tell.tick, tell.note)
+    if options.profile is not None:
+        found = profile_costs(options.profile, materials, bits)
+    else:
+        found = pass_costs(target, cut, materials, own, bits, folder, tell.tick, tell.note)
     if options.storage is None:
         return found
     note = f"storage is taken to deliver {options.storage}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numpy.typing import ArrayLike, NDArray
 
 from stic.runtime.package import Package
-from stic.runtime.session import Session, Stats
+from stic.runtime.session import Info, Session, Stats
 from stic.runtime.trace import Trace
 from stic.targets.host import HostFunctions
 from stic.targets.storage import measure_storage
@@ -40,6 +40,23 @@ class Running(Protocol):
 
     def evict(self, size_bytes: int | None = None) -> None:
         """Give back of the preload buffer."""
+
+    @property
+    def info(self) -> Info:
+        """What the package is."""
+
+    @property
+    def position(self) -> int:
+        """Tokens that the text of a decoder has."""
+
+    def extend(self, ids: ArrayLike) -> None:
+        """Extend the text of a decoder."""
+
+    def rewind(self, position: int) -> None:
+        """Go back in it."""
+
+    def sample(self) -> int:
+        """The token that follows it."""
 
 
 class Runner(Protocol):

@@ -230,6 +230,8 @@ def print_device(console: Console, data: Mapping[str, Any]) -> None:
     console.print(table)
     for shape in compute["shapes"]:
         _print_shape(console, shape, f"{compute['threads']} threads")
+    for decoder in data.get("decoders", ()):
+        _print_decoder(console, decoder)
     if (gpu := data.get("gpu")) is not None:
         console.print(
             f"{gpu['device']}, driver {gpu['driver']}, {gpu['arithmetic']} arithmetic;"
@@ -237,6 +239,24 @@ def print_device(console: Console, data: Mapping[str, Any]) -> None:
         )
         for shape in gpu["shapes"]:
             _print_shape(console, shape, "on the GPU")
+
+
+def _print_decoder(console: Console, decoder: Mapping[str, Any]) -> None:
+    """Print the times of a decoder's passes: of a block of each kind, one token at the end of the context first."""
+    console.print(
+        f"passes of a decoder, context {decoder['context']}, {decoder['cache']} cache, {decoder['threads']} threads;"
+        " a block of each kind at the end of the context"
+    )
+    late = decoder["times"]["late"]
+    bits = list(next(iter(late.values())))
+    table = Table(box=None, pad_edge=False)
+    for title in ("tokens", "block", *(f"{b} bits" for b in bits)):
+        table.add_column(title, justify="right")
+    for tokens, by_bits in late.items():
+        for kind in by_bits[bits[0]]:
+            times = (format_time(by_bits[b][kind]) if kind in by_bits[b] else "" for b in bits)
+            table.add_row(tokens, kind.replace("_", "-"), *times)
+    console.print(table)
 
 
 def _print_shape(console: Console, shape: Mapping[str, Any], where: str) -> None:

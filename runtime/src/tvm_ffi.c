@@ -1,5 +1,5 @@
 /* The session as functions of TVM's FFI, so that tvm_ffi.load_module and a TVM RPC server can use this library as it
- * is: stic_open, stic_run, stic_extend, stic_sample, stic_output_size, stic_evict, stic_set_budget, stic_info,
+ * is: stic_open, stic_run, stic_extend, stic_sample, stic_rewind, stic_output_size, stic_evict, stic_set_budget, stic_info,
  * stic_stats, stic_trace, stic_session_device, stic_stat, stic_close. Sessions are named by small integers. What a device
  * is asked beside them is in device.c. */
 #include <pthread.h>
@@ -114,6 +114,16 @@ EXPORT __tvm_ffi_stic_sample(void *self, const stic_ffi_any *a, int32_t n, stic_
   memcpy(&sampling, given, sizeof sampling);
   const stic_status status = stic_session_sample(session, &sampling, recent, (size_t)tokens, &token);
   return status ? session_error(session, status) : stic_ffi_return(result, token);
+}
+
+EXPORT __tvm_ffi_stic_rewind(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {
+  int64_t position;
+  (void)self;
+  stic_session *session = n == 2 ? find(&a[0]) : NULL;
+  if (!session || !stic_ffi_take_count(&a[1], UINT32_MAX, &position))
+    return stic_ffi_misused("stic_rewind(handle, position) -> tokens that the text has");
+  const stic_status status = stic_session_rewind(session, (uint32_t)position);
+  return status ? session_error(session, status) : stic_ffi_return(result, stic_session_position(session));
 }
 
 EXPORT __tvm_ffi_stic_output_size(void *self, const stic_ffi_any *a, int32_t n, stic_ffi_any *result) {

@@ -20,8 +20,11 @@ import numpy as np
 import pytest
 
 from stic.compiler.report.texts import tokens_of
+from stic.compiler.text.packaged import coder_of
 from stic.runtime.package import Package
 from stic.runtime.reference import Reference
+from stic.runtime.reference_decoder import ReferenceDecoder
+from tests.compiler.commands import small_decoder
 from tests.rpc_devices import RpcDevices
 
 Stic = Callable[..., tuple[int, str, str]]
@@ -156,3 +159,26 @@ def test_a_phone_that_dies_in_mid_run_ends_the_command(
             client.wait()
     assert phones.devices() is not None and phones.registered("doomed") == 0
     assert phones.free("phone") == 1
+
+
+def test_a_decoder_is_measured_planned_for_and_goes_on_with_a_text_there(
+    stic: Stic, on_phone: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Its tokens are the reference's, and come as they are made; nothing takes more memory than the plan claims."""
+    model, profile, package = small_decoder.write(tmp_path / "model"), tmp_path / "phone.json", tmp_path / "small.stic"
+    target = ("--target", "raspberry-pi-4")
+    status, _, err = stic("probe", model, *on_phone, *target, "--context", 48, "-o", profile)
+    assert status == 0, err
+    budget = ("--first-token", "60s", "--next-token", "10s", "--device-profile", profile, "--calibration-tokens", 128)
+    status, _, err = stic("compile", model, *target, *budget, "--context", 48, "--time-limit", "2s", "-o", package)
+    assert status == 0, err
+    asked = ("--run", "--prompt", "a sea", "--greedy", "--max-tokens", 6, "--json")
+    status, out, err = stic("deploy", package, *on_phone, *asked)
+    assert status == 0, err
+    said, opened = json.loads(out), Package.open(package)
+    reference = ReferenceDecoder(opened)
+    logits, tokens = reference.extend(coder_of(opened).prompt("a sea")), list[int]()
+    while len(tokens) < 6:
+        tokens.append(int(np.argmax(logits[-1])))
+        logits = reference.extend(tokens[-1:])
+    assert said["tokens"] == tokens and said["peak_bytes"] <= said["claimed_bytes"]
