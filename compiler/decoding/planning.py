@@ -13,7 +13,7 @@ from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.compiler.forecast import PassCosts, passes_to_json
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance
-from stic.compiler.inputs import read_decoder_model, wanted_target
+from stic.compiler.inputs import wanted_target
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import CompileOptions, DecoderOptions
 from stic.compiler.package.assembly import Materials
@@ -78,7 +78,7 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "load",
             "read what the decoder is, and where its weights are",
-            lambda made, tell: read_decoder_model(options.model.path),
+            lambda made, tell: stages.load(options.model.path, tell),
             lambda made: _of_decoder(made[Decoder]),
         ),
         Stage(

@@ -28,11 +28,13 @@ from stic.compiler.decoding.refine import refine
 from stic.compiler.decoding.stacks import stacks_of
 from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.forecast import PassCosts
+from stic.compiler.frontend.gate import checked_once
 from stic.compiler.importance.examples import BUILT_IN
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.log import EvaluationLog
 from stic.compiler.importance.measure import GOOD_RHO, Importance
+from stic.compiler.inputs import read_decoder_model
 from stic.compiler.memory.placement import fixed_bytes, in_context, regions
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
@@ -71,6 +73,16 @@ class Windows:
     ids: NDArray[np.int64]  # (windows, tokens)
     source: str  # for people
     held: NDArray[np.int64] | None = None  # (windows, tokens) that nothing is fitted to; None: the model writes more
+
+
+def load(path: Path, tell: Tell) -> Decoder:
+    """Read what a decoder is, and compare it with its source, once, where something is installed that opens it.
+
+    Raises InputError for files that cannot be read, UnsupportedModelError for what would not be computed as there.
+    """
+    decoder = read_decoder_model(path)
+    checked_once(decoder, cache_dir() / "gate", tell.note)
+    return decoder
 
 
 def calibrate(decoder: Decoder, options: ImportanceOptions, tell: Tell) -> Windows:

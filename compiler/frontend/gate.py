@@ -2,7 +2,8 @@
 
 A conversion may be perfect in structure and wrong in numbers, and its text may look right for a while. So logits are
 compared with an arithmetic that is not stic's. Where torch is installed that is transformers, eager and in float32,
-which needs memory for the whole model; it is imported only when it is asked for.
+which needs memory for the whole model; it is imported only when it is asked for. Graphs are compared with onnxruntime
+when they are read (`decoder_graph_check`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stic.compiler.cache.closure import code_of
+from stic.compiler.cache.digests import digest
 from stic.compiler.decoder.forward import Ids, logits
 from stic.compiler.decoder.model import Array, Decoder
+from stic.runtime.architecture import tensors
 from stic.runtime.errors import UnsupportedModelError
+from stic.runtime.files import write_text
 
 TOKENS = 64
+MOST_BYTES = 3 << 30  # of float32 weights, which transformers holds beside what stic reads
 MOST_DIVERGENCE = 1e-4  # nats; float32 sums in another order stay below 1e-8
 Reference = Callable[[Ids], Array]  # token ids (1, tokens) -> logits (1, tokens, vocabulary)
 
@@ -50,10 +56,32 @@ def compare(decoder: Decoder, reference: Reference) -> Agreement:
     return Agreement(worst, f"compared with its source on {count} tokens: {worst:.1g} nats apart at most")
 
 
+def checked_once(decoder: Decoder, folder: Path, note: Callable[[str], None]) -> None:
+    """`compare_with_transformers`, once for files that stay as they are; `note` is told why nothing was compared.
+
+    What agreed is kept in `folder`. Raises UnsupportedModelError where the decoder is not what its source computes.
+    """
+    if decoder.source is None or decoder.source.suffix == ".onnx":
+        return
+    files = [decoder.source] if decoder.source.is_file() else sorted(decoder.source.iterdir())
+    known = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    kept = folder / f"{digest(code_of(__name__), str(decoder.source.absolute()), known)}.txt"
+    if kept.is_file():
+        return
+    found = compare_with_transformers(decoder)
+    if found.divergence is None:
+        note(f"{decoder.name} was {found.note}")
+    else:
+        write_text(kept, f"{found.note}\n")
+
+
 def compare_with_transformers(decoder: Decoder) -> Agreement:
-    """`compare` with transformers; a note where there is no directory, or nothing to open it with."""
-    if decoder.source is None or not decoder.source.is_dir():
-        return Agreement(None, "not compared with its source, which is no Hugging Face directory")
+    """`compare` with transformers; a note where there is nothing that it opens, or nothing to open it with."""
+    if decoder.source is None:
+        return Agreement(None, "not compared with its source, which is in no file")
+    size = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors(decoder.architecture))
+    if size > MOST_BYTES:
+        return Agreement(None, f"not compared with its source, whose weights take {size >> 30} GiB in float32")
     try:
         reference = transformers_reference(decoder.source)
     except ImportError as error:
@@ -64,13 +92,21 @@ def compare_with_transformers(decoder: Decoder) -> Agreement:
     return compare(decoder, reference)
 
 
-def transformers_reference(folder: Path) -> Reference:
-    """The model of a directory as transformers computes it. ImportError where torch or transformers is missing."""
+def transformers_reference(source: Path) -> Reference:
+    """The model of a directory or a GGUF file as transformers computes it.
+
+    Raises ImportError where torch or transformers is missing.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    said: Any = logging  # what it says of its own ways is of no use here
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    folder, file = (source, None) if source.is_dir() else (source.parent, source.name)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, torch_dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        folder, gguf_file=file, torch_dtype=torch.float32, attn_implementation="eager", local_files_only=True
     )
     model.eval()
 

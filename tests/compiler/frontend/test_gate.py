@@ -1,16 +1,20 @@
 """The gate lets pass what agrees with its source, refuses what does not, and says where there is nothing to compare."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stic.compiler import cli
 from stic.compiler.decoder.forward import logits
 from stic.compiler.decoder.model import Decoder
+from stic.compiler.frontend import gate
 from stic.compiler.frontend.decoders import read_decoder
-from stic.compiler.frontend.gate import MOST_DIVERGENCE, compare, compare_with_transformers
+from stic.compiler.frontend.gate import MOST_DIVERGENCE, checked_once, compare, compare_with_transformers
 from stic.runtime.errors import UnsupportedModelError
 from tests.compiler.frontend.families.folders import llama_tensors, write
 
@@ -62,10 +66,10 @@ def test_another_vocabulary_is_refused(tmp_path):
         compare(decoder, lambda ids: logits(decoder, ids)[..., 1:])
 
 
-def test_without_a_directory_there_is_a_note(tmp_path):
+def test_without_a_file_there_is_a_note(tmp_path):
     decoder = read_decoder(write(tmp_path / "model"))
     found = compare_with_transformers(Decoder("plain", decoder.architecture, decoder.weights))
-    assert found.divergence is None and "no Hugging Face directory" in found.note
+    assert found.divergence is None and "in no file" in found.note
 
 
 def test_without_torch_there_is_a_note(tmp_path, monkeypatch):
@@ -99,3 +103,42 @@ def test_transformers_agrees_and_tells_what_it_cannot_open(tmp_path):
         compare_with_transformers(decoder)
     (folder / "config.json").write_text("{")
     assert "transformers cannot open it" in compare_with_transformers(decoder).note
+
+
+def test_files_that_stay_as_they_are_are_compared_once(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    source, asked, notes = write(tmp_path / "model"), list[Path](), list[str]()
+    found = gate.transformers_reference
+    monkeypatch.setattr(gate, "transformers_reference", lambda path: asked.append(path) or found(path))
+    for _ in range(2):
+        checked_once(read_decoder(source), tmp_path / "kept", notes.append)
+    assert asked == [source] and not notes
+    os.utime(source / "config.json")
+    checked_once(read_decoder(source), tmp_path / "kept", notes.append)
+    assert asked == [source, source]
+
+
+def test_what_cannot_be_compared_is_said_each_time(tmp_path, monkeypatch):
+    def refused(_):
+        raise ImportError("no torch", name="torch")
+
+    monkeypatch.setattr(gate, "transformers_reference", refused)
+    source, notes = write(tmp_path / "model"), list[str]()
+    for _ in range(2):
+        checked_once(read_decoder(source), tmp_path / "kept", notes.append)
+    assert notes == ["model was not compared with its source: torch is not installed"] * 2
+
+
+def test_large_models_are_not_opened_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "MOST_BYTES", 1000)
+    found = compare_with_transformers(read_decoder(write(tmp_path / "model")))
+    assert found.divergence is None and "in float32" in found.note
+
+
+def test_a_compilation_refuses_what_differs_from_its_source(tmp_path, monkeypatch, capsys):
+    source = write(tmp_path / "model")
+    other = read_decoder(write(tmp_path / "other", llama_tensors(4)))
+    monkeypatch.setattr(gate, "transformers_reference", lambda path: lambda ids: logits(other, ids))
+    monkeypatch.setenv("STIC_CACHE", str(tmp_path / "cache"))
+    assert cli.main(["plan", str(source), "--target", "host", "--planner", "preload", "--bits", "4"]) != 0
+    assert "computes something else than its source" in capsys.readouterr().err
