@@ -179,7 +179,7 @@ def probe_command(
       stic probe minilm.onnx --directory /data -o disk.json
       stic probe --gpu mali-g52 -o board.json
       stic probe --target raspberry-pi-4 --tracker 192.168.1.10:9190 --key pi -o pi.json
-      stic probe smollm2.gguf --context 1024 --target raspberry-pi-4 --tracker 192.168.1.10:9190 --key pi -o pi.json
+      stic probe smollm2.gguf --context 1024 --tracker 192.168.1.10:9190 --key pi -o pi.json
     """
     from stic.compiler.device.probing import remote_runner
     from stic.compiler.report import report

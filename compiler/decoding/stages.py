@@ -50,6 +50,7 @@ from stic.compiler.stage import Tell
 from stic.compiler.stage_cache import solved
 from stic.compiler.stages import Decided, Solver
 from stic.compiler.stages import decide as decided_for
+from stic.compiler.text.template import ChatTemplate
 from stic.compiler.text.tokens import Coder
 from stic.runtime.architecture import tensors
 from stic.runtime.errors import InfeasibleError, InputError
@@ -78,9 +79,17 @@ class Windows:
 def load(path: Path, tell: Tell) -> Decoder:
     """Read what a decoder is, and compare it with its source, once, where something is installed that opens it.
 
-    Raises InputError for files that cannot be read, UnsupportedModelError for what would not be computed as there.
+    Raises InputError for files that cannot be read, or a tokenizer that is of another model, UnsupportedModelError for
+    what would not be computed as in the source.
     """
     decoder = read_decoder_model(path)
+    if decoder.text.tokenizer is not None:
+        Coder(decoder.text, decoder.architecture, str(path))
+    if decoder.text.template is not None:
+        try:
+            ChatTemplate(decoder.text, str(path))
+        except InputError as error:
+            tell.note(f"{error}: a package of it generates, and does not chat")
     checked_once(decoder, cache_dir() / "gate", tell.note)
     return decoder
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stic.compiler.frontend.families import known
+
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
 }  # fmt: skip
@@ -138,7 +140,11 @@ REASONS = {
 
 
 def refusal(config: dict[str, Any]) -> str:
-    """Why a config of a family that is not in FAMILIES is refused; ends with the families that are."""
+    """Why a config of a family that is not in FAMILIES is refused; ends with the families that are taken."""
     kind = config.get("model_type")
     reason = REASONS.get(str(kind))
-    return f"model_type '{kind}' is not supported{f': {reason}' if reason else ''}; {', '.join(FAMILIES)} are"
+    decoders = ", ".join(name for family in known.FAMILIES for name in family.types)
+    return (
+        f"model_type '{kind}' is not supported{f': {reason}' if reason else ''}; {', '.join(FAMILIES)} are, and of"
+        f" decoders, which are compiled without export, {decoders}"
+    )

@@ -28,7 +28,8 @@ def write(folder: Path, template: str | None = TEMPLATE, tied: bool = False) -> 
     tensors["lm_head.weight"][[1, *(tokenizer.token_to_id(name) for name in ("</s>", "<|end|>"))]] = 0
     if tied:
         del tensors["lm_head.weight"]
-    folders.write(folder, tensors, vocab_size=rows, max_position_embeddings=CONTEXT, eos_token_id=1)
+    sizes = {"vocab_size": rows, "max_position_embeddings": CONTEXT}
+    folders.write(folder, tensors, **sizes, eos_token_id=1, tie_word_embeddings=tied)
     (folder / "tokenizer.json").write_bytes(content(tokenizer))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
     settings |= {} if template is None else {"chat_template": template}
