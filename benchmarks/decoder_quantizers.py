@@ -36,6 +36,7 @@ from stic.compiler.decoding.cut import GROUP, Cut, cut_decoder
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
 from stic.compiler.decoding.stacks import stacks_of
 from stic.compiler.frontend.gguf import read_gguf
+from stic.compiler.importance.jobs import Workers
 from stic.compiler.language.scoring import log_probabilities
 from stic.compiler.text.tokens import Coder
 from stic.runtime.architecture import Attention
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--bits", default="2,3,4,8", help="bitwidths, ascending")
     parser.add_argument("--windows", type=int, default=8, help="windows to judge by")
     parser.add_argument("--calibration-windows", type=int, default=16)
-    parser.add_argument("--jobs", type=int, default=2, help="bitwidths that are quantised at once")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--keep", type=Path, help="folder of the quantised blocks; else they are not kept")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     options = parser.parse_args()
@@ -163,7 +164,7 @@ def main() -> None:
     judged = windows(decoder, options.text, options.windows, spread=False)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        quantized = quantize_decoder(cut, bits, bits, calibration, options.keep or Path(folder), options.jobs)
+        quantized = quantize_decoder(cut, bits, bits, calibration, options.keep or Path(folder), Workers(options.jobs))
         seconds = time.perf_counter() - start
         print(f"{decoder.name}: quantised at {options.bits} bits in {seconds:.0f} s")
         rows = study(quantized, judged)

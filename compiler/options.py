@@ -119,6 +119,7 @@ class DecoderOptions:
     context: int | None = None  # tokens that a session can hold; None: DEFAULT_CONTEXT, or the model's, if that is less
     chunk: int = 128  # tokens of a prompt that are computed at once
     cache: CacheType = "int8"  # of keys and values
+    cache_free: bool = False  # a planner that chooses bits may choose another
     head_bits: int | None = None  # of the vocabulary; None: under a uniform planner its bits, but at least LEAST_HEAD
     prompt: int | None = None  # tokens before the first one of an answer; None: DEFAULT_PROMPT, or half of the context
     first_token_us: int | None = None  # limit on the time to the first token of an answer, the prompt's included

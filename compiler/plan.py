@@ -133,6 +133,7 @@ class Problem:
     row_type: str = "int8"  # of the word table: one of ROW_TYPES
     table_streamed: bool = False  # the word table may not be resident, even where the budget allows it
     held: Mapping[int, int] = field(default_factory=dict)  # block -> bits of all its slices, where they are decided
+    whole: frozenset[int] = frozenset()  # blocks whose slices all have the same bits: they are worth the same
     prompt: tuple[Pass, ...] = ()  # of a decoder: what comes before the first token of an answer to the planned prompt
 
     def __post_init__(self) -> None:

@@ -20,7 +20,8 @@ def _decoder(
     given: dict[str, Any] = {
         "context": context,
         "chunk": chunk,
-        "cache": cache,
+        "cache": None if cache == "auto" else cache,
+        "cache_free": cache == "auto",
         "head_bits": None if head_bits is None else int(head_bits),
         "prompt": prompt,
         "first_token_us": first_token_us,
@@ -67,8 +68,10 @@ decoder_group = compose(
         click.option(
             "--kv",
             "cache",
-            type=click.Choice(CACHES[1:]),
-            help="Type of a decoder's cached keys and values; default: int8.",
+            type=click.Choice(["auto", *CACHES[1:]]),
+            default="auto",
+            help="Type of a decoder's cached keys and values; default: what suits the budget, under a uniform planner"
+            " int8.",
         ),
         click.option(
             "--head-bits",

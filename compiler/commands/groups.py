@@ -309,7 +309,7 @@ measured_group = gathered(
         show_default=True,
         help="curves: gain of every bitwidth of every shard; sti: the published one-at-a-time ranking.",
     ),
-    click.option("--exact", is_flag=True, help="Measure every bitwidth; else four, the others follow local errors."),
+    click.option("--exact", is_flag=True, help="Measure every bitwidth; else some, the others follow local errors."),
     click.option("--jobs", type=PROCESSES, metavar="K", help="Processes that measure importance; default: one a core."),
     click.option(
         "--cluster", type=NAME, metavar="ADDRESS", help="A Dask scheduler (tcp://host:port) that measures it instead."

@@ -62,13 +62,9 @@ class Measured:
         A block's errors are a list by bits, a head's losses lists by slice and bits, a plan's loss is a number.
         """
         with threadpool_limits(1):  # products are small: threads share models instead
-            if isinstance(part[0], HeadLosses):
+            if isinstance(part[0], HeadLosses):  # a part of its own
                 rows = Mixtures(self.quantized, self.ids, (), threads).through(tick).judged()[0]
-                return [
-                    Head(self.quantized).slice_losses(rows, job.bits).tolist()
-                    for job in part
-                    if isinstance(job, HeadLosses)
-                ]
+                return [Head(self.quantized).slice_losses(rows, part[0].bits).tolist()]
             numbers = [job.number for job in part if isinstance(job, BlockErrors)]
             if numbers:
                 bits = next(job.bits for job in part if isinstance(job, BlockErrors))

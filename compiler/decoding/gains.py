@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stic.compiler.decoding.gain_jobs import BlockErrors, GainJob, HeadLosses, Measured, run_gain_jobs
-from stic.compiler.decoding.mixtures import EXACT, exact_assignment, with_block
+from stic.compiler.decoding.head import EXACT
+from stic.compiler.decoding.mixtures import exact_assignment, with_block
 from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.compiler.importance.additivity import check, layer_sums
 from stic.compiler.importance.evaluate import Assignment
@@ -67,26 +68,25 @@ def measure_gains(
     blocks, base = len(quantized.shapes) - 1, exact_assignment(quantized)
     errors: list[GainJob] = [BlockErrors(n, offered) for n in range(blocks)]
     probes: list[GainJob] = [LossJob(with_block(base, n, b)) for n in range(blocks) for b in settings.probed]
+    known = tuple(b for b in offered if b in quantized.head_bits)
+    head: list[GainJob] = [HeadLosses(known)] if len(known) > 1 else []  # bits that are decided need no value
     plans = random_plans(quantized, settings)
-    known = tuple(b for b in offered if b in quantized.head_bits)  # where they are decided, others are worth nothing
-    jobs: list[GainJob] = [*errors, HeadLosses(known), *probes, *map(LossJob, plans)]
+    jobs = [*errors, *probes, *head, *map(LossJob, plans)]
     found = iter(run_gain_jobs(measured, jobs, log, workers, progress))
 
-    local = np.array([next(found) for _ in errors])
     raw = np.full((blocks + 1, max(shape.slices for shape in quantized.shapes), len(offered)), np.nan)
     losses = np.zeros(raw.shape)
-    head = np.array(next(found)).reshape(-1, len(known))
-    places = [offered.index(b) for b in known]
-    raw[blocks, : len(head), places] = head.T
-    losses[blocks, : len(head)] = head[:, [max(0, sum(b <= at for b in known) - 1) for at in offered]] if known else 0.0
-    probed = np.full((blocks, len(offered)), np.nan)
-    probed[:, : len(settings.probed)] = np.array([next(found) for _ in probes]).reshape(blocks, -1)
-    # The exact model, without loss or error, is what all curves end in.
-    ended = [np.concatenate([values, np.zeros((blocks, 1))], axis=1) for values in (probed, local)]
-    curves = fill_in(*ended)[:, :-1]
-    for number, shape in enumerate(quantized.shapes[:-1]):
-        raw[number, : shape.slices] = probed[number] / shape.slices
-        losses[number, : shape.slices] = curves[number] / shape.slices
+    local = np.array([next(found) for _ in errors])
+    whole = np.full(local.shape, np.nan)
+    whole[:, : len(settings.probed)] = np.array([next(found) for _ in probes]).reshape(blocks, -1)
+    for number, (own, curve) in enumerate(zip(whole, _curves(whole, local), strict=True)):
+        slices = quantized.shapes[number].slices
+        raw[number, :slices], losses[number, :slices] = own / slices, curve / slices
+    if head:
+        measured_head = np.array(next(found))  # (slices, bits that it was quantised at)
+        below = [max(0, sum(b <= bits for b in known) - 1) for bits in offered]  # other bits are worth the next fewer
+        raw[blocks, : len(measured_head), [offered.index(b) for b in known]] = measured_head.T
+        losses[blocks, : len(measured_head)] = measured_head[:, below]
     importance = _importance(offered, concave_gains(losses, offered), raw, len(probes) + len(plans))
     if plans:
         sums = np.array([plan_sums(plan, importance) for plan in plans])
@@ -94,10 +94,20 @@ def measure_gains(
     return replace(importance, seconds=time.monotonic() - began)
 
 
+def _curves(measured: Doubles, errors: Doubles) -> Doubles:
+    """Losses (blocks, bits) of blocks by their errors, through those that were measured, others being NaN.
+
+    All curves end in the exact model, which has neither loss nor error.
+    """
+    ended = [np.concatenate([values, np.zeros((len(values), 1))], axis=1) for values in (measured, errors)]
+    return fill_in(*ended)[:, :-1]
+
+
 def plan_sums(plan: Assignment, importance: Importance) -> Doubles:
-    """The summed gains (blocks,) of a plan."""
-    most = importance.gain.shape[1]
-    padded = tuple((*row, *(importance.bits[0],) * (most - len(row))) for row in plan)
+    """The summed gains (blocks,) of a plan; a head that is not quantised is worth nothing."""
+    bits, most = importance.bits, importance.gain.shape[1]
+    known = [[b if b in bits else bits[0] for b in row] for row in plan]
+    padded = tuple((*row, *bits[:1] * (most - len(row))) for row in known)
     return layer_sums(padded, importance.bits, importance.gain, importance.presence)
 
 
@@ -108,17 +118,18 @@ def random_plans(quantized: QuantizedDecoder, settings: GainSettings) -> list[As
     vocabulary has bits that it was quantised at.
     """
     rng, bits = np.random.default_rng(settings.seed), np.array(settings.bits)
-    middle, heads = int(np.searchsorted(bits, MIDDLE)), [b for b in settings.bits if b in quantized.head_bits]
+    middle = min(int(np.searchsorted(bits, MIDDLE)), len(bits) - 1)
+    heads = [b for b in settings.bits if b in quantized.head_bits]
     found = []
     for number in range(settings.plans):
-        centre = min(middle, len(bits) - 1) if number % 2 else rng.uniform(0, len(bits) - 1)
+        centre = middle if number % 2 else rng.uniform(0, len(bits) - 1)
         rows = []
         for shape in quantized.shapes:
             place = np.full(shape.slices, rng.normal(centre, 1))
             if rng.random() < 1 / 8:
                 place[: rng.integers(shape.slices + 1)] += 1
             rows.append(tuple(int(b) for b in bits[np.clip(np.rint(place), 0, len(bits) - 1).astype(int)]))
-        head = heads[min(len(heads) - 1, int(rng.integers(len(heads))))] if heads else EXACT
+        head = int(rng.choice(heads)) if heads else EXACT
         found.append((*rows[:-1], tuple(b if b in heads else head for b in rows[-1])))
     return found
 

@@ -12,7 +12,7 @@ from stic.compiler.decoder.model import Array
 from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.runtime.architecture import tensors
 
-_UNQUANTISED = 32
+EXACT = 32  # bits of a slice that is not quantised
 
 
 class Head:
@@ -27,10 +27,9 @@ class Head:
         self._known: dict[int, list[Array]] = {}
 
     def at(self, bits: int) -> list[Array]:
-        """Weights (rows, hidden) of each slice; 32: the model's own."""
+        """Weights (rows, hidden) of each slice; EXACT: the model's own."""
         if bits not in self._known:
-            exact = bits == _UNQUANTISED
-            self._known[bits] = self._own() if exact else self._quantized.head(bits)
+            self._known[bits] = self._own() if bits == EXACT else self._quantized.head(bits)
         return self._known[bits]
 
     def _own(self) -> list[Array]:
@@ -64,7 +63,7 @@ class Head:
     def slice_losses(self, x: Array, bits: Sequence[int]) -> NDArray[np.float64]:
         """Loss (slices, bits) with one slice quantised, all else being exact, at the stream `x` (rows, hidden)."""
         inner, slices = self.inner(x), self._quantized.shapes[-1].slices
-        exact = [self.part(inner, index, _UNQUANTISED).astype(np.float64) for index in range(slices)]
+        exact = [self.part(inner, index, EXACT).astype(np.float64) for index in range(slices)]
         whole = np.concatenate(exact, axis=1)
         peak = whole.max(axis=1, keepdims=True)
         total = np.exp(whole - peak).sum(axis=1)

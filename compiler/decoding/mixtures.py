@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from stic.compiler.decoder.forward import Run, embed, read_block, run_block
 from stic.compiler.decoder.model import Array
-from stic.compiler.decoding.head import Head, divergence, log_softmax
+from stic.compiler.decoding.head import EXACT, Head, divergence, log_softmax
 from stic.compiler.decoding.quantize import Ids, QuantizedDecoder
 from stic.compiler.decoding.stacks import stacks_of
 from stic.compiler.importance.evaluate import Assignment
 
-EXACT = 32  # bits of a slice that is not quantised
 JUDGED = 64  # tokens whose distributions are compared, at most
 TOGETHER = 2048  # tokens that go through a block at once: more would take memory and no less time
 

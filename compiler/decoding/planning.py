@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding import stages
+from stic.compiler.decoding.cache_loss import int8_loss
 from stic.compiler.decoding.cut import Cut
 from stic.compiler.decoding.quantize import QuantizedDecoder
 from stic.compiler.forecast import PassCosts, passes_to_json
@@ -14,11 +15,11 @@ from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.measure import Importance
 from stic.compiler.inputs import read_decoder_model, wanted_target
 from stic.compiler.offers import DECODER_BITS
-from stic.compiler.options import CompileOptions
+from stic.compiler.options import CompileOptions, DecoderOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Problem
 from stic.compiler.planner import FIXED
-from stic.compiler.stage import Stage, Summary
+from stic.compiler.stage import Made, Stage, Summary, Tell
 from stic.compiler.stages import Decided
 
 
@@ -41,6 +42,32 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
     full_bits = max((b for b in bits if b > 8), default=0)
     workers = Workers(options.importance.jobs, options.importance.cluster)
     folder = Path.cwd() if options.output is None else options.output.absolute().parent
+
+    def gathered(made: Made, decoder: DecoderOptions) -> Materials:
+        row_type = options.shards.row_type(planner.bits, made[Decoder].architecture.tied)
+        return stages.gather(made[QuantizedDecoder], decoder, full_bits, row_type, target, options.target)
+
+    def costs(made: Made, materials: Materials, tell: Tell) -> PassCosts:
+        return stages.cost(target, made[Cut], materials, options.target, options.decoder, bits, folder, tell)
+
+    def posed(made: Made, materials: Materials, passes: PassCosts) -> Problem:
+        return stages.pose(materials, made[Importance], passes, options.budget, planner.margin, options.decoder, head)
+
+    def chosen(made: Made, tell: Tell) -> Materials:
+        if asked is not None or not options.decoder.cache_free:
+            return made[Materials]
+        held = stages.held_out(made[Decoder], made[stages.Windows], tell)
+        passes = costs(made, made[Materials], Tell(tell.tick, lambda _: None))  # the next stage has the notes
+        return stages.choose_cache(
+            made[Materials],
+            int8_loss(made[Decoder], held),
+            lambda cache: gathered(made, replace(options.decoder, cache=cache)),
+            lambda materials: posed(made, materials, passes),
+            stages.solver(planner, (), tell).solve,
+            planner.gap,
+            tell,
+        )
+
     return [
         Stage(
             "load",
@@ -69,14 +96,7 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
         Stage(
             "gather",
             "lay out what every plan shares: the store, the trunk, the embedding rows",
-            lambda made, tell: stages.gather(
-                made[QuantizedDecoder],
-                options.decoder,
-                full_bits,
-                options.shards.row_type(planner.bits, made[Decoder].architecture.tied),
-                target,
-                options.target,
-            ),
+            lambda made, tell: gathered(made, options.decoder),
             lambda made: {
                 "shards_bytes": made[Materials].store.total_bytes,
                 "fixed_bytes": made[Materials].fixed_bytes(),
@@ -91,25 +111,21 @@ def decoder_planning(options: CompileOptions) -> list[Stage]:
             lambda made: _of_importance(made[Importance]),
         ),
         Stage(
+            "cache",
+            "choose the type of keys and values",
+            chosen,
+            lambda made: {"fixed_bytes": made[Materials].fixed_bytes()},
+        ),
+        Stage(
             "device",
             "measure what passes cost on the target",
-            lambda made, tell: stages.cost(
-                target, made[Cut], made[Materials], options.target, options.decoder, bits, folder, tell
-            ),
+            lambda made, tell: costs(made, made[Materials], tell),
             lambda made: passes_to_json(made[PassCosts]),
         ),
         Stage(
             "problem",
             "put together all that a planner may know",
-            lambda made, tell: stages.pose(
-                made[Materials],
-                made[Importance],
-                made[PassCosts],
-                options.budget,
-                planner.margin,
-                options.decoder,
-                head,
-            ),
+            lambda made, tell: posed(made, made[Materials], made[PassCosts]),
             lambda made: {"bits": made[Problem].bits},
         ),
         Stage(
@@ -127,9 +143,9 @@ def decoder_refining(options: CompileOptions) -> list[Stage]:
     return [
         Stage(
             "refine",
-            "quantise a plan of several bitwidths again, on the stream that it makes",
-            lambda made, tell: stages.refine_plan(
-                made[Materials], made[QuantizedDecoder], made[stages.Windows], made[Decided].default, workers, tell
+            "quantise what a plan has, on the stream that it makes",
+            lambda made, tell: stages.refine_plans(
+                made[Materials], made[QuantizedDecoder], made[stages.Windows], made[Decided].plans, workers, tell
             ),
             lambda made: {"refined": made[Materials].quantized is not made[QuantizedDecoder]},
         )

@@ -9,21 +9,25 @@ stream of its own.
 from __future__ import annotations
 
 import io
+import os
 import zipfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from stic.compiler.decoder.forward import Run, embed, normalise, read_block, run_block
 from stic.compiler.decoder.model import Array
+from stic.compiler.decoding.apart import MatrixJob, quantized_apart
 from stic.compiler.decoding.cut import Cut
 from stic.compiler.decoding.stacks import stacks_of
-from stic.compiler.quantization.grouped import GroupedMatrix, quantize_grouped
+from stic.compiler.importance.jobs import Workers
+from stic.compiler.quantization.grouped import ROUNDS, GroupedMatrix, quantize_grouped
 from stic.compiler.quantization.quantize import MatrixLevel, Outliers
 from stic.compiler.quantization.targets import target
 from stic.runtime.errors import InputError
@@ -43,6 +47,7 @@ class QuantizedDecoder:
     bits: tuple[int, ...]
     head_bits: tuple[int, ...]
     folder: Path
+    draft: bool = False  # of several bitwidths, to choose among; `refine` quantises what a plan has
     quantizer: str = "grouped"
     nested: bool = False
 
@@ -55,6 +60,16 @@ class QuantizedDecoder:
     def shapes(self) -> tuple[Shape, ...]:
         """How each block is cut."""
         return self.cut.shapes
+
+    def path(self, block: int, bits: int) -> Path:
+        """Where a block's codes are."""
+        return self.folder / str(bits) / f"{block}.npz"
+
+    def missing(self) -> set[int]:
+        """Blocks that have no file at one of the bitwidths."""
+        last = len(self.shapes) - 1
+        offered = {number: self.head_bits if number == last else self.bits for number in range(last + 1)}
+        return {number for number, some in offered.items() if not all(self.path(number, b).is_file() for b in some)}
 
     def level(self, block: int, index: int, name: str, bits: int) -> MatrixLevel:
         """Return one matrix of slice `index` at one bitwidth."""
@@ -87,61 +102,91 @@ class QuantizedDecoder:
 
 
 def quantize_decoder(
-    cut: Cut, bits: Sequence[int], head_bits: Sequence[int], ids: Ids, folder: Path, jobs: int,
+    cut: Cut, bits: Sequence[int], head_bits: Sequence[int], ids: Ids, folder: Path, workers: Workers,
     progress: Tick = lambda done, total: None,
 ) -> QuantizedDecoder:  # fmt: skip
     """Quantise every block at each of `bits`, the vocabulary at each of `head_bits`, into files of `folder`.
 
-    `ids` (windows, tokens) are calibration tokens. Blocks whose files are there are not quantised again. `jobs`
-    bitwidths are at work at once; `progress` is told blocks done and their total. Raises InputError for weights that
-    are not finite.
+    `ids` (windows, tokens) are calibration tokens. One bitwidth is quantised on the stream that it makes; several are
+    drafts, for a planner to choose among. Blocks whose files are there are not quantised again. `progress` is told
+    matrices done and their total. Raises InputError for weights that are not finite.
     """
-    last = len(cut.shapes) - 1
-    levels = [b for b in bits if any(read_codes(folder / str(b) / f"{n}.npz", b) is None for n in range(last))]
-    heads = [b for b in head_bits if read_codes(folder / str(b) / f"{last}.npz", b) is None]
-    done, total = [0], len(levels) * last + (last if heads else 0)
+    quantized = QuantizedDecoder(cut, tuple(bits), tuple(head_bits), folder, draft=len(bits) > 1)
+    last, missing = len(cut.shapes) - 1, quantized.missing()
+    layers = sorted(number for number in missing if number < last)
+    total = sum(len(stacks_of(cut, number).listed) for number in missing)
+    done = 0
 
-    def tick() -> None:
-        done[0] += 1
-        progress(done[0], total)
+    def tick(matrices: int = 1) -> None:
+        nonlocal done
+        done += matrices
+        progress(done, total)
 
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        work = [pool.submit(_quantize_level, cut, b, ids, folder / str(b), tick) for b in levels]
-        if heads:
-            work.append(pool.submit(_quantize_head, cut, heads, ids, folder, tick))
-        for level in work:
-            level.result()
-    return QuantizedDecoder(cut, tuple(bits), tuple(head_bits), folder)
+    if layers and not quantized.draft:
+        with threadpool_limits(workers.jobs or os.cpu_count()):
+            _quantize_level(quantized, ids, tick)
+        layers = []
+    offered = {number: tuple(head_bits if number == last else bits) for number in [*layers, *({last} & missing)]}
+    rounds = 0 if quantized.draft else ROUNDS
+    keep(quantized, quantized_apart(jobs_apart(quantized, offered, ids, rounds), workers, tick))
+    return quantized
 
 
-def _quantize_level(cut: Cut, bits: int, ids: Ids, folder: Path, tick: Callable[[], None]) -> None:
+def _quantize_level(quantized: QuantizedDecoder, ids: Ids, tick: Callable[[int], None]) -> None:
     """One bitwidth of every block but the vocabulary."""
+    cut, (bits,) = quantized.cut, quantized.bits
     architecture = cut.decoder.architecture
     run, x = Run(architecture, (ids.shape[0], ids.shape[1])), embed(cut.decoder, ids)
     exact_run, exact = Run(architecture, run.shape), x
     for number in range(len(cut.shapes) - 1):
-        path = folder / f"{number}.npz"
+        path = quantized.path(number, bits)
         known = read_codes(path, bits) if path.is_file() else None
         block = BlockQuantizer(cut, number, bits, known)
         exact = run_block(exact_run, number, block.weights, exact, block.remember)
         x = run_block(run, number, block.weights, x, block)
         if known is None:
             write_codes(path, block.found, bits)
-        tick()
+            tick(len(block.found))
 
 
-def _quantize_head(cut: Cut, bits: Sequence[int], ids: Ids, folder: Path, tick: Callable[[], None]) -> None:
-    """The vocabulary at each bitwidth, for what it reads in the model as it is: blocks may have any bits before it."""
-    architecture, last = cut.decoder.architecture, len(cut.shapes) - 1
-    run, x = Run(architecture, (ids.shape[0], ids.shape[1])), embed(cut.decoder, ids)
-    for number in range(last):
-        x = run_block(run, number, read_block(cut.decoder, number), x)
-        tick()
-    for b in bits:
-        block = BlockQuantizer(cut, last, b, None)
-        rows = x.reshape(-1, x.shape[-1])
-        block(last, "head", normalise(rows, architecture.head.norms.input, block.weights, "input"))
-        write_codes(folder / str(b) / f"{last}.npz", block.found, b)
+def jobs_apart(
+    quantized: QuantizedDecoder, offered: Mapping[int, tuple[int, ...]], ids: Ids, rounds: int = ROUNDS
+) -> Iterator[MatrixJob]:
+    """The matrices of blocks at the bits `offered`, blocks ascending, each for what it reads in the exact model."""
+    if not offered:
+        return
+    cut, last = quantized.cut, len(quantized.shapes) - 1
+    architecture = cut.decoder.architecture
+    run = Run(architecture, (ids.shape[0], ids.shape[1]))
+    x = embed(cut.decoder, ids)
+    for number in range(max(offered) + 1):
+        weights, read = read_block(cut.decoder, number), dict[str, Array]()
+
+        def see(_: int, name: str, rows: Array, read: dict[str, Array] = read) -> Array:
+            read[name] = rows
+            return rows
+
+        if number < last:
+            x = run_block(run, number, weights, x, see if number in offered else None)
+        else:
+            see(last, "head", normalise(x.reshape(-1, x.shape[-1]), architecture.head.norms.input, weights, "input"))
+        if number not in offered:
+            continue
+        stacks = stacks_of(cut, number)
+        matrices = stacks.read()
+        for name in quantized.shapes[number].matrices:
+            rows, groups = stacks.activations(read.pop(name), name), stacks.groups(name)
+            moments = stacks.moments(rows, rows, name)
+            for matrix in stacks.named(name):
+                yield MatrixJob(number, matrix, matrices.pop(matrix), moments, groups, offered[number], rounds)
+
+
+def keep(quantized: QuantizedDecoder, found: Iterable[tuple[MatrixJob, GroupedMatrix]]) -> None:
+    """Write each block, once its matrices are there."""
+    for number, parts in groupby(found, key=lambda one: one[0].block):
+        matrices = {job.name: matrix for job, matrix in parts}
+        for bits in next(iter(matrices.values())).codes:
+            write_codes(quantized.path(number, bits), matrices, bits)
 
 
 class BlockQuantizer:
@@ -217,9 +262,10 @@ def read_codes(path: Path, bits: int) -> dict[str, GroupedMatrix] | None:
 
 @lru_cache(maxsize=2)
 def _loaded(folder: Path, block: int, bits: int) -> dict[str, GroupedMatrix]:
-    """A block's matrices at one bitwidth."""
+    """A block's matrices at one bitwidth. A damaged file is taken away, so that it is made anew."""
     path = folder / str(bits) / f"{block}.npz"
     found = read_codes(path, bits)
     if found is None:
+        path.unlink(missing_ok=True)
         raise InputError(f"{path} is damaged or gone: run the command again, which makes it anew")
     return found

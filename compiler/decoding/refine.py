@@ -1,13 +1,14 @@
-"""Quantise a decoder once more for a plan: each block at its own bits, on the stream that those before it make there.
+"""Quantise a decoder for a plan: each block at its own bits, on the stream that those before it make there.
 
-The levels that importance is measured on were made one bitwidth after another. Each makes up for the errors of its own
-bitwidth in earlier blocks, which are not those that a plan of several has. So once a plan is known, its blocks are
-quantised in their order again. docs/decoders.md has what that is worth.
+What a planner chooses among are drafts, quantised apart from each other. A block makes up for the errors of those
+before it, and these follow from the plan. So once a plan is known, its blocks are quantised in their order.
+docs/decoders.md has what that is worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from stic.compiler.decoder.forward import Run, Tap, embed, read_block, run_block
 from stic.compiler.decoder.model import Array
+from stic.compiler.decoding.apart import quantized_apart
 from stic.compiler.decoding.cut import Cut
 from stic.compiler.decoding.mixtures import Block
 from stic.compiler.decoding.quantize import (
@@ -22,11 +24,14 @@ from stic.compiler.decoding.quantize import (
     Ids,
     QuantizedDecoder,
     Tick,
+    jobs_apart,
+    keep,
     read_codes,
     write_codes,
 )
 from stic.compiler.decoding.stacks import stacks_of
 from stic.compiler.importance.evaluate import Assignment
+from stic.compiler.importance.jobs import Workers
 from stic.compiler.quantization.quantize import MatrixLevel
 from stic.runtime.format import LEVEL_BITS
 from stic.runtime.layout import Shape
@@ -34,11 +39,10 @@ from stic.runtime.layout import Shape
 
 @dataclass(frozen=True, eq=False)
 class RefinedDecoder:
-    """A quantised decoder with other codes where slices have the bits of a plan."""
+    """Drafts of a decoder, with other codes in their place where a plan has some."""
 
     base: QuantizedDecoder
-    fine: QuantizedDecoder  # has what the plan has, the vocabulary left out
-    plan: Assignment
+    fine: QuantizedDecoder
     quantizer: str = "grouped"
     nested: bool = False
 
@@ -59,45 +63,64 @@ class RefinedDecoder:
 
     def level(self, block: int, index: int, name: str, bits: int) -> MatrixLevel:
         """Return one matrix of slice `index` at one bitwidth."""
-        planned = block < len(self.shapes) - 1 and bits == self.plan[block][index]
-        return (self.fine if planned else self.base).level(block, index, name, bits)
+        refined = self.fine.path(block, bits).is_file()
+        return (self.fine if refined else self.base).level(block, index, name, bits)
 
     def weights(self, block: int, index: int) -> dict[str, Array]:
         """The matrices of a slice before they were quantised, (N, K) float32, padded with zeros."""
         return self.base.weights(block, index)
 
 
-def mixes(plan: Assignment) -> bool:
-    """Whether blocks before the vocabulary have several bitwidths, so that there is something to refine."""
-    return len({bits for row in plan[:-1] for bits in row}) > 1
-
-
 def refine(
-    quantized: QuantizedDecoder, plan: Assignment, ids: Ids, folder: Path, threads: int,
+    quantized: QuantizedDecoder, plans: Sequence[Assignment], ids: Ids, folder: Path, workers: Workers,
     progress: Tick = lambda done, total: None,
 ) -> RefinedDecoder:  # fmt: skip
-    """Quantise every block but the vocabulary at the bits of `plan`, into files of `folder`.
+    """Quantise what the plans of a package have, into files of `folder`; the first is the default.
 
-    `ids` (windows, tokens) are calibration tokens. Blocks whose files are there are not quantised again.
+    Blocks of the default plan make up for each other's errors. What other plans have besides, and the vocabulary, are
+    quantised for what the exact model reads. `ids` (windows, tokens) are calibration tokens. Blocks whose files are
+    there are not quantised again.
     """
-    cut, levels = quantized.cut, sorted({bits for row in plan[:-1] for bits in row} & set(LEVEL_BITS))
-    fine = QuantizedDecoder(cut, tuple(levels), (), folder)
+    cut, last, first = quantized.cut, len(quantized.shapes) - 1, plans[0]
+    used = [{bits for plan in plans for bits in plan[number]} & set(LEVEL_BITS) for number in range(last + 1)]
+    fine = QuantizedDecoder(cut, tuple(sorted(set().union(*used[:-1]))), tuple(sorted(used[last])), folder)
+    total, done = len(first), 0
+
+    def tick(blocks: int = 1) -> None:
+        nonlocal done
+        done = min(total, done + blocks)
+        progress(done, total)
+
+    with threadpool_limits(workers.jobs or os.cpu_count()):
+        _along(fine, first, ids, tick)
+    more = {
+        number: tuple(b for b in sorted(some) if not fine.path(number, b).is_file()) for number, some in enumerate(used)
+    }
+    keep(
+        fine,
+        quantized_apart(jobs_apart(fine, {n: some for n, some in more.items() if some}, ids), workers, lambda: None),
+    )
+    tick()
+    return RefinedDecoder(quantized, fine)
+
+
+def _along(fine: QuantizedDecoder, plan: Assignment, ids: Ids, tick: Callable[[], None]) -> None:
+    """Quantise the blocks of a plan, the vocabulary left out, in their order."""
+    cut = fine.cut
     run, x = Run(cut.decoder.architecture, (ids.shape[0], ids.shape[1])), embed(cut.decoder, ids)
     exact_run, exact = Run(cut.decoder.architecture, run.shape), x
-    with threadpool_limits(threads):
-        for number, row in enumerate(plan[:-1]):
-            paths = {bits: folder / str(bits) / f"{number}.npz" for bits in sorted(set(row) & set(levels))}
-            known = {bits: read_codes(path, bits) for bits, path in paths.items()}
-            blocks = [BlockQuantizer(cut, number, bits, found) for bits, found in known.items()]
-            exact = run_block(exact_run, number, read_block(cut.decoder, number), exact, _all(blocks))
-            outputs = []
-            for block in blocks:
-                outputs.append(run_block(run, number, block.weights, x, block))
-                if known[block.bits] is None:
-                    write_codes(paths[block.bits], block.found, block.bits)
-            x = outputs[0] if len(set(row)) == len(outputs) == 1 else _mixed(fine, number, row, run, x)
-            progress(number + 1, len(plan) - 1)
-    return RefinedDecoder(quantized, fine, plan)
+    for number, row in enumerate(plan[:-1]):
+        paths = {bits: fine.path(number, bits) for bits in sorted({*row} & {*LEVEL_BITS})}
+        known = {bits: read_codes(path, bits) for bits, path in paths.items()}
+        blocks = [BlockQuantizer(cut, number, bits, found) for bits, found in known.items()]
+        exact = run_block(exact_run, number, read_block(cut.decoder, number), exact, _all(blocks))
+        outputs = []
+        for block in blocks:
+            outputs.append(run_block(run, number, block.weights, x, block))
+            if known[block.bits] is None:
+                write_codes(paths[block.bits], block.found, block.bits)
+        x = outputs[0] if len(set(row)) == len(outputs) == 1 else _mixed(fine, number, row, run, x)
+        tick()
 
 
 def _all(blocks: Sequence[BlockQuantizer]) -> Tap:

@@ -35,6 +35,11 @@ class Stacks:
         """The matrices that are of one name of `Shape.matrices`."""
         return [f"head{index}" for index in range(self.shape.slices)] if name == "head" else [name]
 
+    @property
+    def listed(self) -> list[str]:
+        """All matrices of the block."""
+        return [matrix for name in self.shape.matrices for matrix in self.named(name)]
+
     def read(self) -> dict[str, Array]:
         """Read the block's weights, all slices together."""
         slices = list(self.cut.slices(self.block))

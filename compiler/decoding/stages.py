@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
+from stic.compiler.decoder.forward import run_block
 from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding.cut import Cut, cut_decoder
 from stic.compiler.decoding.gain_jobs import Measured
@@ -22,22 +23,26 @@ from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import pass_costs
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
-from stic.compiler.decoding.refine import mixes, refine
+from stic.compiler.decoding.refine import refine
+from stic.compiler.decoding.stacks import stacks_of
 from stic.compiler.device.workload import DEFAULT_LANES
 from stic.compiler.forecast import PassCosts
 from stic.compiler.importance.examples import BUILT_IN
 from stic.compiler.importance.file import load as load_importance
 from stic.compiler.importance.jobs import Workers
 from stic.compiler.importance.log import EvaluationLog
-from stic.compiler.importance.measure import Importance
+from stic.compiler.importance.measure import GOOD_RHO, Importance
 from stic.compiler.memory.placement import fixed_bytes, in_context, regions
 from stic.compiler.offers import DECODER_BITS
 from stic.compiler.options import BudgetOptions, DecoderOptions, ImportanceOptions, PlannerOptions, TargetOptions
 from stic.compiler.package.assembly import Materials
 from stic.compiler.plan import Plan, Problem
 from stic.compiler.planner import least_memory
+from stic.compiler.planner.closed_form import objective
 from stic.compiler.planner.costs import paced_io
 from stic.compiler.quantities import format_bytes
+from stic.compiler.quantization.grouped import quantize_grouped
+from stic.compiler.quantization.targets import target
 from stic.compiler.stage import Tell
 from stic.compiler.stage_cache import solved
 from stic.compiler.stages import Decided, Solver
@@ -46,14 +51,16 @@ from stic.compiler.text.tokens import Coder
 from stic.runtime.architecture import tensors
 from stic.runtime.errors import InfeasibleError, InputError
 from stic.runtime.files import write_bytes
-from stic.runtime.format import LEVEL_BITS, TILE
+from stic.runtime.format import LEVEL_BITS, TILE, CacheType
 from stic.runtime.native import cache_dir
 from stic.targets.target import Target
 
 TOKENS = 4096  # of calibration, where no number is asked for
 WINDOW, OWN_WINDOW = 512, 256  # tokens of a window of text, and of one that the model writes
 HELD, HELD_TOKENS = 2, 128  # windows that gains are measured on, and tokens of each
-_QUANTIZES = (quantize_decoder.__module__,)
+# What decides codes, with all that it imports; and what leads there, whose imports decide nothing.
+_QUANTIZES = (quantize_grouped.__module__, target.__module__)
+_AROUND = tuple(f.__module__ for f in (quantize_decoder, refine, stacks_of, cut_decoder, run_block))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +172,10 @@ def quantize(
 
     What was made from the same weights and text before is taken.
     """
-    key = digest(code_of(*_QUANTIZES, alone=(__name__,)), _weights_digest(cut.decoder), cut.shapes, windows.ids)
-    folder = cache_dir() / "decoders" / key
     levels, heads = (tuple(b for b in some if b in LEVEL_BITS) for some in (bits, head_bits))
-    return quantize_decoder(cut, levels, heads, windows.ids, folder, workers.jobs or os.cpu_count() or 1, tell.tick)
+    code = code_of(*_QUANTIZES, *_AROUND, alone=_AROUND)
+    key = digest(code, _weights_digest(cut.decoder), cut.shapes, windows.ids, len(levels) > 1)
+    return quantize_decoder(cut, levels, heads, windows.ids, cache_dir() / "decoders" / key, workers, tell.tick)
 
 
 @lru_cache(maxsize=1)
@@ -194,6 +201,38 @@ def gather(
     return collect_decoder(quantized, full_bits, decoder, threads, lanes, row_type)
 
 
+def choose_cache(
+    materials: Materials,
+    int8_loss: float,
+    with_cache: Callable[[CacheType], Materials],
+    posed: Callable[[Materials], Problem],
+    solve: Callable[[Problem], Plan],
+    gap: float,
+    tell: Tell,
+) -> Materials:
+    """Choose between keys and values in int8, which `materials` has and which lose so much, and in float16.
+
+    Each form's best plan decides. A loss that is a smaller share of what the plan leaves than `gap` counts for nothing.
+    """
+    narrow = posed(materials)
+    most = float(narrow.gain.max(axis=2).sum())
+    try:
+        reached = objective(solve(narrow).layers, narrow)
+    except InfeasibleError:
+        return materials
+    if int8_loss <= gap * (most - reached):
+        tell.note(f"keys and values are int8, which loses {int8_loss:.2g} nats a token")
+        return materials
+    wider = with_cache("float16")
+    wide = posed(wider)
+    try:
+        better = objective(solve(wide).layers, wide) > reached - int8_loss
+    except InfeasibleError:
+        better = False
+    tell.note(f"keys and values are {'float16' if better else 'int8'}: int8 loses {int8_loss:.2g} nats a token")
+    return wider if better else materials
+
+
 def cost(
     target: Target, cut: Cut, materials: Materials, options: TargetOptions, decoder: DecoderOptions,
     bits: tuple[int, ...], folder: Path, tell: Tell,
@@ -206,7 +245,9 @@ def cost(
         raise InputError("a decoder is planned on the CPU alone for now: leave out --place gpu")
     if target.gpu is not None:
         tell.note(f"the GPU of target {target.name} stays idle: a decoder is planned on the CPU alone for now")
-    found = pass_costs(target, cut, materials, decoder, bits, folder, tell.tick, tell.note)
+    assert materials.sizes.decoder is not None
+    own = replace(decoder, cache=materials.sizes.decoder.cache)
+    found = pass_costs(target, cut, materials, own, bits, folder, tell.tick, tell.note)
     if options.storage is None:
         return found
     note = f"storage is taken to deliver {options.storage}"
@@ -238,6 +279,7 @@ def pose(
         row_type=materials.row_type,
         table_streamed=True,
         held={} if head_bits is None else {materials.store.blocks - 1: head_bits},
+        whole=frozenset(range(materials.store.blocks - 1)),
         prompt=costs.prompt(options.prompt_of(context), chunk),
     )
 
@@ -260,7 +302,13 @@ def value(
         return worthless(quantized, bits)
     cut = quantized.cut
     if options.file is not None:
-        return read_gains(options.file, cut, bits)
+        found = read_gains(options.file, cut, bits)
+        if found.rho is not None and found.rho < GOOD_RHO:
+            tell.note(
+                f"{options.file}: summed gains order random plans with a rank correlation of {found.rho:.2f} only, so"
+                " that another plan may well be better"
+            )
+        return found
     held = held_out(cut.decoder, windows, tell)
     code = code_of(measure_gains.__module__, alone=(__name__,))
     log = EvaluationLog(cache_dir() / "importance", digest(code, quantized.folder.name, held))
@@ -344,14 +392,13 @@ def solver(options: PlannerOptions, notes: tuple[str, ...], tell: Tell) -> Solve
     return Solver(solve, None)
 
 
-def refine_plan(
-    materials: Materials, quantized: QuantizedDecoder, windows: Windows, plan: Plan, workers: Workers, tell: Tell
-) -> Materials:
-    """Quantise again for a plan that has several bitwidths; other plans of the package share what it has."""
-    bits = tuple(layer.bits for layer in plan.layers)
-    if not mixes(bits):
+def refine_plans(
+    materials: Materials, quantized: QuantizedDecoder, windows: Windows, plans: Sequence[Plan], workers: Workers,
+    tell: Tell,
+) -> Materials:  # fmt: skip
+    """Quantise what plans have chosen among drafts."""
+    if not quantized.draft:
         return materials
-    key = digest(code_of(refine.__module__, alone=(__name__,)), quantized.folder.name, bits[:-1])
-    threads = workers.jobs or os.cpu_count() or 1
-    refined = refine(quantized, bits, windows.ids, cache_dir() / "decoders" / key, threads, tell.tick)
-    return replace(materials, quantized=refined)
+    chosen = [tuple(layer.bits for layer in plan.layers) for plan in plans]
+    folder = cache_dir() / "decoders" / digest(quantized.folder.name, chosen)
+    return replace(materials, quantized=refine(quantized, chosen, windows.ids, folder, workers, tell.tick))

@@ -102,6 +102,8 @@ class _Attempt:
         old, resident = self.layers[k]
         if k in self.problem.held:
             return None
+        if k in self.problem.whole:
+            return self._all_upgraded(k, bits) if s == 0 else None
         if s > 0 and old[s - 1] < bits:
             return None
         held = resident[s]
@@ -112,6 +114,13 @@ class _Attempt:
         new = (*old[:s], bits, *old[s + 1 :])
         kept = (*resident[:s], held, *resident[s + 1 :])
         return new, kept
+
+    def _all_upgraded(self, k: int, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Layer k, whose slices have the same bits, with all of them at `bits`."""
+        old, resident = self.layers[k]
+        if not any(resident) or self.problem.store.nested:
+            return (bits,) * len(old), (0,) * len(old) if bits > 8 else resident
+        return ((bits,) * len(old), (bits,) * len(old)) if all(resident) else None
 
     def _try(self, k: int, s: int, bits: int) -> bool:
         entry = self._upgraded(k, s, bits)

@@ -114,6 +114,8 @@ def build(problem: Problem, floor: float | None = None) -> Program:
 def _fidelities(p: Program) -> None:
     """A shard with fidelity j has fidelity j - 1, and so has the slice before it; unless elastic, all are kept.
 
+    Slices of a whole block share their variables.
+
     Along a path of submodels a shard is kept only with those before it.
     """
     count = len(p.problem.bits)
@@ -121,6 +123,9 @@ def _fidelities(p: Program) -> None:
         p.y.append([])
         for s in range(width):
             row: list[Term] = [p.bool(f"y{k}.{s}.{j}") if j or p.problem.elastic else 1 for j in range(count)]
+            if s and k in p.problem.whole:
+                p.y[k].append(p.y[k][0])
+                continue
             if k in p.problem.held:
                 row = [int(bits <= p.problem.held[k]) for bits in p.problem.bits]
             p.y[k].append(row)

@@ -44,6 +44,8 @@ def solve(
     """
     began = time.perf_counter()
     start = greedy.solve(problem, until=began + START_SHARE * time_limit_s)
+    if problem.prompt and start is not None:
+        enough *= _share_lost(problem, start)
     left_open = _left_open(problem)
     share = 0.6 if left_open else 1.0
 
@@ -83,6 +85,16 @@ def solve(
     status = "optimal" if answer.proved else "feasible" if bound is not None else "heuristic"
     proof = Proof(status, value, bound, time.perf_counter() - began, max(gap_limit, enough))
     return replace(plan, planner="ilp", budget=problem.budget, notes=notes, proof=proof)
+
+
+def _share_lost(problem: Problem, plan: Plan) -> float:
+    """Share of the largest possible objective that a plan gives up.
+
+    A decoder's gains count from bits at which hardly anything is left of the model. What a plan is judged by is the
+    loss that remains, so the gap that is enough is a share of that.
+    """
+    most = float(problem.gain.max(axis=2).sum())
+    return max(0.0, 1 - plan.proof.objective / most) if most > 0 else 1.0
 
 
 def _left_open(problem: Problem) -> tuple[Aim, ...]:

@@ -21,7 +21,7 @@ def hint(p: Program, model: cp_model.CpModel, plan: Plan) -> None:
     for k, layer in enumerate(plan.layers):
         counts = {level: rest for level, *rest in runs(layer.bits, layer.resident, p.problem.store.nested)}
         for s, row in enumerate(p.y[k]):
-            for j, x in enumerate(row):
+            for j, x in enumerate(row if s == 0 or row is not p.y[k][0] else ()):
                 if not isinstance(x, int):
                     add(x, s < len(layer.bits) and layer.bits[s] >= bits[j])
         on = False

@@ -10,6 +10,8 @@ Everything is transposed, (columns, rows): a step handles one column of all rows
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,13 +34,25 @@ def nearest(values: Array, table: Array) -> Codes:
     return codes
 
 
-def feed_forward(weights: Array, unit: Array, table: Array, moments: Array) -> Codes:
-    """Return codes (k, n) for `weights` (k, n), where weight = unit * table[code] and `unit` (k, n) is above 0.
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How the error of each column spreads to those after it, for inputs of some second moments."""
 
-    `moments` (k, k) is positive definite.
-    """
-    order = np.argsort(-np.diag(moments), kind="stable")
-    spread = _spread(moments[np.ix_(order, order)])
+    order: NDArray[np.intp]  # (k,): columns of the largest inputs first
+    rows: Array  # (k, k), in that order: the upper triangle U with U^T U = moments^-1
+
+    @classmethod
+    def of(cls, moments: Array) -> Spread:
+        """`moments` (k, k) is positive definite."""
+        order = np.argsort(-np.diag(moments), kind="stable")
+        ordered = moments[np.ix_(order, order)].astype(np.float64)
+        lower = np.linalg.cholesky(np.linalg.inv(ordered))
+        return cls(order, np.ascontiguousarray(lower.T, np.float32))
+
+
+def feed_forward(weights: Array, unit: Array, table: Array, along: Spread) -> Codes:
+    """Return codes (k, n) for `weights` (k, n), where weight = unit * table[code] and `unit` (k, n) is above 0."""
+    order, spread = along.order, along.rows
     left, units = weights[order], unit[order]
     codes = np.empty(weights.shape, np.uint8)
     for start in range(0, len(left), BLOCK):
@@ -51,12 +65,6 @@ def feed_forward(weights: Array, unit: Array, table: Array, moments: Array) -> C
             left[column + 1 : end] -= spread[column, column + 1 : end, None] * lost[column - start]
         left[end:] -= spread[start:end, end:].T @ lost
     return codes
-
-
-def _spread(moments: Array) -> Array:
-    """The upper triangle U with U^T U = moments^-1: row k over its diagonal is how column k's error spreads."""
-    lower = np.linalg.cholesky(np.linalg.inv(moments.astype(np.float64)))
-    return np.ascontiguousarray(lower.T, np.float32)
 
 
 def descend(weights: Array, unit: Array, table: Array, moments: Array, codes: Codes, sweeps: int) -> Codes:

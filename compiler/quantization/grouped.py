@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stic.compiler.model import Array
 from stic.compiler.quantization.codebook import Samples
-from stic.compiler.quantization.feedback import Codes, descend, feed_forward, nearest
+from stic.compiler.quantization.feedback import Codes, Spread, descend, feed_forward, nearest
 from stic.runtime.errors import InputError
 
 INT8_MAX, UINT8_MAX = 127, 255  # of table entries, of ratios
@@ -79,9 +79,10 @@ def column_groups(widths: Sequence[int], group: int) -> NDArray[np.intp]:
 
 
 def quantize_grouped(
-    weight: Array, moments: Array, bits: Sequence[int], groups: NDArray[np.intp], target: Array | None = None
-) -> GroupedMatrix:
-    """Quantise `weight` (N, K) at each of `bits`, 2 to 8.
+    weight: Array, moments: Array, bits: Sequence[int], groups: NDArray[np.intp], target: Array | None = None,
+    rounds: int = ROUNDS,
+) -> GroupedMatrix:  # fmt: skip
+    """Quantise `weight` (N, K) at each of `bits`, 2 to 8, in so many rounds of step 3.
 
     `moments` (K, K) are the second moments of its inputs, as they were measured; `groups` (K,) the group of each
     column, ascending from 0. `target` (N, K) is what codes and ratios shall come near instead of `weight`, as
@@ -98,7 +99,8 @@ def quantize_grouped(
     peaks = np.maximum.reduceat(np.abs(turned), starts, axis=0)  # (G, N)
     scale = row_scale(weight)
     damped = _damped(moments)
-    levels = {b: _Level(turned, damped, scale, peaks, starts, b).fitted() for b in bits}
+    along = Spread.of(damped)
+    levels = {b: _Level(turned, damped, along, scale, peaks, starts, b).fitted(rounds) for b in bits}
     return GroupedMatrix(
         {b: np.ascontiguousarray(codes.T) for b, (codes, _, _) in levels.items()},
         {b: table.astype(np.int8) for b, (_, table, _) in levels.items()},
@@ -128,18 +130,19 @@ class _Level:
 
     weights: Array
     moments: Array
+    along: Spread  # of the moments
     scale: Array  # (N,)
     peaks: Array  # (G, N): the largest weight of each group
     starts: NDArray[np.intp]  # (G,): the first column of each group
     bits: int
 
-    def fitted(self) -> tuple[Codes, Array, Array]:
+    def fitted(self, rounds: int) -> tuple[Codes, Array, Array]:
         """Return codes (K, N), the table (2^bits) of whole numbers, and ratios (G, N), whole numbers too."""
         table, units = self._start()
         ratios = self._ratios(units)
-        codes = feed_forward(self.weights, self._spread(ratios), table, self.moments)
-        reached = self.moments @ self.weights
-        for _ in range(ROUNDS):
+        codes = feed_forward(self.weights, self._spread(ratios), table, self.along)
+        reached = self.moments @ self.weights if rounds else self.weights
+        for _ in range(rounds):
             ratios = self._ratios(self._refitted(codes, table, ratios, reached))
             codes = descend(self.weights, self._spread(ratios), table, self.moments, codes, SWEEPS)
         return codes, table, np.where(self.peaks > 0, ratios, 0)

@@ -39,6 +39,14 @@ def test_plans_take_it(model, file, more, capfd):
     assert plan(model, file, "--until", "importance", *more) == 0, capfd.readouterr().err
 
 
+def test_gains_that_do_not_add_up_are_noted(model, file, tmp_path, capfd):
+    data = json.loads(file.read_text())
+    data["additivity"][0]["rho"] = 0.3
+    (tmp_path / "poor.json").write_text(json.dumps(data))
+    assert plan(model, tmp_path / "poor.json", "--until", "importance") == 0
+    assert "with a rank correlation of 0.30 only" in capfd.readouterr().err
+
+
 def _of_others(data):
     data["key"] = "0" * 32
 

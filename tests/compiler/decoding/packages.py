@@ -8,6 +8,7 @@ from stic.compiler.decoder.model import Decoder
 from stic.compiler.decoding.cut import cut_decoder
 from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
+from stic.compiler.importance.jobs import Workers
 from stic.compiler.options import DecoderOptions
 from stic.compiler.package.assembly import Planned, assemble_package
 from stic.compiler.package.kernels import generate
@@ -25,7 +26,7 @@ def package_of(
     if bits > 8:
         quantized, full = QuantizedDecoder(cut, (), (), folder / "codes"), bits
     else:
-        quantized, full = quantize_decoder(cut, (bits,), (bits,), ids, folder / "codes", 1), 0
+        quantized, full = quantize_decoder(cut, (bits,), (bits,), ids, folder / "codes", Workers(1)), 0
     row_type = "tied" if decoder.architecture.tied else "float16" if full else "int8"
     materials = collect_decoder(quantized, full, options, 2, 2, row_type)
     layers = tuple(LayerPlan((bits,) * n, (bits * resident,) * n) for n in materials.store.slices)

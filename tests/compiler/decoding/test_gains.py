@@ -44,6 +44,12 @@ def test_gains_rise_and_slices_share_them(quantized):
     assert (np.diff(gain, axis=2) >= 0).all() and (gain[:, 0, -1] > 0).all() and not gain[..., 0].any()
 
 
+@pytest.mark.parametrize("head_bits", [(), (8,)])
+def test_a_head_whose_bits_are_decided_is_worth_nothing(quantized, head_bits):
+    found = measure(replace(quantized, head_bits=head_bits), replace(SETTINGS, plans=2))
+    assert not found.gain[-1].any() and found.gain[0, 0, -1] > 0
+
+
 def test_sums_of_gains_order_plans_as_their_losses(quantized):
     found = measure(quantized, replace(SETTINGS, plans=24))
     (additivity,) = found.additivity

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from stic.compiler.decoder.forward import Run, embed, read_block, run_block, run_vocabulary
-from stic.compiler.decoding.head import Head, divergence, log_softmax
-from stic.compiler.decoding.mixtures import EXACT, Block, exact_assignment, mixture_losses, with_block
+from stic.compiler.decoding.head import EXACT, Head, divergence, log_softmax
+from stic.compiler.decoding.mixtures import Block, exact_assignment, mixture_losses, with_block
 from stic.compiler.decoding.stacks import stacks_of
 from tests.compiler.decoding.conftest import BITS, SHORT
 

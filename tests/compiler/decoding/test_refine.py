@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from stic.compiler.decoder.forward import Run, embed, read_block, run_block
-from stic.compiler.decoding import quantize
-from stic.compiler.decoding.mixtures import Block, exact_assignment, with_block
-from stic.compiler.decoding.refine import mixes, refine
+from stic.compiler.decoding import apart, quantize
+from stic.compiler.decoding.mixtures import Block, exact_assignment
+from stic.compiler.decoding.refine import refine
 from stic.compiler.decoding.stacks import stacks_of
-from tests.compiler.decoding.test_quantize import IDS
+from tests.compiler.decoding.test_quantize import ALONE, IDS
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def plan(quantized):
 
 @pytest.fixture(scope="module")
 def refined(quantized, plan, tmp_path_factory):
-    return refine(quantized, plan, IDS, tmp_path_factory.mktemp("fine"), 1)
+    return refine(quantized, (plan,), IDS, tmp_path_factory.mktemp("fine"), ALONE)
 
 
 def lost(quantized, plan, codes):
@@ -53,22 +53,28 @@ def test_slices_have_other_codes_at_the_plans_bits_alone(quantized, plan, refine
             found, before = (some.level(block, index, name, bits) for some in (refined, quantized))
             assert found.codes.shape == before.codes.shape
             assert np.array_equal(refined.fine.level(block, index, name, bits).codes, found.codes)
-            other = 3 if bits != 3 else 2
+            other = next(b for b in (2, 3, 4, 8) if b not in row)
             assert np.array_equal(
                 refined.level(block, index, name, other).codes, quantized.level(block, index, name, other).codes
             )
-    last = len(plan) - 1
-    assert np.array_equal(refined.level(last, 0, "head", 4).codes, quantized.level(last, 0, "head", 4).codes)
     assert not np.array_equal(refined.level(3, 0, "up", 2).codes, quantized.level(3, 0, "up", 2).codes)
 
 
 def test_what_was_made_is_not_made_again(quantized, plan, refined, monkeypatch):
-    monkeypatch.setattr(quantize, "quantize_grouped", None)
+    for module in (quantize, apart):
+        monkeypatch.setattr(module, "quantize_grouped", None)
     told = []
-    refine(quantized, plan, IDS, refined.fine.folder, 1, lambda done, total: told.append((done, total)))
-    assert told == [(n + 1, len(plan) - 1) for n in range(len(plan) - 1)]
+    refine(quantized, (plan,), IDS, refined.fine.folder, ALONE, lambda *now: told.append(now))
+    assert told == [(n + 1, len(plan)) for n in range(len(plan))]
 
 
-def test_one_bitwidth_needs_none(quantized):
-    exact = exact_assignment(quantized)
-    assert not mixes(exact) and not mixes(with_block(exact, len(exact) - 1, 4)) and mixes(with_block(exact, 0, 4))
+def test_other_plans_and_the_vocabulary_are_no_drafts(quantized, plan, tmp_path):
+    """They are quantised for what the exact model reads, in full."""
+    other = ((4,) * len(plan[0]), *plan[1:])
+    found = refine(quantized, (plan, other), IDS, tmp_path, ALONE)
+    last = len(plan) - 1
+    for block, name, bits in ((0, "qkv", 4), (last, "head", 4)):
+        weight = quantized.weights(block, 0)[name]
+        fine, draft = (some.level(block, 0, name, bits) for some in (found, quantized))
+        assert not np.array_equal(fine.codes, draft.codes) and fine.codes.shape == weight.shape
+    assert np.array_equal(found.level(0, 0, "qkv", 8).codes, quantized.level(0, 0, "qkv", 8).codes)

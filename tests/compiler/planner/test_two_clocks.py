@@ -131,6 +131,22 @@ def test_a_replay_above_the_limit_of_the_first_token_is_a_defect() -> None:
         check(plan, p, replace(claim_of(plan, p), first_token_us=1.0))
 
 
+def test_whole_blocks_have_one_bitwidth_under_the_ilp_and_greedy() -> None:
+    """And the ilp finds the best of all such plans, which it can be shown on an instance this small."""
+    base = prompted(limits()[0])
+    slices = np.array(base.store.slices)
+    gain = np.zeros(base.gain.shape)
+    for block, count in enumerate(slices):
+        gain[block, :count, 1] = base.gain[block, :count, 1].mean()
+    p = replace(base, gain=gain, whole=frozenset(range(len(slices) - 1)))
+    best = max(objective(plan.layers, p) for plan in everything(p) if within(p, claim_of(plan, p)))
+    for name in ("ilp", "greedy"):
+        plan = solve(p, name, None, time_limit_s=4.0)
+        check(plan, p, claim_of(plan, p))
+        assert all(len(set(layer.bits)) == 1 for layer in plan.layers[:-1])
+        assert name == "greedy" or objective(plan.layers, p) >= best * (1 - 1e-6)
+
+
 def test_blocks_whose_bits_are_decided_keep_them_under_every_planner() -> None:
     last = len(problem(Budget()).store.slices) - 1
     p = replace(prompted(Budget()), held={last: 4})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stic.compiler.model import Array
-from stic.compiler.quantization.feedback import BLOCK, descend, feed_forward, nearest
+from stic.compiler.quantization.feedback import BLOCK, Spread, descend, feed_forward, nearest
 from stic.compiler.quantization.grouped import GroupedMatrix, column_groups, quantize_grouped
 from stic.runtime.errors import InputError
 
@@ -185,7 +185,7 @@ def test_each_step_lowers_the_loss(columns: int) -> None:
     def lost(codes: NDArray[np.uint8]) -> float:
         return loss(weight.T, (unit * table[codes]).T, moments)
 
-    fed = feed_forward(weight, unit, table, moments)
+    fed = feed_forward(weight, unit, table, Spread.of(moments))
     once = descend(weight, unit, table, moments, fed, 1)
     twice = descend(weight, unit, table, moments, fed, 2)
     assert lost(twice) <= lost(once) <= lost(fed) < lost(nearest(weight / unit, table))
@@ -195,7 +195,7 @@ def test_a_sweep_leaves_no_code_that_alone_could_be_better() -> None:
     weight, moments = heavy(4, 30).T.copy(), correlated(30) + 0.01 * np.eye(30, dtype=np.float32)
     table = np.float32([-127, -40, 40, 127])
     unit = np.broadcast_to(np.abs(weight).max(axis=0) / 127, weight.shape)
-    codes = descend(weight, unit, table, moments, feed_forward(weight, unit, table, moments), 50)
+    codes = descend(weight, unit, table, moments, feed_forward(weight, unit, table, Spread.of(moments)), 50)
 
     def lost(tried: NDArray[np.uint8]) -> float:
         return loss(weight.T, (unit * table[tried]).T, moments)
