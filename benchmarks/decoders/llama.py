@@ -68,8 +68,8 @@ class Llama:
 
     def extend(self, ids: Ids) -> None:
         """Compute these tokens, and the logits of the last."""
-        batch = self._c.llama_batch_get_one((self._c.llama_token * len(ids))(*ids), len(ids))
-        self._decode(batch)
+        tokens = (self._c.llama_token * len(ids))(*ids)  # held until they are computed: a batch is a pointer
+        self._decode(self._c.llama_batch_get_one(tokens, len(ids)))
 
     def logits(self, ids: Ids, first: int = 0) -> Logits:
         """Return (len(ids) - first, vocabulary): what follows each of ids[first:], from an empty cache."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -78,13 +79,12 @@ def layer_weights() -> int:
     return sum(int(np.prod(t.shape)) for t in tensors(architecture) if t.block in blocks and len(t.shape) == 2)
 
 
-def mixed(folder: Path, layer_bits: float, context: int) -> Path:
+def mixed(folder: Path, layer_bits: float, context: int, like: Sizes) -> Path:
     """What the ILP makes of so many bits a weight of the layers, the head as in uniform packages, all resident.
 
-    The memory is what the uniform package of the bitwidth below claims, and as much more as the bits allow.
+    The memory is what a uniform package of the same context claims (`like`), and as much less or more as the bits take.
+    Storage is taken to be so slow that nothing can be streamed in time.
     """
-    below = uniform(folder, int(layer_bits), context)
-    known, weights = sizes(below), layer_weights()
-    memory = known.claimed_bytes + int((layer_bits - known.layer_bits) * weights / 8)
+    memory = like.claimed_bytes + math.floor((layer_bits - like.layer_bits) * layer_weights() / 8)
     limits = ("--memory", f"{memory}B", "--next-token", "1s", "--storage", "1MB", "--head-bits", str(LEAST_HEAD))
     return compiled(folder, f"mixed-{layer_bits:g}-{context}", *limits, "--context", str(context))

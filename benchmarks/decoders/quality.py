@@ -1,8 +1,8 @@
 """Perplexity by bytes, against the float32 model and llama.cpp's formats; multiple choice against the float32 model.
 
 Everyone predicts the same tokens: windows of the test text, no token before the first. Packages are at work in the
-engine, so activations and cache are rounded as there. A mixed package is planned by the ILP for the memory that its
-layers' bits leave, everything resident: storage is taken to be so slow that nothing can be streamed in time.
+engine, so activations and cache are rounded as there. Mixed packages are planned by the ILP for so
+many bits a weight. A task's package is uniform.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def _of_packages(place: Place, settings: dict[str, Any]) -> list[Row]:
     made: dict[str, Callable[[], Path]] = {}
     for bits in settings["bits"]:
         made[f"{bits} bits"] = partial(packages.uniform, folder, bits, context)
+    like = packages.sizes(packages.uniform(folder, settings["task_bits"], context))
     for bits in settings["mixed_bits"]:
-        made[f"ilp, at most {bits:g} bits"] = partial(packages.mixed, folder, bits, context)
+        made[f"ilp, at most {bits:g} bits"] = partial(packages.mixed, folder, bits, context, like)
     rows = []
     for name, make in made.items():
         path = make()
