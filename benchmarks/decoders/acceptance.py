@@ -39,8 +39,12 @@ def _quality(part: Row, accepted: Row) -> Iterator[Verdict]:
     rows = part["rows"]
     reference = next(row["perplexity"] for row in rows if row["kind"] == "reference")
     own = [row for row in rows if row["kind"] == "stic"]
-    for bits, limit in accepted["perplexity_times"].items():
-        fitting = [(row["perplexity"] / reference, row["name"]) for row in own if row["layer_bits"] <= float(bits)]
+    least = 0.0
+    for bits, limit in accepted["perplexity_times"].items():  # ascending: a row counts for the narrowest that it fits
+        fitting = [
+            (row["perplexity"] / reference, row["name"]) for row in own if least < row["layer_bits"] <= float(bits)
+        ]
+        least = float(bits)
         claim = f"quality, perplexity by float32's, at most {bits} bits a weight"
         yield from _worst(claim, limit, True, sorted(fitting)[:1])
     for peer in (row for row in rows if row["kind"] == "llama.cpp"):
