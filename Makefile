@@ -27,7 +27,7 @@ PACKAGES := runtime targets schedules compiler
 FOLDERS := $(PACKAGES) tests benchmarks examples
 C_FILES := $(shell find $(FOLDERS) -name '*.[ch]')
 
-.PHONY: demo demo-chat test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner bench-sizes clean help
+.PHONY: demo demo-chat test fast one test-device lint format types check bench bench-quick bench-tight bench-kernels bench-quantizers bench-planner bench-sizes bench-decoders bench-decoders-quick clean help
 
 help:
 	@echo "make demo               compile all-MiniLM-L6-v2 for this machine, run it, draw its timeline"
@@ -49,6 +49,10 @@ help:
 	@echo "make bench-quantizers   quality of both quantizers at uniform bitwidths"
 	@echo "make bench-planner      planner ilp against greedy on 200 random instances (40 minutes; goes on likewise)"
 	@echo "make bench-sizes        compile random encoders from MiniLM to BERT-large: time and memory of every stage (20 minutes)"
+	@echo "make bench-decoders     SmolLM2: the same tokens everywhere, perplexity by bytes, speed against llama.cpp, predictions"
+	@echo "                        (STIC_DATA names the data; hours, most of them in parity; goes on where it was stopped;"
+	@echo "                        BENCH='--only speed' measures one part)"
+	@echo "make bench-decoders-quick  a sample of each part in a few minutes"
 	@echo "make clean              remove what was built, and the environment"
 
 $(BIN)/python:
@@ -168,6 +172,9 @@ bench-planner: $(VENV)/test.stamp
 
 bench-sizes: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/real_sizes.py $(BENCH)
+
+bench-decoders bench-decoders-quick: $(VENV)/chat.stamp $(VENV)/llama.stamp $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.decoders $(if $(filter %-quick,$@),--quick) $(BENCH)
 
 clean:
 	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

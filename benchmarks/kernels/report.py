@@ -15,11 +15,12 @@ def tables(parts: dict[str, Any], verdicts: Sequence[Verdict]) -> str:
     makers = {"limits": _limits, "encoder": _encoder, "sizes": _sizes, "gemm": _gemm, "gemv": _gemv}
     found = [make(parts[name]) for name, make in makers.items() if name in parts]
     if verdicts:
-        found.append(_promises(verdicts))
+        found.append(promises(verdicts))
     return "\n\n".join(found)
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table under a heading; all columns but the first are to the right."""
     lines = [f"### {title}", "", " | ".join(["", *header, ""]).strip()]
     lines.append("|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|")
     lines += [" | ".join(["", *map(str, row), ""]).strip() for row in rows]
@@ -35,7 +36,7 @@ def _limits(part: Row) -> str:
     for row in part["rows"]:
         value = f"{row['gb_s']:.1f} GB/s" if "gb_s" in row else f"{row['gmac_s']:.0f} GMAC/s"
         rows.append((f"{row['limit']} ({part['loops'][row['limit']]})", row["threads"], value))
-    return _table("Limits of this machine", ("limit", "threads", "median"), rows)
+    return table("Limits of this machine", ("limit", "threads", "median"), rows)
 
 
 def _encoder(part: Row) -> str:
@@ -50,7 +51,7 @@ def _encoder(part: Row) -> str:
             last = next(cell for cell in reversed(cells) if cell)
             rows.append((name, *(_ms(cell["us"]) if cell else "" for cell in cells), f"{last['cosine']:.4f}"))
         header = ("contender", *(f"{count} tokens" for count in tokens), "cosine to fp32")
-        sections.append(_table(f"{part['model']}, ms (quartiles), threads: {threads}", header, rows))
+        sections.append(table(f"{part['model']}, ms (quartiles), threads: {threads}", header, rows))
     return "\n\n".join(sections)
 
 
@@ -62,7 +63,7 @@ def _sizes(part: Row) -> str:
         for name, ratio in row.get("over", {}).items()
     ]
     header = ("model", "threads", "package", "by the time of", "ratio")
-    return "\n\n".join((*map(_encoder, part["models"]), _table("Larger models, time by that of others", header, rows)))
+    return "\n\n".join((*map(_encoder, part["models"]), table("Larger models, time by that of others", header, rows)))
 
 
 def _gemm(part: Row) -> str:
@@ -79,7 +80,7 @@ def _gemm(part: Row) -> str:
         for row in part["rows"]
     ]
     header = ("W (rows x columns)", "bits", "threads", "ms (quartiles)", "GMAC/s", "of peak", "times one thread")
-    return _table(f"GEMM, {part['tokens']} tokens", header, rows)
+    return table(f"GEMM, {part['tokens']} tokens", header, rows)
 
 
 def _gemv(part: Row) -> str:
@@ -97,7 +98,7 @@ def _gemv(part: Row) -> str:
         for row in part["rows"]
     ]
     header = ("bits", "outliers", "tokens", "threads", "us a matrix", "GB/s", "of a plain sum", "by 4 bits")
-    own = _table(f"GEMV, {part['shape']}", header, rows)
+    own = table(f"GEMV, {part['shape']}", header, rows)
     peers = [
         (row["format"], row["layout"], row["threads"], f"{row['us_each']:.1f}", f"{row['gb_s']:.1f}")
         for row in part["ggml"]
@@ -105,12 +106,13 @@ def _gemv(part: Row) -> str:
     if not peers:
         return own
     columns = ("ggml format", "layout", "threads", "us a matrix", "GB/s")
-    return own + "\n\n" + _table(f"ggml, {part['shape']}, one token", columns, peers)
+    return own + "\n\n" + table(f"ggml, {part['shape']}, one token", columns, peers)
 
 
-def _promises(verdicts: Sequence[Verdict]) -> str:
+def promises(verdicts: Sequence[Verdict]) -> str:
+    """The table of what was promised."""
     rows = [
         (v.claim, f"{v.measured:.3f}", f"{'<=' if v.at_most else '>='} {v.limit}", v.worst, "yes" if v.passed else "NO")
         for v in verdicts
     ]
-    return _table("Promises, the worst case of each", ("promise", "measured", "limit", "at", "kept"), rows)
+    return table("Promises, the worst case of each", ("promise", "measured", "limit", "at", "kept"), rows)

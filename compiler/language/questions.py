@@ -93,11 +93,16 @@ def choose(
     """
     right = 0
     for done, item in enumerate(items):
-        prompt = form.replace("{question}", item.question)
-        values = [_continued(scorer, encode, prompt, f" {choice}")[0] / len(choice.encode()) for choice in item.choices]
-        right += values.index(max(values)) == item.answer
+        right += likeliest_choice(scorer, encode, item, form) == item.answer
         progress("choice", done + 1, len(items))
     return share(right, len(items))
+
+
+def likeliest_choice(scorer: Scorer, encode: Encode, item: Question, form: str = QUESTION) -> int:
+    """Which choice of a question is likeliest for its length in bytes, as `choose` has it."""
+    prompt = form.replace("{question}", item.question)
+    values = [_continued(scorer, encode, prompt, f" {choice}")[0] / len(choice.encode()) for choice in item.choices]
+    return values.index(max(values))
 
 
 def last_words(scorer: Scorer, encode: Encode, items: list[Passage], progress: Progress = silent) -> Score:
