@@ -53,7 +53,7 @@ def _quality(part: Row, accepted: Row) -> Iterator[Verdict]:
             for row in own
             if row["file_bytes"] <= peer["file_bytes"]
         ]
-        claim = f"quality, perplexity by llama.cpp's {peer['name']}'s, in a file that is no larger"
+        claim = f"quality, perplexity by that of llama.cpp's {peer['name']}, in a file that is no larger"
         yield from _worst(claim, 1, True, sorted(fitting)[:1])
     short = [
         (-row["points"] - max(0.0, row["half_interval"] - accepted["points"]), row["task"]) for row in part["tasks"]
