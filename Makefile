@@ -52,7 +52,7 @@ help:
 	@echo "make bench-decoders     SmolLM2: the same tokens everywhere, perplexity by bytes, speed against llama.cpp, predictions"
 	@echo "                        (STIC_DATA names the data; hours, most of them in parity; goes on where it was stopped;"
 	@echo "                        BENCH='--only speed' measures one part)"
-	@echo "make bench-decoders-quick  a sample of each part in a few minutes"
+	@echo "make bench-decoders-quick  a sample of each part in a few minutes, once its packages are compiled"
 	@echo "make clean              remove what was built, and the environment"
 
 $(BIN)/python:

@@ -21,7 +21,7 @@ KEPT: dict[str, Any] = {
         "model": "m", "settings": {"tokens": 4},
         "rows": [{"prompt": 0, "emulated_same": True, "reference_same": True, "transformers_differ": 1,
                   "margin_nats": 0.01}],
-        "text": {"prompts": 3, "differ": {"texts": 0, "chats": 0}},
+        "text": {"prompts": 3, "differ": {"texts": 1, "chats": 0}, "alone": {"texts": 0, "chats": 0}},
     },
     "quality": {
         "model": "m", "settings": {"task_bits": 4},

@@ -31,8 +31,8 @@ def _parity(part: Row, accepted: Row) -> Iterator[Verdict]:
         yield from _worst(f"parity, answers that the {who} one gives otherwise", 0, True, differ)
     margins = [(row["margin_nats"], f"prompt {row['prompt']}") for row in rows]
     yield from _worst("parity, nats of a token below transformers' likeliest", accepted["margin_nats"], True, margins)
-    differ = [(float(count), kind) for kind, count in part["text"]["differ"].items()]
-    yield from _worst("parity, prompts whose tokens are not transformers'", 0, True, differ)
+    alone = [(float(count), kind) for kind, count in part["text"]["alone"].items()]
+    yield from _worst("parity, prompts whose tokens are neither transformers' nor llama.cpp's", 0, True, alone)
 
 
 def _quality(part: Row, accepted: Row) -> Iterator[Verdict]:
@@ -53,7 +53,7 @@ def _quality(part: Row, accepted: Row) -> Iterator[Verdict]:
             for row in own
             if row["file_bytes"] <= peer["file_bytes"]
         ]
-        claim = f"quality, perplexity by llama.cpp's {peer['name']}'s, in a file that is no larger"
+        claim = f"quality, perplexity by that of llama.cpp's {peer['name']}, in a file that is no larger"
         yield from _worst(claim, 1, True, sorted(fitting)[:1])
     short = [
         (-row["points"] - max(0.0, row["half_interval"] - accepted["points"]), row["task"]) for row in part["tasks"]

@@ -60,7 +60,15 @@ class Llama:
         asked.n_threads = asked.n_threads_batch = threads
         self._context = self._c.llama_init_from_model(self._model, asked)
         self._memory = self._c.llama_get_memory(self._context)
-        self._vocabulary = self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self._model))
+        self._words = self._c.llama_model_get_vocab(self._model)
+        self._vocabulary = self._c.llama_vocab_n_tokens(self._words)
+
+    def tokens(self, text: str, special: bool) -> list[int]:
+        """The tokens of a text; `special` takes names of special tokens in it for the tokens."""
+        data = text.encode()
+        room = (self._c.llama_token * (len(data) + 1))()
+        count = self._c.llama_tokenize(self._words, data, len(data), room, len(room), False, special)
+        return list(room[:count])
 
     def rewind(self, position: int) -> None:
         """Forget the tokens from a position on."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.decoders import packages, source
+from benchmarks.decoders.llama import Llama
 from benchmarks.decoders.oracle import Oracle, margins
 from benchmarks.decoders.place import Place
 from stic.compiler.cache.closure import code_of
@@ -55,7 +55,7 @@ def measure(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
         row |= place.once("transformers", key, partial(_against, oracle, exact, ids, tokens))
         rows.append(row)
         place.say(f"parity, prompt {number + 1} of {len(asked)}: {row}")
-    return {"model": source.decoder().name, "rows": rows, "text": _text(place, oracle)}
+    return {"model": source.decoder().name, "rows": rows, "text": _text(Package.open(host), oracle)}
 
 
 def _key(package: Path, ids: list[int], tokens: int) -> Any:
@@ -97,19 +97,27 @@ def _against(oracle: Oracle, package: Path, ids: list[int], tokens: int) -> dict
     return {"transformers_differ": int((below > 0).sum()), "margin_nats": float(below.max())}
 
 
-def _text(place: Place, oracle: Oracle) -> dict[str, Any]:
-    """Texts and chats of all prompts whose tokens are not transformers'."""
-    template, coder = template_of(Package.open(next(place.packages.glob("*.stic")))), source.coder()
-    makers: dict[str, tuple[Callable[[str], list[int]], Callable[[str], list[int]]]] = {
-        "texts": (coder.encode, oracle.tokens),
-        "chats": (
-            lambda text: coder.encode(template.render(_turn(text)), special=True),
-            lambda text: oracle.chat(_turn(text)),
-        ),
-    }
+def _text(package: Package, oracle: Oracle) -> dict[str, Any]:
+    """Texts and chats of all prompts whose tokens are not transformers', and which of these are not llama.cpp's either.
+
+    transformers reads GGUF files without their name of a split (tokenizer.ggml.pre), so it parts line breaks before a
+    digit otherwise than SmolLM2's own tokenizer.
+    """
+    template, coder = template_of(package), source.coder()
+    llama = Llama(source.gguf(), 16, 1)
     every = [text for file in source.PROMPTS for text in source.prompts(file)]
-    differ = {kind: sum(own(text) != other(text) for text in every) for kind, (own, other) in makers.items()}
-    return {"prompts": len(every), "differ": differ}
+    differ, alone = {"texts": 0, "chats": 0}, {"texts": 0, "chats": 0}
+    for text in every:
+        whole = template.render(_turn(text))
+        for kind, given, own, other in (
+            ("texts", text, coder.encode(text), oracle.tokens(text)),
+            ("chats", whole, coder.encode(whole, special=True), oracle.chat(_turn(text))),
+        ):
+            if own != other:
+                differ[kind] += 1
+                alone[kind] += own != llama.tokens(given, kind == "chats")
+    llama.close()
+    return {"prompts": len(every), "differ": differ, "alone": alone}
 
 
 def _turn(text: str) -> list[dict[str, str]]:

@@ -29,12 +29,11 @@ def _parity(part: Row) -> str:
         ("tokens at 16 bits that are transformers' likeliest", f"{len(rows) * tokens - differ} of {len(rows) * tokens}")
     )
     lines.append(("of the others, the most nats below it", f"{margin:.4f}"))
-    for kind, count in part["text"]["differ"].items():
+    text = part["text"]
+    for kind, count in text["differ"].items():
+        lines.append((f"{kind} whose tokens are transformers'", f"{text['prompts'] - count} of {text['prompts']}"))
         lines.append(
-            (
-                f"{kind} whose tokens are transformers'",
-                f"{part['text']['prompts'] - count} of {part['text']['prompts']}",
-            )
+            (f"of the other {kind}, those whose tokens are llama.cpp's", f"{count - text['alone'][kind]} of {count}")
         )
     return table(f"Parity, {part['model']}, {len(rows)} prompts, {tokens} tokens each", ("what", "found"), lines)
 
