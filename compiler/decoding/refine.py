@@ -109,8 +109,12 @@ def _along(fine: QuantizedDecoder, plan: Assignment, ids: Ids, tick: Callable[[]
     cut = fine.cut
     run, x = Run(cut.decoder.architecture, (ids.shape[0], ids.shape[1])), embed(cut.decoder, ids)
     exact_run, exact = Run(cut.decoder.architecture, run.shape), x
-    for number, row in enumerate(plan[:-1]):
-        paths = {bits: fine.path(number, bits) for bits in sorted({*row} & {*LEVEL_BITS})}
+    files = [{bits: fine.path(n, bits) for bits in sorted({*row} & {*LEVEL_BITS})} for n, row in enumerate(plan[:-1])]
+    missing = [number for number, paths in enumerate(files) if not all(path.is_file() for path in paths.values())]
+    for number, (row, paths) in enumerate(zip(plan[:-1], files, strict=True)):
+        if number > max(missing, default=-1):  # nothing is left that the streams would be for
+            tick()
+            continue
         known = {bits: read_codes(path, bits) for bits, path in paths.items()}
         blocks = [BlockQuantizer(cut, number, bits, found) for bits, found in known.items()]
         exact = run_block(exact_run, number, read_block(cut.decoder, number), exact, _all(blocks))

@@ -16,11 +16,13 @@ from stic.compiler.cache.closure import code_of
 from stic.compiler.cache.digests import digest
 from stic.compiler.decoder.forward import run_block
 from stic.compiler.decoder.model import Decoder
+from stic.compiler.decoding.apart import quantized_apart
 from stic.compiler.decoding.cut import Cut, cut_decoder
 from stic.compiler.decoding.gain_jobs import Measured
 from stic.compiler.decoding.gains import GainSettings, measure_gains, worthless
 from stic.compiler.decoding.materials import collect_decoder
 from stic.compiler.decoding.measure import pass_costs
+from stic.compiler.decoding.mixtures import Block
 from stic.compiler.decoding.own_text import own_text, writes
 from stic.compiler.decoding.profile import profile_costs
 from stic.compiler.decoding.quantize import QuantizedDecoder, quantize_decoder
@@ -63,8 +65,8 @@ TOKENS = 4096  # of calibration, where no number is asked for
 WINDOW, OWN_WINDOW = 512, 256  # tokens of a window of text, and of one that the model writes
 HELD, HELD_TOKENS = 2, 128  # windows that gains are measured on, and tokens of each
 # What decides codes, with all that it imports; and what leads there, whose imports decide nothing.
-_QUANTIZES = (quantize_grouped.__module__, target.__module__)
-_AROUND = tuple(f.__module__ for f in (quantize_decoder, refine, stacks_of, cut_decoder, run_block))
+_QUANTIZES = tuple(f.__module__ for f in (quantize_grouped, target, stacks_of, cut_decoder, run_block))
+_AROUND = tuple(f.__module__ for f in (quantize_decoder, quantized_apart, refine, Block))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +197,7 @@ def quantize(
     What was made from the same weights and text before is taken.
     """
     levels, heads = (tuple(b for b in some if b in LEVEL_BITS) for some in (bits, head_bits))
-    code = code_of(*_QUANTIZES, *_AROUND, alone=_AROUND)
+    code = code_of(*_QUANTIZES, alone=_AROUND)
     key = digest(code, _weights_digest(cut.decoder), cut.shapes, windows.ids, len(levels) > 1)
     return quantize_decoder(cut, levels, heads, windows.ids, cache_dir() / "decoders" / key, workers, tell.tick)
 

@@ -1,10 +1,13 @@
 """A plan of several bitwidths, quantised again: nearer to the model, and made once."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from stic.compiler.decoder.forward import Run, embed, read_block, run_block
 from stic.compiler.decoding import apart, quantize
+from stic.compiler.decoding import refine as refining
 from stic.compiler.decoding.mixtures import Block, exact_assignment
 from stic.compiler.decoding.refine import refine
 from stic.compiler.decoding.stacks import stacks_of
@@ -61,11 +64,24 @@ def test_slices_have_other_codes_at_the_plans_bits_alone(quantized, plan, refine
 
 
 def test_what_was_made_is_not_made_again(quantized, plan, refined, monkeypatch):
-    for module in (quantize, apart):
-        monkeypatch.setattr(module, "quantize_grouped", None)
+    """Nor is a stream run, which nothing is left to be fitted to."""
+    for module, name in ((quantize, "quantize_grouped"), (apart, "quantize_grouped"), (refining, "run_block")):
+        monkeypatch.setattr(module, name, None)
     told = []
     refine(quantized, (plan,), IDS, refined.fine.folder, ALONE, lambda *now: told.append(now))
     assert told == [(n + 1, len(plan)) for n in range(len(plan))]
+
+
+@pytest.mark.parametrize("gone", [0, 4, 8])
+def test_a_block_that_is_gone_is_made_as_it_was(quantized, plan, refined, tmp_path, gone):
+    """Blocks 0 and 4, the second of two bitwidths, lie before others that are there; 8 is the vocabulary."""
+    shutil.copytree(refined.fine.folder, tmp_path, dirs_exist_ok=True)
+    files = [tmp_path / str(bits) / f"{gone}.npz" for bits in sorted({*plan[gone]})]
+    before = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    refine(quantized, (plan,), IDS, tmp_path, ALONE)
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_other_plans_and_the_vocabulary_are_no_drafts(quantized, plan, tmp_path):
