@@ -12,7 +12,7 @@ api = pytest.importorskip("mypy.api")
 ROOT = Path(__file__).resolve().parents[1]
 
 IMPORTS = {  # a folder -> what it exports, and its type
-    "runtime": ("runtime.format", "pad", "def (n: int, multiple: int) -> int"),
+    "runtime": ("runtime.layout", "pad", "def (n: int, multiple: int) -> int"),
     "targets": ("targets.target", "names", "def () -> tuple[str, ...]"),
     "schedules": ("schedules.pack", "pad16", "def (count: int) -> int"),
     "compiler": ("compiler.quantities", "parse_bytes", "def (text: str) -> int"),

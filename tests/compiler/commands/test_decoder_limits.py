@@ -18,12 +18,12 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def plan(capfd, model):
-    """Plans under options; returns status, what --json says or None, and errors."""
+    """Plans under options, by a file's facts, which need no measuring; returns status, what --json says, and errors."""
     from stic.compiler import cli
 
     def run(*options):
         capfd.readouterr()
-        status = cli.main([str(part) for part in ("plan", model, "--target", "host", *options, "--json")])
+        status = cli.main([str(part) for part in ("plan", model, "--target", "raspberry-pi-4", *options, "--json")])
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return status, json.loads(out) if status == 0 else None, err
@@ -46,11 +46,11 @@ def test_a_plan_forecasts_prompts_and_positions(plan):
 def test_limits_are_kept_or_what_they_take_is_said(plan):
     _, free, _ = plan(*UNIFORM)
     first = dict(free["forecast"]["first_token_us"])[free["forecast"]["prompt"]]
-    status, facts, _ = plan("--first-token", f"{40 * first / 1000:.3f}ms", "--time-limit", "2s")
+    status, facts, _ = plan("--first-token", f"{40 * first / 1000:.3f}ms", "--time-limit", "1s")
     assert status == 0 and facts["first_token_deadline_us"] == pytest.approx(40 * first, abs=2)
     assert facts["deadline_us"] is None
     for limit, said in (("--first-token", "first token"), ("--next-token", "next token")):
-        status, _, err = plan(limit, "1us", "--time-limit", "2s")
+        status, _, err = plan(limit, "1us", "--time-limit", "1s")
         assert status != 0 and f"the least {said} with any memory is" in err
         assert "the cache of" in err
 
